@@ -1,0 +1,65 @@
+"""What the server needs of an engine, whoever stands behind it: client/engine.py over a socket, client/fake.py in tests."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+import msgspec
+
+from octavo.text.tokenizer import Tokenizer
+from octavo.types import Delta, Metrics, SamplingParams, TokenLogprobs
+from octavo.wire.messages import EngineInfo, Stats
+
+
+class Prompt(msgspec.Struct, kw_only=True):
+    """A tokenized prompt. `text` is kept for echo and outputs."""
+
+    token_ids: list[int]
+    text: str | None = None
+
+
+class Generation(Protocol):
+    """One request being generated: n choices, deltas as they come. Leaving the iteration early (break, cancel,
+    aclose) aborts it in the engine. Raises ApiError when the request fails."""
+
+    def __aiter__(self) -> AsyncIterator[Delta]: ...
+
+    async def aclose(self) -> None: ...
+
+    @property
+    def metrics(self) -> Metrics:
+        """Complete once the iteration has ended; completion_tokens summed over the choices."""
+        ...
+
+    @property
+    def prompt_logprobs(self) -> list[TokenLogprobs | None] | None: ...
+
+
+class Client(Protocol):
+    @property
+    def info(self) -> EngineInfo | None:
+        """None until the engine has said Welcome."""
+        ...
+
+    @property
+    def ready(self) -> bool:
+        """An engine with a loaded model is attached right now."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises Unavailable while nothing was attached yet."""
+        ...
+
+    @property
+    def stats(self) -> Stats: ...
+
+    async def generate(self, prompt: Prompt, params: SamplingParams) -> Generation:
+        """Checks what can be known up front (RequestError, ContextLengthExceeded, QueueFull, Unavailable), enters the
+        request in the ledger and sends it."""
+        ...
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...

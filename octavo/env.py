@@ -1,0 +1,46 @@
+"""The environment names that are not options. Options are read as OCTAVO_<OPTION> by config/flags.py.
+
+Only config, env and cli read the environment.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+CACHE = "OCTAVO_CACHE"
+"""Folder for downloaded models; default $XDG_CACHE_HOME/octavo or ~/.cache/octavo."""
+
+FAULTS = "OCTAVO_FAULTS"
+"""Test-only fault injection in the engine: raise_at_step=N,hang_at_step=N,step_delay_ms=N."""
+
+BACKEND = "OCTAVO_BACKEND"
+"""Forces one kernel backend by name (for tests and comparisons)."""
+
+NOT_OPTIONS = (CACHE, FAULTS, BACKEND)
+
+
+def cache_dir() -> Path:
+    """The folder that holds downloaded models (not created here)."""
+    if named := os.environ.get(CACHE):
+        return Path(named).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "octavo"
+
+
+def faults() -> dict[str, int]:
+    """Parse OCTAVO_FAULTS into {name: number}; unknown names are errors."""
+    from octavo.errors import ConfigError
+
+    known = ("raise_at_step", "hang_at_step", "step_delay_ms", "crash_at_step")
+    found: dict[str, int] = {}
+    for item in filter(None, os.environ.get(FAULTS, "").split(",")):
+        name, _, value = item.partition("=")
+        if name not in known or not value.isdigit():
+            raise ConfigError(f"{FAULTS}: {item!r} is not one of {', '.join(n + '=N' for n in known)}")
+        found[name] = int(value)
+    return found
+
+
+def forced_backend() -> str | None:
+    return os.environ.get(BACKEND) or None

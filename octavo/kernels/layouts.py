@@ -1,0 +1,145 @@
+"""Weight layouts: the few forms in which kernels take a matrix. Every file format becomes one of these at load.
+
+All describe a matrix W of shape [out_features, in_features] for y = x @ W.T. Quantization groups run along
+in_features. `shard`, `fuse` and `dequantize` are the only things the rest of the house does with them; to multiply
+is `ops.linear(x, weight)`. A backend may define further, repacked layouts of its own in its folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+L = TypeVar("L", bound="Layout")
+
+
+class Layout(Protocol):
+    """What every layout can do. Shapes are those of the full-precision matrix."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        """[out, in] dense matrix in `dtype`, computed in f32."""
+        ...
+
+    def shard(self: L, dim: int, rank: int, world_size: int) -> L:
+        """Part `rank` of `world_size` equal parts along dim 0 (out) or 1 (in, whole groups)."""
+        ...
+
+    def fuse(self: L, others: Sequence[L]) -> L:
+        """Stack along out_features with others of the same layout (QKV, gate-up)."""
+        ...
+
+
+def _part(x: Tensor, dim: int, rank: int, world_size: int) -> Tensor:
+    size, rest = divmod(x.shape[dim], world_size)
+    assert rest == 0, f"{x.shape[dim]} along dim {dim} does not divide by {world_size} ranks"
+    return x.narrow(dim, rank * size, size).contiguous()
+
+
+@dataclass(frozen=True)
+class Dense:
+    """f32, bf16 or f16 as it is."""
+
+    data: Tensor  # [out, in]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.data.shape[0], self.data.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        return self.data.to(dtype)
+
+    def shard(self, dim: int, rank: int, world_size: int) -> Dense:
+        return Dense(_part(self.data, dim, rank, world_size))
+
+    def fuse(self, others: Sequence[Dense]) -> Dense:
+        return Dense(torch.cat([self.data, *(o.data for o in others)]))
+
+
+@dataclass(frozen=True)
+class Int8Groups:
+    """w = q * scale, symmetric, one scale per group of in_features (Q8_0: groups of 32)."""
+
+    q: Tensor  # [out, in] int8
+    scales: Tensor  # [out, in / group] f16, bf16 or f32
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.q.shape[0], self.q.shape[1]
+
+    @property
+    def group(self) -> int:
+        return self.q.shape[1] // self.scales.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return self.q.nbytes + self.scales.nbytes
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        w = self.q.view(self.q.shape[0], -1, self.group).float() * self.scales.float().unsqueeze(-1)
+        return w.view(self.q.shape).to(dtype)
+
+    def shard(self, dim: int, rank: int, world_size: int) -> Int8Groups:
+        return Int8Groups(_part(self.q, dim, rank, world_size), _part(self.scales, dim, rank, world_size))
+
+    def fuse(self, others: Sequence[Int8Groups]) -> Int8Groups:
+        return Int8Groups(
+            torch.cat([self.q, *(o.q for o in others)]), torch.cat([self.scales, *(o.scales for o in others)])
+        )
+
+
+@dataclass(frozen=True)
+class Int4Groups:
+    """w = q * scale + minimum, q in 0..15, per group of in_features (Q4_0, Q4_1, Q4_K: groups of 32).
+
+    Byte j of a row holds element 2j in its low and 2j + 1 in its high half.
+    """
+
+    packed: Tensor  # [out, in / 2] uint8
+    scales: Tensor  # [out, in / group] f16, bf16 or f32
+    minimums: Tensor  # [out, in / group], the type of scales; added after scaling
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.packed.shape[0], self.packed.shape[1] * 2
+
+    @property
+    def group(self) -> int:
+        return self.packed.shape[1] * 2 // self.scales.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return self.packed.nbytes + self.scales.nbytes + self.minimums.nbytes
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        q = torch.stack((self.packed & 15, self.packed >> 4), dim=-1)
+        q = q.view(self.shape[0], -1, self.group).float()
+        w = q * self.scales.float().unsqueeze(-1) + self.minimums.float().unsqueeze(-1)
+        return w.view(self.shape).to(dtype)
+
+    def shard(self, dim: int, rank: int, world_size: int) -> Int4Groups:
+        return Int4Groups(
+            _part(self.packed, dim, rank, world_size),
+            _part(self.scales, dim, rank, world_size),
+            _part(self.minimums, dim, rank, world_size),
+        )
+
+    def fuse(self, others: Sequence[Int4Groups]) -> Int4Groups:
+        return Int4Groups(
+            torch.cat([self.packed, *(o.packed for o in others)]),
+            torch.cat([self.scales, *(o.scales for o in others)]),
+            torch.cat([self.minimums, *(o.minimums for o in others)]),
+        )

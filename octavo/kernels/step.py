@@ -1,0 +1,35 @@
+"""The gathered inputs of one step: what a model and its attention see. Made by worker/step.py, read-only after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """A ragged batch: the tokens of all running rows one after the other, row i at query_start[i]:query_start[i+1].
+
+    `max_query_len` and `max_context_len` are host integers so that no backend reads a tensor back.
+    """
+
+    token_ids: Tensor  # [tokens] int64
+    positions: Tensor  # [tokens] int64: place in the sequence
+    slots: Tensor  # [tokens] int64: page * block_size + offset, where the token's K and V go
+    query_start: Tensor  # [rows + 1] int32
+    context_lens: Tensor  # [rows] int32: tokens in the sequence after this step
+    page_start: Tensor  # [rows + 1] int32: CSR row pointer into page_ids
+    page_ids: Tensor  # [pages] int32: the rows' block tables, ceil(context_len / block_size) pages each
+    logits_index: Tensor  # [samples] int64: tokens whose logits are wanted
+    block_size: int
+    max_query_len: int
+    max_context_len: int
+
+    @property
+    def num_tokens(self) -> int:
+        return self.token_ids.shape[0]
+
+    @property
+    def num_rows(self) -> int:
+        return self.context_lens.shape[0]

@@ -1,0 +1,145 @@
+"""Client ↔ engine messages: MessagePack over a ROUTER–DEALER pair, or plain objects in one process.
+
+Every request ends in exactly one final message: a `TokenOutput` with `finish_reason`, or a `Failed`.
+After an `Abort` nothing more is sent for that id. Ids are chosen by the client, unique within it.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from octavo.types import FinishReason, Metrics, SamplingParams, TokenLogprobs
+
+PROTOCOL_VERSION = 1
+
+
+class Hello(msgspec.Struct, tag="hello", array_like=True, frozen=True):
+    """First message of a client; answered by `Welcome`, once the model is ready."""
+
+    version: int = PROTOCOL_VERSION
+
+
+class Add(msgspec.Struct, tag="add", array_like=True, frozen=True):
+    """One sequence to generate. All defaults are resolved: params hold concrete values.
+
+    `output_ids` are tokens already generated before an engine restart: they are computed like a prompt
+    but count as output (max_tokens, penalties, noise index, min_tokens).
+    """
+
+    id: int
+    prompt_ids: list[int]
+    params: SamplingParams
+    seed: int
+    stop_ids: list[int] = []
+    bad_word_ids: list[list[int]] = []
+    output_ids: list[int] = []
+
+
+class Abort(msgspec.Struct, tag="abort", array_like=True, frozen=True):
+    ids: list[int]
+
+
+class Ping(msgspec.Struct, tag="ping", array_like=True, frozen=True):
+    """Sent every HEARTBEAT_S; a client silent for CLIENT_TIMEOUT_S is gone and its requests are aborted."""
+
+
+class Bye(msgspec.Struct, tag="bye", array_like=True, frozen=True):
+    """The client leaves in good order: its requests are aborted at once."""
+
+
+ToEngine = Hello | Add | Abort | Ping | Bye
+
+HEARTBEAT_S = 0.5
+CLIENT_TIMEOUT_S = 1.75
+
+
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client must know of an engine. `instance` differs after every restart."""
+
+    instance: str
+    pid: int
+    model: str
+    """The name under which the model is served by default."""
+    model_path: str
+    """Folder or .gguf file whose tokenizer and templates the client loads."""
+    max_model_len: int
+    max_num_seqs: int
+    block_size: int
+    num_blocks: int
+    vocab_size: int
+    device: str
+    dtype: str
+    backend: str
+    max_queued_requests: int
+
+
+class Welcome(msgspec.Struct, tag="welcome", array_like=True, frozen=True):
+    version: int
+    info: EngineInfo
+
+
+class TokenOutput(msgspec.Struct, array_like=True):
+    """New tokens of one request. `finish_reason` set: final. `stop_reason`: the stop token id that ended it
+    (the stop token itself is among token_ids; clients do not show it as text)."""
+
+    id: int
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | None = None
+    metrics: Metrics | None = None
+    """With the first token (so far) and with the final message (complete)."""
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    """With the first token, when asked for: one per prompt token, the first None."""
+
+
+class Outputs(msgspec.Struct, tag="outputs", array_like=True):
+    """All outputs of one step for one client."""
+
+    items: list[TokenOutput]
+
+
+class Failed(msgspec.Struct, tag="failed", array_like=True, frozen=True):
+    """Final message of a request that cannot be finished; `code` as in errors.py."""
+
+    id: int
+    code: str
+    message: str
+    param: str | None = None
+
+
+class Stats(msgspec.Struct, frozen=True, kw_only=True):
+    """The engine's gauges and its counters since start."""
+
+    num_waiting: int = 0
+    num_running: int = 0
+    blocks_total: int = 0
+    blocks_used: int = 0
+    blocks_cached: int = 0
+    fragmentation: float = 0.0
+    prefix_queries: int = 0
+    """Prompt tokens looked up in the prefix cache."""
+    prefix_hits: int = 0
+    """Prompt tokens found there."""
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    preemptions: int = 0
+    aborts: int = 0
+    steps: int = 0
+    memory_mb: float = 0.0
+
+
+class Pong(msgspec.Struct, tag="pong", array_like=True, frozen=True):
+    """Answer to Ping. `instance` tells a restarted engine apart; `known` is False when the engine does not hold
+    a session of this client (it says Hello again and re-adds what its ledger holds)."""
+
+    instance: str
+    known: bool
+    stats: Stats
+
+
+class Draining(msgspec.Struct, tag="draining", array_like=True, frozen=True):
+    """The engine takes no new requests and ends when those it has are done."""
+
+
+ToClient = Welcome | Outputs | Failed | Pong | Draining

@@ -1,0 +1,20 @@
+"""The engine's side of a connection, whatever carries it: a ROUTER socket (wire/sockets.py) or queues in one process."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from octavo.wire.messages import ToClient, ToEngine
+
+
+class Transport(Protocol):
+    def receive(self, timeout: float | None) -> list[tuple[bytes, ToEngine]]:
+        """All messages that have arrived, as (client key, message). Waits at most `timeout` seconds for the first
+        (0: does not wait; None: as long as it takes)."""
+        ...
+
+    def send(self, client: bytes, message: ToClient) -> None:
+        """Never blocks; a message to a client that is gone is dropped."""
+        ...
+
+    def close(self) -> None: ...
