@@ -1,0 +1,13 @@
+"""Finds or fetches MODEL for a command, showing progress on standard error."""
+
+from __future__ import annotations
+
+from octavo.config.engine import EngineConfig
+from octavo.modelfiles.files import ModelFiles
+from octavo.modelfiles.hub import fetch
+from octavo.modelfiles.hub.progress import console_progress
+
+
+def fetch_with_progress(config: EngineConfig) -> ModelFiles:
+    """The files of `config.model`, fetched when they are not here yet. Raises DownloadError, ModelFileError."""
+    return fetch(config, console_progress())

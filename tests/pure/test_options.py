@@ -1,0 +1,77 @@
+"""Options: one definition gives flags, environment, TOML and messages; the order of the sources holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from octavo.config.engine import EngineConfig, ServerConfig
+from octavo.config.flags import load, options
+from octavo.errors import ConfigError
+
+
+def test_every_option_has_help_and_a_flag() -> None:
+    for struct in (EngineConfig, ServerConfig):
+        for option in options(struct):
+            assert option.is_bool or option.metavar in ("N", "X", "TEXT") or "|" in option.metavar, option.name
+            assert option.help, option.name
+
+
+def test_order_flag_environment_file_default(tmp_path: Path) -> None:
+    file = tmp_path / "o.toml"
+    file.write_text('port = 1\nhost = "1.1.1.1"\nlog-level = "error"\n')
+    env = {"OCTAVO_PORT": "2", "OCTAVO_HOST": "2.2.2.2"}
+    (server,) = load((ServerConfig,), {"port": "3"}, file, env)
+    assert (server.port, server.host, server.log_level, server.drain_timeout) == (3, "2.2.2.2", "error", 30.0)
+
+
+def test_config_file_named_by_environment(tmp_path: Path) -> None:
+    file = tmp_path / "o.toml"
+    file.write_text("max_num_seqs = 7")
+    (engine,) = load((EngineConfig,), {}, None, {"OCTAVO_CONFIG": str(file)})
+    assert engine.max_num_seqs == 7
+
+
+@pytest.mark.parametrize("name,value,expected", [("OCTAVO_NO_PREFIX_CACHE", "1", False), ("OCTAVO_PREFIX_CACHE", "0", False)])
+def test_bool_from_environment(name: str, value: str, expected: bool) -> None:
+    (engine,) = load((EngineConfig,), {}, None, {name: value})
+    assert engine.prefix_cache is expected
+
+
+@pytest.mark.parametrize(
+    "flags,needle",
+    [
+        ({"port": "99999"}, "--port: '99999'"),
+        ({"port": "x"}, "--port: 'x'"),
+        ({"log_level": "loud"}, "one of debug, error, info, warning"),
+        ({"drain_timeout": "-1"}, "--drain-timeout: '-1'"),
+        ({"drain_timeout": "nan"}, "--drain-timeout: 'nan'"),
+    ],
+)
+def test_wrong_values_name_the_option(flags: dict[str, str], needle: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load((ServerConfig,), flags, None, {})
+    assert needle in caught.value.message
+
+
+def test_unknown_key_in_file(tmp_path: Path) -> None:
+    file = tmp_path / "o.toml"
+    file.write_text("prot = 8000")
+    with pytest.raises(ConfigError, match="unknown key 'prot'"):
+        load((ServerConfig,), {}, file, {})
+
+
+@pytest.mark.parametrize("text", ["port = ", "[port", ""])
+def test_file_that_is_not_toml(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "o.toml"
+    if text:
+        file.write_text(text)
+    with pytest.raises(ConfigError, match=r"--config .*o\.toml"):
+        load((ServerConfig,), {}, file, {})
+
+
+def test_defaults_survive_a_round_trip() -> None:
+    config = EngineConfig()
+    assert msgspec.json.decode(msgspec.json.encode(config), type=EngineConfig) == config

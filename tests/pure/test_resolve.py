@@ -1,0 +1,73 @@
+"""resolve(): what options become on given hardware, with reasons; contradictions are refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from octavo.config.engine import EngineConfig
+from octavo.config.hardware import Hardware, detect, usable_cores
+from octavo.config.resolve import parse_bytes, resolve
+from octavo.errors import ConfigError
+from octavo.modelfiles.facts import ModelFacts, RopeFacts
+
+HARDWARE = Hardware("a cpu", 2, 8 << 30, 6 << 30, frozenset())
+FACTS = ModelFacts(
+    architecture="LlamaForCausalLM",
+    num_layers=2,
+    hidden_size=64,
+    intermediate_size=128,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    vocab_size=256,
+    max_position=512,
+    norm_eps=1e-5,
+    rope=RopeFacts(rotary_dim=16),
+    tie_embeddings=True,
+)
+
+
+def test_defaults_have_reasons() -> None:
+    resolved = resolve(EngineConfig(), HARDWARE, FACTS, "tiny")
+    assert (resolved.device, resolved.dtype, resolved.max_model_len, resolved.threads) == ("cpu", "bfloat16", 512, 2)
+    assert resolved.served_model_name == "tiny"
+    assert resolved.memory_budget == (6 << 30) - (512 << 20)
+    assert {r.split(":")[0].split()[0] for r in resolved.reasons} == {"device", "dtype", "max_model_len", "memory"}
+
+
+@pytest.mark.parametrize(
+    "given,needle",
+    [
+        ({"kv_cache_dtype": "fp8"}, "--kv-cache-dtype fp8"),
+        ({"isq": "q4k"}, "--isq q4k"),
+        ({"device": "cuda"}, "--device cuda"),
+        ({"max_model_len": 513}, "--max-model-len 513"),
+        ({"block_size": 24}, "--block-size 24"),
+        ({"kv_cache_memory": "lots"}, "--kv-cache-memory: 'lots'"),
+    ],
+)
+def test_refusals_name_option_and_value(given: dict[str, Any], needle: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve(EngineConfig(**given), HARDWARE, FACTS, "tiny")
+    assert needle in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "text,size", [("512MiB", 512 << 20), ("4GiB", 4 << 30), ("1.5 kb", 1500), ("2GB", 2 * 10**9), ("77", 77), ("64kib", 65536)]
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_bytes(text, "--x") == size
+
+
+@pytest.mark.parametrize("text", ["", "MiB", "-1", "0", "1e400", "nan", "4 elephants", "1_0MiBs"])
+def test_sizes_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--x"):
+        parse_bytes(text, "--x")
+
+
+def test_this_machine() -> None:
+    hardware = detect()
+    assert 1 <= hardware.cores == usable_cores()
+    assert 0 < hardware.memory_available <= hardware.memory_total
