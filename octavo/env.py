@@ -42,5 +42,10 @@ def faults() -> dict[str, int]:
     return found
 
 
+def child_environment(**changes: str) -> dict[str, str]:
+    """The environment for a child process: this one's, with `changes`."""
+    return {**os.environ, **changes}
+
+
 def forced_backend() -> str | None:
     return os.environ.get(BACKEND) or None
