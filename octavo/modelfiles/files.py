@@ -1,4 +1,5 @@
-"""Where the files of one model lie. Torch-free: the server reads tokenizers and templates through this, the engine weights."""
+"""Where the files of one model lie. Torch-free: the server reads tokenizers and templates through this, the engine
+weights."""
 
 from __future__ import annotations
 
