@@ -42,6 +42,20 @@ def faults() -> dict[str, int]:
     return found
 
 
+def huggingface_endpoint() -> str:
+    """The hub's address, $HF_ENDPOINT as its own library has it."""
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+def modelscope_endpoint() -> str:
+    """ModelScope's address, $MODELSCOPE_ENDPOINT or the public one."""
+    return (os.environ.get("MODELSCOPE_ENDPOINT") or "https://www.modelscope.cn").rstrip("/")
+
+
+def modelscope_token() -> str | None:
+    return os.environ.get("MODELSCOPE_API_TOKEN") or None
+
+
 def child_environment(**changes: str) -> dict[str, str]:
     """The environment for a child process: this one's, with `changes`."""
     return {**os.environ, **changes}

@@ -11,24 +11,28 @@ from pathlib import Path
 from octavo.config.engine import EngineConfig
 from octavo.errors import ConfigError, DownloadError
 from octavo.modelfiles.files import ModelFiles, locate
+from octavo.modelfiles.hub import huggingface, modelscope
 from octavo.modelfiles.hub.demos import DEMOS
 from octavo.modelfiles.hub.packages import fetch_demo
-from octavo.modelfiles.hub.progress import Progress, default
+from octavo.modelfiles.hub.progress import Progress, console_progress
+from octavo.modelfiles.hub.snapshot import Wish
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-def fetch(config: EngineConfig, progress: Progress | None = None) -> ModelFiles:
+def fetch(config: EngineConfig, progress: Progress | None = None, *, refresh: bool = False) -> ModelFiles:
     """The files of `config.model`, fetched when they are not here yet.
 
-    `progress`: None shows a bar on a terminal and plain lines elsewhere, on standard error.
+    `progress`: None shows a bar on a terminal and plain lines elsewhere, on standard error. `refresh`: ask the hub for
+    a newer version although the model is here (for `octavo pull`; demo models and local paths never change).
     Raises DownloadError (nothing fetched), ModelFileError (a local path that is no model), ConfigError (options that
     contradict each other).
     """
+    progress = progress or console_progress()
     model = config.model
     if model in DEMOS:
         _only_for_hubs(config, f"the demo model {model}")
-        return fetch_demo(DEMOS[model], progress or default())
+        return fetch_demo(DEMOS[model], progress)
     path = Path(model).expanduser()
     if path.exists():
         return _local(path, config)
@@ -36,13 +40,10 @@ def fetch(config: EngineConfig, progress: Progress | None = None) -> ModelFiles:
         raise DownloadError(
             f"{model!r} is no file or folder here, no demo model ({', '.join(DEMOS)}) and no hub id (org/name)"
         )
+    wish = Wish(model, config.revision, config.gguf_file, refresh)
     if config.source == "modelscope":
-        from octavo.modelfiles.hub import modelscope
-
-        return modelscope.fetch(model, config.revision, config.gguf_file, progress or default())
-    from octavo.modelfiles.hub import huggingface
-
-    return huggingface.fetch(model, config.revision, config.gguf_file, progress or default())
+        return modelscope.fetch(wish, progress)
+    return huggingface.fetch(wish, progress)
 
 
 def _local(path: Path, config: EngineConfig) -> ModelFiles:

@@ -17,7 +17,7 @@ LINE_EVERY = 10.0
 
 
 class Progress(Protocol):
-    """One download: `start` once, `advance` as bytes arrive, `note` for what the user should know, `done` in any case."""
+    """One download: `start` once, `advance` as bytes arrive, `note` for what matters, `done` in any case."""
 
     def start(self, label: str, total: int | None) -> None: ...
 
@@ -124,7 +124,7 @@ class Bar:
             self._bars = None
 
 
-def default() -> Progress:
+def console_progress() -> Progress:
     """A bar where somebody watches, lines where not."""
     return Bar() if sys.stderr.isatty() else Lines()
 

@@ -73,24 +73,31 @@ def hash_file(path: Path) -> str:
 
 
 @contextmanager
-def filling(folder: Path, label: str, progress: Progress) -> Iterator[Path]:
-    """Hold `folder` alone and yield a temporary folder on the same file system; both are tidied up at the end.
-
-    What an earlier run left behind is removed first. OSError becomes a DownloadError that says what to do.
-    """
+def holding(folder: Path, label: str, progress: Progress) -> Iterator[None]:
+    """Make `folder` and hold it alone among processes. OSError becomes a DownloadError that says what to do."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / _LOCK).open("a") as lock:
             _wait_for(lock.fileno(), label, progress)
-            for leftover in folder.glob(_TEMPORARY + "*"):
-                shutil.rmtree(leftover, ignore_errors=True)
-            temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder))
-            try:
-                yield temporary
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+            yield
     except OSError as error:
         raise disk_error(error, folder, label) from error
+
+
+@contextmanager
+def filling(folder: Path, label: str, progress: Progress) -> Iterator[Path]:
+    """Hold `folder` alone and yield a temporary folder on the same file system; both are tidied up at the end.
+
+    What an earlier run left behind is removed first. Raises DownloadError as `holding` does.
+    """
+    with holding(folder, label, progress):
+        for leftover in folder.glob(_TEMPORARY + "*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder))
+        try:
+            yield temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _wait_for(lock: int, label: str, progress: Progress) -> None:
@@ -129,14 +136,14 @@ def check_space(folder: Path, label: str, needed: int) -> None:
         raise no_space(folder, label, needed)
 
 
-def adopt(temporary: Path, target: Path, sha256: str) -> None:
-    """Move a complete, checked file into its model folder and write its stamp."""
+def adopt(temporary: Path, target: Path, sha256: str, root: Path | None = None) -> None:
+    """Move a complete, checked file to `target` and write its stamp in `root`, by default the target's folder."""
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
-    folder = target.parent
+    folder = root or target.parent
     temporary.replace(target)
     now = target.stat()
-    stamp(folder, target.name, Stamp(sha256, now.st_size, now.st_mtime_ns))
+    stamp(folder, target.relative_to(folder).as_posix(), Stamp(sha256, now.st_size, now.st_mtime_ns))
 
 
 def stamp(folder: Path, name: str, value: Stamp) -> None:

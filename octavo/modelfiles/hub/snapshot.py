@@ -1,0 +1,136 @@
+"""A model of a hub in our cache: models/<source>/<org>/<name>/<version>/…, with a record of what was chosen.
+
+Called by the two hub sources, which only list files and put failures into words. A model that is here complete is used
+without asking the hub, so starting needs no network; `refresh` (`octavo pull`) asks for a newer version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from octavo.errors import DownloadError
+from octavo.modelfiles.files import ModelFiles, locate
+from octavo.modelfiles.hub import choose, store
+from octavo.modelfiles.hub.progress import Progress, running
+from octavo.modelfiles.hub.transfer import HttpError, RemoteFile, Unreachable, download
+
+_RECORD = ".octavo-record.json"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a hub has of one revision. `version` names its contents and becomes a folder's name."""
+
+    version: str
+    files: tuple[RemoteFile, ...]
+    headers: Mapping[str, str] = field(default_factory=dict)
+    cached: Callable[[str], Path | None] = lambda path: None
+    """Where the hub's own library has a file already."""
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """What one (revision, gguf file) stood for when it was last looked up."""
+
+    version: str
+    files: list[str]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the user asked a hub for."""
+
+    repo: str
+    revision: str | None
+    gguf_file: str | None
+    refresh: bool = False
+
+    @property
+    def key(self) -> str:
+        return f"{self.revision or ''}|{self.gguf_file or ''}"
+
+
+def fetch_snapshot(
+    source: str,
+    wish: Wish,
+    look_up: Callable[[], Listing],
+    explain: Callable[[HttpError | Unreachable], DownloadError],
+    progress: Progress,
+) -> ModelFiles:
+    """The chosen files, all of them on the disk. `explain` words a failed transfer for the user."""
+    home = store.model_dir(source, *wish.repo.split("/"))
+    if not wish.refresh and (here := _complete(home, wish)) is not None:
+        return here
+    with store.holding(home, wish.repo, progress):
+        if not wish.refresh and (here := _complete(home, wish)) is not None:
+            return here  # the process we waited for fetched it
+        listing = look_up()
+        names = choose.wanted([file.path for file in listing.files], wish.gguf_file, wish.repo)
+        chosen = [file for file in listing.files if file.path in set(names)]
+        folder = store.model_dir(source, *wish.repo.split("/"), listing.version)
+        try:
+            _fetch_files(folder, listing, chosen, wish.repo, progress)
+        except (HttpError, Unreachable) as error:
+            raise explain(error) from error
+        _write_record(home, wish, Choice(listing.version, names))
+    return _files(folder, wish)
+
+
+def _fetch_files(folder: Path, listing: Listing, chosen: list[RemoteFile], label: str, progress: Progress) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [file for file in chosen if not _is_here(folder, file)]
+    partials = {file.path: _partial(folder, file) for file in missing}
+    have = sum(partial.stat().st_size for partial in partials.values() if partial.exists())
+    total = sum(file.size for file in missing)
+    store.check_space(folder, label, total - have)
+    if not missing:
+        return
+    with running(progress, label, total):
+        for file in missing:
+            target, partial = folder / file.path, partials[file.path]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if (cached := listing.cached(file.path)) is not None and cached.stat().st_size == file.size:
+                partial.unlink(missing_ok=True)
+                partial.symlink_to(cached.resolve())
+            sha256 = download(file, partial, listing.headers, progress)
+            store.adopt(partial, target, sha256, root=folder)
+
+
+def _partial(folder: Path, file: RemoteFile) -> Path:
+    return folder / (".partial-" + file.path.replace("/", "--"))
+
+
+def _is_here(folder: Path, file: RemoteFile) -> bool:
+    return store.is_intact(folder / file.path, store.read_stamps(folder).get(file.path))
+
+
+def _complete(home: Path, wish: Wish) -> ModelFiles | None:
+    """What the record promises, when every file of it is still as it was."""
+    choice = _read_record(home).get(wish.key)
+    if choice is None:
+        return None
+    folder = home / choice.version
+    stamps = store.read_stamps(folder)
+    if not all(store.is_intact(folder / name, stamps.get(name)) for name in choice.files):
+        return None
+    return _files(folder, wish)
+
+
+def _files(folder: Path, wish: Wish) -> ModelFiles:
+    return locate(folder / wish.gguf_file if wish.gguf_file else folder, wish.repo)
+
+
+def _read_record(home: Path) -> dict[str, Choice]:
+    try:
+        return msgspec.json.decode((home / _RECORD).read_bytes(), type=dict[str, Choice])
+    except (OSError, msgspec.DecodeError):
+        return {}
+
+
+def _write_record(home: Path, wish: Wish, choice: Choice) -> None:
+    draft = home / (_RECORD + ".new")
+    draft.write_bytes(msgspec.json.encode(_read_record(home) | {wish.key: choice}))
+    draft.replace(home / _RECORD)
