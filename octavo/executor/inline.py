@@ -1,0 +1,66 @@
+"""Runs plans in the engine's own process, one at a time: the executor for a single device without overlap.
+
+Owned by whoever builds the engine (engine/process.py, client/offline.py). Invariant: the worker, and with it torch,
+is imported by `start` and not before; a plan runs in `collect`, so a plan that raises is told apart from one that was
+never submitted.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+from octavo.config.resolve import ResolvedConfig
+from octavo.executor.base import StepFailed
+from octavo.modelfiles.files import ModelFiles
+from octavo.wire.plan import Plan, Result, WorkerInfo
+
+
+class _Worker(Protocol):
+    def start(self) -> WorkerInfo: ...
+
+    def run(self, plan: Plan) -> Result: ...
+
+    def shutdown(self) -> None: ...
+
+
+class InlineExecutor:
+    """Implements executor.base.Executor."""
+
+    depth = 1
+
+    def __init__(self, resolved: ResolvedConfig, files: ModelFiles) -> None:
+        self._resolved = resolved
+        self._files = files
+        self._worker: _Worker | None = None
+        self._plans: deque[Plan] = deque()
+
+    def start(self) -> WorkerInfo:
+        """Loads the model. Raises OctavoError (ModelFileError, OutOfMemory, ...)."""
+        from octavo.worker.worker import Worker
+
+        worker = Worker(self._resolved, self._files)
+        info: WorkerInfo = worker.start()
+        self._worker = worker
+        return info
+
+    def submit(self, plan: Plan) -> None:
+        self._plans.append(plan)
+
+    def collect(self) -> Result:
+        """Runs the oldest plan. Raises StepFailed when the worker raises, whatever it raises."""
+        assert self._worker is not None, "collect() before start()"
+        plan = self._plans.popleft()
+        try:
+            return self._worker.run(plan)
+        except StepFailed:
+            raise
+        except Exception as error:
+            raise StepFailed(f"step {plan.index}: {type(error).__name__}: {error}") from error
+
+    def shutdown(self) -> None:
+        """Idempotent; frees the model."""
+        self._plans.clear()
+        if self._worker is not None:
+            worker, self._worker = self._worker, None
+            worker.shutdown()
