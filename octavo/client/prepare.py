@@ -1,0 +1,185 @@
+"""From a prompt and parameters to the sequences that the engine runs: every limit checked, every default filled.
+
+Called by the clients before anything is queued, so all that is wrong with a request is a RequestError that names
+the field. Pure and torch-free. Invariant: the Adds it returns hold concrete values that no later part has to doubt:
+finite numbers, ids inside the vocabulary, prompt + max_tokens within the context, one seed per choice.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import secrets
+from collections.abc import Iterable
+
+import msgspec
+
+from octavo.client.base import Prompt
+from octavo.errors import ContextLengthExceeded, RequestError
+from octavo.text.tokenizer import Tokenizer
+from octavo.types import SamplingParams
+from octavo.wire.messages import Add
+
+MAX_STOP_STRINGS = 16
+MAX_LOGIT_BIAS = 1024
+MAX_BAD_WORD_TOKENS = 64
+
+
+class Seeds:
+    """Seeds for requests that give none: a function of the base and of how many were taken before."""
+
+    def __init__(self, base: int | None = None) -> None:
+        self._base = secrets.randbits(64) if base is None else base
+        self._taken = 0
+
+    def next(self) -> int:
+        """A signed 64-bit integer."""
+        self._taken += 1
+        return derived_seed(self._base, self._taken)
+
+
+def derived_seed(seed: int, index: int) -> int:
+    """Seed of choice `index`: the seed itself for the first, well-mixed 64 bits (splitmix64) for the others."""
+    if index == 0:
+        return seed
+    x = (seed + index * 0x9E3779B97F4A7C15) % 2**64
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+    x ^= x >> 31
+    return x - 2**64 if x >= 2**63 else x
+
+
+def sequences(
+    prompt: Prompt,
+    params: SamplingParams,
+    *,
+    tokenizer: Tokenizer,
+    defaults: SamplingParams,
+    max_model_len: int,
+    default_max_tokens: int | None,
+    base_seed: int,
+) -> list[Add]:
+    """One Add per choice (per candidate with best_of), ids 0, 1, …: the client gives them its own.
+
+    `defaults` are the model's (modelfiles/generation.py); `default_max_tokens` None means the rest of the context;
+    `base_seed` is used when the request has no seed. Raises RequestError, ContextLengthExceeded.
+    """
+    check(params, tokenizer.vocab_size)
+    max_tokens = _room(prompt.token_ids, params, tokenizer.vocab_size, max_model_len, default_max_tokens)
+    candidates = params.best_of or params.n
+    logprobs = 0 if candidates > params.n and params.logprobs is None else params.logprobs
+    resolved = msgspec.structs.replace(
+        params,
+        temperature=_first(params.temperature, defaults.temperature, 1.0),
+        top_p=_first(params.top_p, defaults.top_p, 1.0),
+        top_k=min(_first(params.top_k, defaults.top_k, 0), tokenizer.vocab_size),
+        min_p=_first(params.min_p, defaults.min_p, 0.0),
+        repetition_penalty=_first(params.repetition_penalty, defaults.repetition_penalty, 1.0),
+        n=1,
+        best_of=None,
+        max_tokens=max_tokens,
+        min_tokens=min(params.min_tokens, max_tokens),
+        logprobs=logprobs,
+    )
+    later = msgspec.structs.replace(resolved, prompt_logprobs=None)  # the same prompt: one answer is enough
+    stop_ids = set(params.stop_token_ids or ())
+    if not params.ignore_eos:
+        stop_ids |= tokenizer.eos_ids | set(defaults.stop_token_ids or ())
+    bad_word_ids = _bad_word_ids(params.bad_words or [], tokenizer)
+    seed = base_seed if params.seed is None else params.seed
+    return [
+        Add(
+            id=index,
+            prompt_ids=prompt.token_ids,
+            params=later if index else resolved,
+            seed=derived_seed(seed, index),
+            stop_ids=sorted(stop_ids),
+            bad_word_ids=bad_word_ids,
+        )
+        for index in range(candidates)
+    ]
+
+
+def check(params: SamplingParams, vocab_size: int) -> None:
+    """Raises RequestError, with `param`, for a value of a wrong type, out of its range or over a cap."""
+    for name in params.__struct_fields__:
+        value = getattr(params, name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RequestError(f"{name} must be a finite number, not {value}", param=name)
+    try:
+        msgspec.convert(msgspec.to_builtins(params, str_keys=False), SamplingParams)
+    except (msgspec.ValidationError, TypeError) as error:
+        field = re.search(r"`\$\.(\w+)", str(error))
+        param = field[1] if field else None
+        what = re.sub(r" - at `\$.*", "", str(error))
+        raise RequestError(f"{param or 'sampling parameters'}: {what}", param=param) from None
+    if params.best_of is not None and params.best_of < params.n:
+        raise RequestError(f"best_of ({params.best_of}) must be at least n ({params.n})", param="best_of")
+    if params.max_tokens is not None and params.min_tokens > params.max_tokens:
+        raise RequestError(
+            f"min_tokens ({params.min_tokens}) must be at most max_tokens ({params.max_tokens})", param="min_tokens"
+        )
+    if len(params.stop_strings()) > MAX_STOP_STRINGS:
+        raise RequestError(f"stop: {len(params.stop_strings())} strings, at most {MAX_STOP_STRINGS}", param="stop")
+    _check_bias(params.logit_bias or {}, vocab_size)
+    _check_ids(params.stop_token_ids or (), vocab_size, "stop_token_ids")
+    if params.allowed_token_ids is not None:
+        if not params.allowed_token_ids:
+            raise RequestError("allowed_token_ids must not be empty", param="allowed_token_ids")
+        _check_ids(params.allowed_token_ids, vocab_size, "allowed_token_ids")
+
+
+def _check_bias(bias: dict[int, float], vocab_size: int) -> None:
+    if len(bias) > MAX_LOGIT_BIAS:
+        raise RequestError(f"logit_bias: {len(bias)} entries, at most {MAX_LOGIT_BIAS}", param="logit_bias")
+    _check_ids(bias, vocab_size, "logit_bias")
+    for token_id, value in bias.items():
+        if not -100 <= value <= 100:
+            raise RequestError(f"logit_bias of token {token_id} is {value}, not within -100 to 100", param="logit_bias")
+
+
+def _check_ids(ids: Iterable[int], vocab_size: int, param: str) -> None:
+    for token_id in ids:
+        if not 0 <= token_id < vocab_size:
+            raise RequestError(
+                f"{param}: token id {token_id} is not in the vocabulary (0 to {vocab_size - 1})", param=param
+            )
+
+
+def _room(
+    prompt_ids: list[int], params: SamplingParams, vocab_size: int, max_model_len: int, default_max_tokens: int | None
+) -> int:
+    """Checks the prompt; → the number of tokens that may follow it."""
+    if not prompt_ids:
+        raise RequestError("the prompt is empty: it has no tokens", param="prompt")
+    _check_ids(prompt_ids, vocab_size, "prompt")
+    room = max_model_len - len(prompt_ids)
+    if room < (params.max_tokens != 0):
+        raise ContextLengthExceeded(
+            f"the prompt has {len(prompt_ids)} tokens, but the model's context is {max_model_len} tokens "
+            "and needs room for one more; shorten the prompt",
+            param="prompt",
+        )
+    wanted = params.max_tokens if params.max_tokens is not None else default_max_tokens
+    return room if wanted is None else min(wanted, room)
+
+
+def _bad_word_ids(words: list[str], tokenizer: Tokenizer) -> list[list[int]]:
+    """Ids of each word as it begins a text and as it follows a space (as vLLM does)."""
+    found: list[list[int]] = []
+    for word in words:
+        if not word.strip():
+            raise RequestError("bad_words: a word is empty", param="bad_words")
+        for text in (word.lstrip(), " " + word.lstrip()):
+            ids = tokenizer.encode(text, add_special_tokens=False)
+            if len(ids) > MAX_BAD_WORD_TOKENS:
+                raise RequestError(
+                    f"bad_words: a word has {len(ids)} tokens, at most {MAX_BAD_WORD_TOKENS}", param="bad_words"
+                )
+            if ids and ids not in found:
+                found.append(ids)
+    return found
+
+
+def _first(*values: float | int | None) -> float | int:
+    return next(value for value in values if value is not None)
