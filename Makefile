@@ -1,0 +1,38 @@
+# The commands of this repository. `make` alone lists them.
+# Options of octavo come from the environment as they are: OCTAVO_PORT=8123 make serve
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve chat bench test lint clean
+OCTAVO := .venv/bin/octavo
+PYTEST_ARGS ?=
+
+help: ## List these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  ARGS=... adds arguments to serve, chat and bench; every option is OCTAVO_<NAME> in the environment too."
+
+install: ## Make .venv and install the pinned packages
+	@tools/setup run
+
+serve: install ## Serve the demo model (or OCTAVO_MODEL) on http://127.0.0.1:8000
+	@exec $(OCTAVO) serve $(ARGS)
+
+chat: install ## Chat with the model in the terminal
+	@exec $(OCTAVO) chat $(ARGS)
+
+bench: install ## Measure speed: prefill, decode and many streams at once
+	@$(OCTAVO) bench latency --input-len 512 --output-len 64 $(ARGS)
+	@$(OCTAVO) bench throughput --num-prompts 32 --input-len 128 --output-len 64 $(ARGS)
+
+test: ## Run all tests with coverage; PYTEST_ARGS=... adds arguments
+	@tools/setup dev
+	@.venv/bin/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=85 $(PYTEST_ARGS)
+
+lint: ## Check style and types
+	@tools/setup dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+clean: ## Remove .venv and what tools left behind; fetched models stay
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* htmlcov coverage.xml
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
