@@ -16,15 +16,7 @@ from octavo.client.base import Prompt
 from octavo.client.stream import ChoiceStream
 from octavo.errors import ApiError, error_from_wire
 from octavo.text.tokenizer import Tokenizer
-from octavo.types import (
-    CompletionOutput,
-    Delta,
-    FinishReason,
-    Metrics,
-    RequestOutput,
-    SamplingParams,
-    TokenLogprobs,
-)
+from octavo.types import CompletionOutput, Delta, Metrics, RequestOutput, SamplingParams, TokenLogprobs
 from octavo.wire.messages import Add, Failed, TokenOutput
 
 
@@ -36,31 +28,41 @@ class _Sequence:
     stream: ChoiceStream
     index: int
     received: list[int] = field(default_factory=list)
-    text: list[str] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-    stop_reason: str | int | None = None
+    shown_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    aborted: bool = False
     metrics: Metrics = field(default_factory=Metrics)
     first_token_at: float | None = None
 
     @property
     def finished(self) -> bool:
-        return self.finish_reason is not None
+        return self.aborted or self.stream.finished
 
     @property
     def mean_logprob(self) -> float:
-        return sum(entry.logprob for entry in self.logprobs) / max(len(self.logprobs), 1)
+        entries = self.stream.output_logprobs
+        return sum(entry.logprob for entry in entries) / max(len(entries), 1)
 
     def output(self, index: int, with_logprobs: bool) -> CompletionOutput:
+        logprobs = self.stream.output_logprobs
         return CompletionOutput(
             index=index,
-            text="".join(self.text),
-            token_ids=self.token_ids,
-            finish_reason=self.finish_reason,
-            stop_reason=self.stop_reason,
-            logprobs=self.logprobs if with_logprobs else None,
-            cumulative_logprob=sum(entry.logprob for entry in self.logprobs) if with_logprobs else None,
+            text=self.stream.text,
+            token_ids=self.stream.output_ids,
+            finish_reason="abort" if self.aborted else self.stream.finish_reason,
+            stop_reason=self.stream.stop_reason,
+            logprobs=logprobs if with_logprobs else None,
+            cumulative_logprob=sum(entry.logprob for entry in logprobs) if with_logprobs else None,
+        )
+
+    def whole(self, index: int, with_logprobs: bool) -> Delta:
+        """All of it as one delta."""
+        return Delta(
+            index=index,
+            text=self.stream.text,
+            token_ids=self.stream.output_ids,
+            logprobs=self.shown_logprobs if with_logprobs else None,
+            finish_reason=self.stream.finish_reason,
+            stop_reason=self.stream.stop_reason,
         )
 
 
@@ -98,19 +100,19 @@ class RequestState:
         if message.token_ids and sequence.first_token_at is None:
             sequence.first_token_at = time.perf_counter()
         sequence.received += message.token_ids
-        delta = self._record(sequence, sequence.stream.push(message))
-        if sequence.finished and message.finish_reason is None:
+        delta = sequence.stream.push(message)
+        if sequence.stream.stopped_by_text:
             self._aborts.append(message.id)
             _complete_metrics(sequence)
         self.done = all(s.finished for s in self._sequences.values())
         if not self._select:
             return [delta]
+        sequence.shown_logprobs += delta.logprobs or []
         return self._select_best() if self.done else []
 
     def on_failed(self, message: Failed) -> ApiError:
         """One sequence failed, so the request did: the others are to be aborted. → the error to raise."""
-        sequence = self._sequences[message.id]
-        sequence.finish_reason = sequence.finish_reason or "abort"
+        self._sequences[message.id].aborted = True
         self.abort()
         return error_from_wire(message.code, message.message, message.param)
 
@@ -118,7 +120,7 @@ class RequestState:
         """The reader is gone: everything unfinished is to be aborted."""
         self._aborts += [id for id, sequence in self._sequences.items() if not sequence.finished]
         for sequence in self._sequences.values():
-            sequence.finish_reason = sequence.finish_reason or "abort"
+            sequence.aborted = not sequence.stream.finished
         self.done = True
 
     def take_aborts(self) -> list[int]:
@@ -163,31 +165,11 @@ class RequestState:
             prompt_logprobs=self.prompt_logprobs,
         )
 
-    def _record(self, sequence: _Sequence, delta: Delta) -> Delta:
-        sequence.text.append(delta.text)
-        sequence.token_ids += delta.token_ids
-        sequence.logprobs += delta.logprobs or []
-        sequence.finish_reason = delta.finish_reason
-        sequence.stop_reason = delta.stop_reason
-        if self.params.logprobs is None:  # they were only asked for to select the best
-            delta.logprobs = None
-        return delta
-
     def _select_best(self) -> list[Delta]:
         best = sorted(self._sequences.values(), key=lambda s: (-s.mean_logprob, s.index))
         self._chosen = best[: self.params.n]
         with_logprobs = self.params.logprobs is not None
-        return [
-            Delta(
-                index=index,
-                text="".join(sequence.text),
-                token_ids=sequence.token_ids,
-                logprobs=sequence.logprobs if with_logprobs else None,
-                finish_reason=sequence.finish_reason,
-                stop_reason=sequence.stop_reason,
-            )
-            for index, sequence in enumerate(self._chosen)
-        ]
+        return [sequence.whole(index, with_logprobs) for index, sequence in enumerate(self._chosen)]
 
 
 def _complete_metrics(sequence: _Sequence) -> None:
