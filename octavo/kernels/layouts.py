@@ -7,7 +7,7 @@ is `ops.linear(x, weight)`. A backend may define further, repacked layouts of it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 L = TypeVar("L", bound="Layout")
+_ELEMENTS_AT_ONCE = 1 << 20
 
 
 class Layout(Protocol):
@@ -49,6 +50,21 @@ def _part(x: Tensor, dim: int, rank: int, world_size: int) -> Tensor:
     return x.narrow(dim, rank * size, size).contiguous()
 
 
+def _dense(shape: tuple[int, int], dtype: torch.dtype, device: torch.device, rows: Callable[[slice], Tensor]) -> Tensor:
+    """[out, in] in `dtype` from a function that makes some rows in f32. A few rows at a time: an embedding at once
+    would take several f32 copies of itself."""
+    out = torch.empty(shape, dtype=dtype, device=device)
+    step = max(1, _ELEMENTS_AT_ONCE // shape[1])
+    for first in range(0, shape[0], step):
+        part = slice(first, first + step)
+        out[part] = rows(part)
+    return out
+
+
+def _same_groups(a: Int8Groups | Int4Groups, others: Sequence[Int8Groups | Int4Groups]) -> None:
+    assert all(type(o) is type(a) and o.group == a.group for o in others), "fuse takes one layout with one group size"
+
+
 @dataclass(frozen=True)
 class Dense:
     """f32, bf16 or f16 as it is."""
@@ -78,7 +94,10 @@ class Dense:
 
 @dataclass(frozen=True)
 class Int8Groups:
-    """w = q * scale, symmetric, one scale per group of in_features (Q8_0: groups of 32)."""
+    """w = q * scale, symmetric, one scale per group of in_features.
+
+    GGUF: Q8_0, Q5_0, IQ4_NL with f16 scales and IQ4_XS with f32, groups of 32; Q6_K, Q3_K with f32, groups of 16.
+    """
 
     q: Tensor  # [out, in] int8
     scales: Tensor  # [out, in / group] f16, bf16 or f32
@@ -96,13 +115,17 @@ class Int8Groups:
         return self.q.nbytes + self.scales.nbytes
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
-        w = self.q.view(self.q.shape[0], -1, self.group).float() * self.scales.float().unsqueeze(-1)
-        return w.view(self.q.shape).to(dtype)
+        def rows(part: slice) -> Tensor:
+            q, scales = self.q[part].float(), self.scales[part].float()
+            return (q.view(q.shape[0], -1, self.group) * scales.unsqueeze(-1)).view(q.shape)
+
+        return _dense(self.shape, dtype, self.q.device, rows)
 
     def shard(self, dim: int, rank: int, world_size: int) -> Int8Groups:
         return Int8Groups(_part(self.q, dim, rank, world_size), _part(self.scales, dim, rank, world_size))
 
     def fuse(self, others: Sequence[Int8Groups]) -> Int8Groups:
+        _same_groups(self, others)
         return Int8Groups(
             torch.cat([self.q, *(o.q for o in others)]), torch.cat([self.scales, *(o.scales for o in others)])
         )
@@ -113,8 +136,9 @@ class Int8Groups:
 
 @dataclass(frozen=True)
 class Int4Groups:
-    """w = q * scale + minimum, q in 0..15, per group of in_features (Q4_0, Q4_1, Q4_K: groups of 32).
+    """w = q * scale + minimum, q in 0..15, per group of in_features.
 
+    GGUF: Q4_0, Q4_1 with f16 scales and Q4_K with f32, groups of 32; Q2_K with f32, groups of 16.
     Byte j of a row holds element 2j in its low and 2j + 1 in its high half.
     """
 
@@ -135,10 +159,13 @@ class Int4Groups:
         return self.packed.nbytes + self.scales.nbytes + self.minimums.nbytes
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
-        q = torch.stack((self.packed & 15, self.packed >> 4), dim=-1)
-        q = q.view(self.shape[0], -1, self.group).float()
-        w = q * self.scales.float().unsqueeze(-1) + self.minimums.float().unsqueeze(-1)
-        return w.view(self.shape).to(dtype)
+        def rows(part: slice) -> Tensor:
+            packed = self.packed[part]
+            q = torch.stack((packed & 15, packed >> 4), dim=-1).view(packed.shape[0], -1, self.group).float()
+            scales, minimums = self.scales[part].float(), self.minimums[part].float()
+            return (q * scales.unsqueeze(-1) + minimums.unsqueeze(-1)).view(packed.shape[0], -1)
+
+        return _dense(self.shape, dtype, self.packed.device, rows)
 
     def shard(self, dim: int, rank: int, world_size: int) -> Int4Groups:
         return Int4Groups(
@@ -148,6 +175,7 @@ class Int4Groups:
         )
 
     def fuse(self, others: Sequence[Int4Groups]) -> Int4Groups:
+        _same_groups(self, others)
         return Int4Groups(
             torch.cat([self.packed, *(o.packed for o in others)]),
             torch.cat([self.scales, *(o.scales for o in others)]),
