@@ -1,0 +1,125 @@
+"""One choice on its way back: token ids → text → stop strings → deltas. Owns the text state of one generated sequence.
+
+Called by client/engine.py and client/offline.py with every TokenOutput of the sequence. Invariant: the deltas' texts,
+joined, are the choice's text, however the tokens were grouped; nothing that is shown is taken back.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import msgspec
+
+from octavo.text.detokenizer import Detokenizer
+from octavo.text.stops import StopMatcher
+from octavo.text.tokenizer import Tokenizer
+from octavo.types import Delta, FinishReason, SamplingParams, TokenLogprobs
+from octavo.wire.messages import TokenOutput
+
+
+class _Waiting(msgspec.Struct):
+    """Log-probabilities of a token whose text, from character `start` of the whole text on, is not shown yet."""
+
+    start: int
+    logprobs: TokenLogprobs
+
+
+class ChoiceStream:
+    """Text, logprobs and end of one choice.
+
+    Deltas carry all token ids as they come, but logprobs only of tokens whose text is shown, when it is shown: those
+    of the stop token, of skipped special tokens and of a cut-off stop string never appear there, so that the joined
+    tokens of the logprobs are the text. `output_ids` and `output_logprobs` hold every token.
+
+    As in vLLM, `stop_reason` is the stop string, or the id when it is among `stop_token_ids`; None for end of sequence.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, params: SamplingParams, index: int = 0) -> None:
+        self.output_ids: list[int] = []
+        self.output_logprobs: list[TokenLogprobs] = []
+        self.finish_reason: FinishReason | None = None
+        self.stop_reason: str | int | None = None
+        self.stopped_by_text = False
+        """A stop string ended the choice before the engine knew: the caller sends Abort."""
+        self._tokenizer = tokenizer
+        self._params = params
+        self._index = index
+        self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens, continuation=True)
+        self._stops = StopMatcher(params.stop_strings(), include_in_output=params.include_stop_str_in_output)
+        self._decoded_len = 0
+        self._shown_len = 0
+        self._shown: list[str] = []
+        self._waiting: deque[_Waiting] = deque()
+
+    @property
+    def text(self) -> str:
+        """All text shown so far."""
+        return "".join(self._shown)
+
+    @property
+    def finished(self) -> bool:
+        return self.finish_reason is not None
+
+    def push(self, output: TokenOutput) -> Delta:
+        """Take new tokens; the delta holds what may be shown because of them. After the end it is always empty."""
+        if self.finished:
+            return Delta(index=self._index)
+        count_before = len(self.output_ids)
+        stop_token = len(output.token_ids) - 1 if output.finish_reason == "stop" else -1
+        pieces: list[str] = []
+        for i, token_id in enumerate(output.token_ids):
+            logprobs = output.logprobs[i] if output.logprobs else None
+            hidden = i == stop_token and not self._params.include_stop_str_in_output
+            pieces.append(self._push_token(token_id, logprobs, hidden))
+            if self._stops.matched is not None:
+                break
+        if self._stops.matched is not None:
+            self.finish_reason, self.stop_reason = "stop", self._stops.matched
+            self.stopped_by_text = output.finish_reason is None
+        elif output.finish_reason is not None:
+            pieces.append(self._flush())
+            if self._stops.matched is not None:
+                self.finish_reason, self.stop_reason = "stop", self._stops.matched
+            else:
+                self.finish_reason = output.finish_reason
+                self.stop_reason = self._public_stop_reason(output.stop_reason)
+        text = "".join(pieces)
+        self._shown_len += len(text)
+        self._shown.append(text)
+        return Delta(
+            index=self._index,
+            text=text,
+            token_ids=self.output_ids[count_before:],
+            logprobs=self._release_logprobs() if self._params.logprobs is not None else None,
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+        )
+
+    def _push_token(self, token_id: int, logprobs: TokenLogprobs | None, hidden: bool) -> str:
+        self.output_ids.append(token_id)
+        if logprobs is not None:
+            self.output_logprobs.append(logprobs)
+        if hidden:
+            return ""
+        if logprobs is not None and self._tokenizer.visible_bytes(token_id, self._params.skip_special_tokens):
+            self._waiting.append(_Waiting(self._decoded_len, logprobs))
+        return self._match(self._detokenizer.push(token_id))
+
+    def _match(self, text: str) -> str:
+        self._decoded_len += len(text)
+        return self._stops.push(text, armed=len(self.output_ids) > self._params.min_tokens)
+
+    def _flush(self) -> str:
+        """The sequence is over: an unfinished code point and a stop string's beginning are text after all."""
+        return self._match(self._detokenizer.flush()) + self._stops.flush()
+
+    def _release_logprobs(self) -> list[TokenLogprobs]:
+        released: list[TokenLogprobs] = []
+        while self._waiting and self._waiting[0].start < self._shown_len:
+            released.append(self._waiting.popleft().logprobs)
+        return released
+
+    def _public_stop_reason(self, token_id: int | None) -> int | None:
+        if token_id is None or (token_id in self._tokenizer.eos_ids and not self._params.ignore_eos):
+            return None
+        return token_id

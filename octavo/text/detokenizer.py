@@ -1,0 +1,34 @@
+"""Token ids to text, one token at a time. Owns the bytes of an unfinished code point; used by client/stream.py.
+
+Invariant: the pieces given out, joined, equal `Tokenizer.decode` of all ids; no piece ends inside a code point.
+"""
+
+from __future__ import annotations
+
+import codecs
+
+from octavo.text.tokenizer import Tokenizer
+
+
+class Detokenizer:
+    """Incremental `Tokenizer.decode`: constant work per token, however long the text."""
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True, continuation: bool = False) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special_tokens = skip_special_tokens
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._at_start = tokenizer.strips_space and not continuation
+
+    def push(self, token_id: int) -> str:
+        """Text that this token completes; empty while a code point is unfinished."""
+        return self._show(self._decoder.decode(self._tokenizer.visible_bytes(token_id, self._skip_special_tokens)))
+
+    def flush(self) -> str:
+        """What is left at the end: U+FFFD for a code point that never came complete."""
+        return self._show(self._decoder.decode(b"", final=True))
+
+    def _show(self, text: str) -> str:
+        if self._at_start and text:
+            self._at_start = False
+            return text.removeprefix(" ")
+        return text
