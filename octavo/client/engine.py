@@ -1,0 +1,262 @@
+"""EngineClient: the server's (or anyone's) way to an engine in another process, over a Unix socket.
+
+Owns the connection's state (lost → connected → greeted → attached), the ledger, and what a client loads of the model:
+tokenizer, template, sampling defaults. Called by the HTTP handlers on one event loop. Invariant: a request that was
+accepted goes on when the engine is lost and a new one appears; new requests are refused meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from octavo.client.base import Prompt
+from octavo.client.generation import LedgerGeneration
+from octavo.client.ledger import Ledger
+from octavo.client.prepare import Seeds, sequences
+from octavo.errors import ConfigError, EngineError, ModelFileError, OctavoError, Unavailable
+from octavo.modelfiles.files import ModelFiles, locate
+from octavo.modelfiles.generation import sampling_defaults
+from octavo.text.template import ChatTemplate
+from octavo.text.tokenizer import Tokenizer
+from octavo.types import SamplingParams
+from octavo.wire.messages import (
+    HEARTBEAT_S,
+    Bye,
+    Draining,
+    EngineInfo,
+    Failed,
+    Hello,
+    Outputs,
+    Ping,
+    Pong,
+    Stats,
+    ToClient,
+    Welcome,
+)
+from octavo.wire.sockets import VERSION_MISMATCH, DealerConnection
+
+logger = logging.getLogger(__name__)
+
+HOLD_S = 300.0
+"""How long requests in flight wait for a lost engine to come back before they fail."""
+RETRY_S = 0.01
+
+
+class _State(enum.IntEnum):
+    """How far this client has come with the engine; each includes those before it."""
+
+    LOST = 0
+    GREETED = 1
+    """Hello is on its way; the engine answers when its model is loaded."""
+    WELCOMED = 2
+    """The engine holds a session, which heartbeats keep alive; tokenizer and template are loading."""
+    ATTACHED = 3
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What a client loads of the model that the engine serves."""
+
+    path: str
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    defaults: SamplingParams
+
+    @classmethod
+    def load(cls, files: ModelFiles) -> _Model:
+        tokenizer = Tokenizer.load(files)
+        return cls(str(files.path), tokenizer, ChatTemplate.load(files, tokenizer), sampling_defaults(files))
+
+
+class EngineClient:
+    """Implements client.base.Client. `on_fatal` is called once when no engine at this endpoint can ever be served: its
+    protocol is another, or its model's tokenizer or template cannot be read."""
+
+    def __init__(self, endpoint: str, on_fatal: Callable[[OctavoError], None] | None = None) -> None:
+        self.engine_restarts = 0
+        """Engines that took the place of a lost one."""
+        self._on_fatal = on_fatal
+        self._connection = DealerConnection(
+            endpoint, on_message=self._receive, on_connected=self._greet, on_lost=self._lose
+        )
+        self._ledger = Ledger(self._connection.send)
+        self._seeds = Seeds()
+        self._info: EngineInfo | None = None
+        self._model: _Model | None = None
+        self._stats = Stats()
+        self._state = _State.LOST
+        self._session = 0
+        self._draining = False
+        self._lost_at = time.monotonic()
+        self._heart: asyncio.Task[None] | None = None
+        self._attaching: asyncio.Task[None] | None = None
+
+    @property
+    def info(self) -> EngineInfo | None:
+        return self._info
+
+    @property
+    def ready(self) -> bool:
+        return self._state is _State.ATTACHED and not self._draining
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._loaded().tokenizer
+
+    @property
+    def template(self) -> ChatTemplate:
+        """Raises Unavailable while nothing was attached yet."""
+        return self._loaded().template
+
+    @property
+    def defaults(self) -> SamplingParams:
+        """The model's sampling defaults. Raises Unavailable while nothing was attached yet."""
+        return self._loaded().defaults
+
+    @property
+    def stats(self) -> Stats:
+        """As of the last heartbeat."""
+        return self._stats
+
+    @property
+    def num_in_flight(self) -> int:
+        """Requests that have not ended."""
+        return len(self._ledger)
+
+    async def start(self) -> None:
+        """Begin to look for the engine; does not wait for it."""
+        self._connection.open()
+        self._heart = asyncio.create_task(self._beat(), name="octavo-heartbeat")
+
+    async def close(self) -> None:
+        """Leave in good order: the engine aborts what is in flight, which fails with Unavailable here."""
+        self._state = _State.LOST
+        tasks = [task for task in (self._heart, self._attaching) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._ledger.fail_all(Unavailable("the server is shutting down", retry_after=1))
+        self._connection.send(Bye())
+        self._connection.close()
+
+    async def generate(self, prompt: Prompt, params: SamplingParams) -> LedgerGeneration:
+        if not self.ready or self._info is None:
+            raise Unavailable(f"the engine is {self._why_not_ready()}; try again soon", retry_after=1)
+        model, info = self._loaded(), self._info
+        adds = sequences(
+            prompt,
+            params,
+            tokenizer=model.tokenizer,
+            defaults=model.defaults,
+            max_model_len=info.max_model_len,
+            default_max_tokens=None,
+            base_seed=self._seeds.next(),
+        )
+        generation = LedgerGeneration(prompt, params, adds, model.tokenizer, self._ledger)
+        limit = info.max_num_seqs + info.max_queued_requests if info.max_queued_requests else None
+        self._ledger.enter(generation, limit)
+        return generation
+
+    def _loaded(self) -> _Model:
+        if self._model is None:
+            raise Unavailable("the model is loading; try again soon", retry_after=1)
+        return self._model
+
+    def _why_not_ready(self) -> str:
+        if self._draining:
+            return "shutting down"
+        return "loading" if self._info is None else "restarting"
+
+    # -- what the connection tells
+
+    def _greet(self) -> None:
+        """Say Hello; the engine answers once its model is loaded."""
+        if not self._connection.connected or self._state is not _State.LOST:
+            return
+        if self._connection.send(Hello()):
+            self._state = _State.GREETED
+            self._session += 1
+        else:  # the connection is made, but not quite ready to be written
+            asyncio.get_running_loop().call_later(RETRY_S, self._greet)
+
+    def _lose(self) -> None:
+        logger.warning("lost the engine; %d requests in flight wait for it", len(self._ledger))
+        self._lost_at = time.monotonic()
+        was_draining, self._draining = self._draining, False
+        self._state = _State.LOST
+        self._ledger.suspend(crashed=not was_draining)
+
+    def _receive(self, message: ToClient) -> None:
+        if isinstance(message, Failed) and message.code == VERSION_MISMATCH:
+            self._fatal(ConfigError(message.message))
+        elif isinstance(message, Outputs | Failed):
+            self._ledger.receive(message)
+        elif isinstance(message, Pong):
+            self._stats = message.stats
+            if not message.known and self._state >= _State.WELCOMED:
+                self._rejoin()
+        elif isinstance(message, Draining):
+            logger.info("the engine is shutting down")
+            self._draining = True
+        else:
+            self._welcomed(message)
+
+    def _rejoin(self) -> None:
+        """The engine took this client for gone (it was silent for too long) and has forgotten its requests."""
+        logger.warning("the engine has forgotten this client; sending %d requests again", len(self._ledger))
+        self._state = _State.LOST
+        self._ledger.suspend(crashed=False)
+        self._greet()
+
+    def _welcomed(self, message: Welcome) -> None:
+        if self._state is _State.GREETED:
+            self._state = _State.WELCOMED
+            self._attaching = asyncio.create_task(self._attach(message.info, self._session), name="octavo-attach")
+
+    async def _attach(self, info: EngineInfo, session: int) -> None:
+        """Load what a client needs of the model, off the loop, then send what the ledger holds."""
+        if self._model is None or self._model.path != info.model_path:
+            try:
+                model = await asyncio.to_thread(_load_model, info)
+            except OctavoError as error:
+                self._fatal(error)
+                return
+            if self._model is not None:
+                self._ledger.fail_all(EngineError("the engine came back with another model"))
+            self._model = model
+        if self._session != session or self._state is not _State.WELCOMED:  # lost again meanwhile
+            return
+        if self._info is not None and self._info.instance != info.instance:
+            self.engine_restarts += 1
+        self._info = info
+        self._state = _State.ATTACHED
+        count = self._ledger.resume()
+        logger.info("attached to engine %d, model %s; requests going on: %d", info.pid, info.model, count)
+
+    def _fatal(self, error: OctavoError) -> None:
+        logger.error("%s", error.message)
+        if self._on_fatal is not None:
+            on_fatal, self._on_fatal = self._on_fatal, None
+            on_fatal(error)
+
+    async def _beat(self) -> None:
+        """Heartbeats while the engine holds a session; an end to waiting when the engine does not come back."""
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            if self._state >= _State.WELCOMED:
+                self._connection.send(Ping())
+            elif len(self._ledger) and time.monotonic() - self._lost_at > HOLD_S:
+                self._ledger.fail_all(EngineError("the engine was lost and did not come back"))
+
+
+def _load_model(info: EngineInfo) -> _Model:
+    try:
+        return _Model.load(locate(Path(info.model_path), info.model))
+    except OSError as error:
+        raise ModelFileError(Path(info.model_path).name, f"cannot be read: {error.strerror}") from None
