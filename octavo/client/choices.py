@@ -27,10 +27,9 @@ class _Sequence:
     add: Add
     stream: ChoiceStream
     index: int
-    received: list[int] = field(default_factory=list)
     shown_logprobs: list[TokenLogprobs] = field(default_factory=list)
     aborted: bool = False
-    metrics: Metrics = field(default_factory=Metrics)
+    metrics: Metrics | None = None
     first_token_at: float | None = None
 
     @property
@@ -99,7 +98,6 @@ class RequestState:
             sequence.metrics = message.metrics
         if message.token_ids and sequence.first_token_at is None:
             sequence.first_token_at = time.perf_counter()
-        sequence.received += message.token_ids
         delta = sequence.stream.push(message)
         if sequence.stream.stopped_by_text:
             self._aborts.append(message.id)
@@ -131,7 +129,7 @@ class RequestState:
     def resume(self) -> list[Add]:
         """Adds that let a new engine go on where the lost one stopped: unfinished sequences, tokens so far."""
         return [
-            msgspec.structs.replace(sequence.add, output_ids=sequence.add.output_ids + sequence.received)
+            msgspec.structs.replace(sequence.add, output_ids=sequence.add.output_ids + sequence.stream.output_ids)
             for sequence in self._sequences.values()
             if not sequence.finished
         ]
@@ -140,10 +138,10 @@ class RequestState:
     def metrics(self) -> Metrics:
         """Of the whole request: the prompt once, completion tokens of all sequences; they run side by side, so times
         are those of the slowest and speeds add up. Complete once `done`."""
-        each = [sequence.metrics for sequence in self._sequences.values()]
+        each = [s.metrics for s in self._sequences.values() if s.metrics is not None] or [Metrics()]
         return Metrics(
             prompt_tokens=len(self.prompt.token_ids),
-            completion_tokens=sum(len(sequence.received) for sequence in self._sequences.values()),
+            completion_tokens=sum(len(sequence.stream.output_ids) for sequence in self._sequences.values()),
             cached_tokens=each[0].cached_tokens,
             queue_ms=min(m.queue_ms for m in each),
             prefill_ms=max(m.prefill_ms for m in each),
@@ -175,10 +173,10 @@ class RequestState:
 def _complete_metrics(sequence: _Sequence) -> None:
     """A sequence that ended at a stop string is aborted, so the engine sends no final metrics: measured here."""
     since_first = (time.perf_counter() - (sequence.first_token_at or time.perf_counter())) * 1e3
-    tokens = len(sequence.received)
+    tokens = len(sequence.stream.output_ids)
     later = tokens - 1
     sequence.metrics = msgspec.structs.replace(
-        sequence.metrics,
+        sequence.metrics or Metrics(),
         completion_tokens=tokens,
         decode_ms=since_first if later > 0 else 0.0,
         decode_iterations=max(later, 0),
