@@ -1,0 +1,159 @@
+"""One child process and the rule by which it is started again. Owned by the supervisor's loop.
+
+Invariant: at most one process lives at a time; after `stop` none is started any more.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from octavo.supervisor.entry import EngineSpec, Spec
+
+logger = logging.getLogger(__name__)
+
+_COMMAND = "import sys; sys.path[:] = {path!r}; from octavo.supervisor.entry import main; main()"
+STARTUP_CODES = range(2, 6)
+"""Exit codes of errors that a restart does not mend (errors.py)."""
+MAX_FAILED_STARTS = 3
+STABLE_S = 5.0
+"""Who lived so long was started well, if it does not report that itself."""
+FIRST_DELAY_S = 0.25
+MAX_DELAY_S = 10.0
+
+
+class Child:
+    """`make_spec(ready_fd)` gives what the process is told; `fds` are the descriptors it inherits."""
+
+    def __init__(self, name: str, make_spec: Callable[[int], Spec], fds: tuple[int, ...] = ()) -> None:
+        self.name = name
+        self.ready = False
+        self._make_spec = make_spec
+        self._fds = fds
+        self._process: subprocess.Popen[bytes] | None = None
+        self._reports_ready = False
+        self._ready_read: int | None = None
+        self._started = 0.0
+        self._restart_at: float | None = None
+        self._failed_starts = 0
+        self._was_ready = False
+        self._kill_at: float | None = None
+        self._stopping = False
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
+    @property
+    def ready_fd(self) -> int | None:
+        """Readable when the child reports ready, or ends before it does."""
+        return self._ready_read
+
+    @property
+    def next_event(self) -> float | None:
+        """When `tick` has something to do (monotonic seconds)."""
+        if self._process is None:
+            return self._restart_at
+        return self._kill_at
+
+    def start(self) -> None:
+        read, write = os.pipe()
+        spec = self._make_spec(write)
+        self._reports_ready = isinstance(spec, EngineSpec)
+        command = _COMMAND.format(path=[path for path in sys.path if path])
+        # A session of its own: the terminal's Ctrl-C reaches the supervisor alone, which ends its children in order.
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", command],
+            stdin=subprocess.PIPE,
+            pass_fds=(*self._fds, write) if self._reports_ready else self._fds,
+            start_new_session=True,
+        )
+        os.close(write)
+        if self._reports_ready:
+            self._ready_read = read
+        else:
+            os.close(read)
+        self._started, self._restart_at, self.ready = time.monotonic(), None, False
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(msgspec.json.encode(spec))
+            self._process.stdin.close()
+        except BrokenPipeError:
+            pass  # it died at once: `reap` sees that
+
+    def check_ready(self) -> bool:
+        """True once, when the child has reported that it is ready."""
+        if self._ready_read is None:
+            return False
+        said = os.read(self._ready_read, 1)
+        os.close(self._ready_read)
+        self._ready_read = None
+        self.ready = bool(said)
+        self._was_ready |= self.ready
+        return self.ready
+
+    def reap(self) -> int | None:
+        """When the process has ended: plan its restart and return None, or return the exit code for giving up.
+        Negative codes are signals."""
+        if self._process is None or (code := self._process.poll()) is None:
+            return None
+        uptime = time.monotonic() - self._started
+        good = self.ready or (not self._reports_ready and uptime > STABLE_S)
+        if self._ready_read is not None:
+            os.close(self._ready_read)
+            self._ready_read = None
+        self._process, self._kill_at, self.ready = None, None, False
+        if self._stopping:
+            return None
+        self._failed_starts = 0 if good and uptime > STABLE_S else self._failed_starts + 1
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        if not good and (self._failed_starts >= MAX_FAILED_STARTS or (code in STARTUP_CODES and not self._was_ready)):
+            if code not in STARTUP_CODES:
+                logger.error("the %s does not start: %s", self.name, how)
+            return code if code > 0 else 1
+        delay = 0.0 if good and self._failed_starts <= 1 else min(FIRST_DELAY_S * 2**self._failed_starts, MAX_DELAY_S)
+        self._restart_at = time.monotonic() + delay
+        logger.warning("the %s was %s after %.1f s; starting it again", self.name, how, uptime)
+        return None
+
+    def tick(self) -> None:
+        """Do what is due: a planned restart, or the end of patience with a child that was told to stop."""
+        now = time.monotonic()
+        if self._process is None:
+            if self._restart_at is not None and now >= self._restart_at and not self._stopping:
+                self.start()
+        elif self._kill_at is not None and now >= self._kill_at:
+            logger.warning("the %s did not stop in time, killing it", self.name)
+            self._kill_at = None
+            self.kill()
+
+    def stop(self, patience: float) -> None:
+        """Ask the process to end, kill it after `patience` seconds. Idempotent."""
+        if self._stopping:
+            return
+        self._stopping = True
+        if self._process is not None:
+            self._kill_at = time.monotonic() + patience
+            self._process.terminate()
+
+    def kill(self) -> None:
+        """End the process at once; `wait` or `reap` collects it."""
+        self._stopping = True
+        if self._process is not None:
+            self._process.kill()
+
+    def wait(self) -> None:
+        if self._process is not None:
+            self._process.wait()
+            self._process = None

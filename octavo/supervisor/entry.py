@@ -1,0 +1,73 @@
+"""What runs in a child of the supervisor: reads its specification from standard input and becomes engine or server.
+
+The specification comes by a pipe, so that keys show neither in `ps` nor in the environment. Invariant: a failure that a
+user can mend is one line on standard error and the exit code of its error.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import msgspec
+
+from octavo.config.engine import EngineConfig, ServerConfig
+from octavo.errors import OctavoError
+from octavo.supervisor.lifeline import die_with_parent
+
+
+class EngineSpec(msgspec.Struct, tag="engine", frozen=True, kw_only=True):
+    parent: int
+    endpoint: str
+    config: EngineConfig
+    ready_fd: int
+    """The child writes one byte there once it can answer."""
+    drain_timeout: float
+    log_level: str
+
+
+class ServerSpec(msgspec.Struct, tag="server", frozen=True, kw_only=True):
+    parent: int
+    endpoint: str
+    config: ServerConfig
+    listen_fd: int
+    """The listening TCP socket."""
+
+
+Spec = EngineSpec | ServerSpec
+
+
+def main() -> None:
+    """Entry point of a child process."""
+    spec = msgspec.json.decode(sys.stdin.buffer.read(), type=Spec)
+    die_with_parent(spec.parent)
+    try:
+        if isinstance(spec, EngineSpec):
+            _engine(spec)
+        else:
+            _server(spec)
+    except OctavoError as error:
+        print(f"octavo: error: {error.message}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+
+
+def _engine(spec: EngineSpec) -> None:
+    from octavo.engine import process
+
+    def ready() -> None:
+        os.write(spec.ready_fd, b"r")
+        os.close(spec.ready_fd)
+
+    process.main(
+        spec.config, spec.endpoint, drain_timeout=spec.drain_timeout, log_level=spec.log_level, on_ready=ready
+    )
+
+
+def _server(spec: ServerSpec) -> None:
+    from octavo.server import process
+
+    process.main(spec.config, spec.endpoint, spec.listen_fd)
+
+
+if __name__ == "__main__":
+    main()

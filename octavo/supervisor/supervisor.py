@@ -1,0 +1,167 @@
+"""The supervisor's loop: starts engine and server, starts again what dies, ends both in order.
+
+Called by `octavo serve`. It imports neither torch nor the server. Invariants: when `run` returns or raises, no child is
+left; a signal is forwarded once, the second one ends everything at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import setproctitle
+
+from octavo import log
+from octavo.config.engine import EngineConfig, ServerConfig
+from octavo.config.hardware import detect
+from octavo.config.resolve import resolve
+from octavo.modelfiles.facts import read_facts
+from octavo.modelfiles.hub import fetch
+from octavo.modelfiles.hub.progress import console_progress
+from octavo.supervisor.child import Child
+from octavo.supervisor.entry import EngineSpec, ServerSpec
+from octavo.supervisor.listen import is_loopback, listen, url
+from octavo.wire.sockets import check_endpoint, private_endpoint
+
+logger = logging.getLogger(__name__)
+
+GRACE_S = 3.0
+"""What a child gets beyond its drain time-out before it is killed."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+STOPPED_AT_ONCE = 130
+
+
+def run(config: EngineConfig, server: ServerConfig) -> int:
+    """Serve until a signal; returns the exit code. Raises OctavoError for what is wrong before anything starts:
+    a port in use, a model that cannot be found or read, options that contradict each other."""
+    setproctitle.setproctitle("octavo-supervisor")
+    log.setup("supervisor", server.log_level)
+    with ExitStack() as stack:
+        listener = stack.enter_context(listen(server.host, server.port))
+        if not is_loopback(listener) and server.api_key is None:
+            logger.warning("anyone who reaches %s may use it: no --api-key is set", url(listener))
+        if server.connect is not None:
+            check_endpoint(server.connect)
+            endpoint = server.connect
+        else:
+            _check_model(config)
+            endpoint = stack.enter_context(private_endpoint())
+        children = [_server_child(server, endpoint, listener.fileno())]
+        if server.connect is None:
+            children.append(_engine_child(config, server, endpoint))
+        signals = stack.enter_context(_caught_signals())
+        try:
+            code = Supervisor(children, signals, server.drain_timeout, url(listener)).run()
+            listener.close()
+            return code
+        finally:
+            for child in children:
+                child.kill()
+                child.wait()
+
+
+def _check_model(config: EngineConfig) -> None:
+    """What can be known of the model and the options before a process is started for them."""
+    files = fetch(config, console_progress())
+    resolve(config, detect(), read_facts(files), files.name)
+
+
+def _server_child(server: ServerConfig, endpoint: str, fd: int) -> Child:
+    def make_spec(_ready_fd: int) -> ServerSpec:
+        return ServerSpec(parent=os.getpid(), endpoint=endpoint, config=server, listen_fd=fd)
+
+    return Child("server", make_spec, fds=(fd,))
+
+
+def _engine_child(config: EngineConfig, server: ServerConfig, endpoint: str) -> Child:
+    def make_spec(ready_fd: int) -> EngineSpec:
+        return EngineSpec(
+            parent=os.getpid(),
+            endpoint=endpoint,
+            config=config,
+            ready_fd=ready_fd,
+            drain_timeout=server.drain_timeout,
+            log_level=server.log_level,
+        )
+
+    return Child("engine", make_spec)
+
+
+@contextmanager
+def _caught_signals() -> Iterator[int]:
+    """→ a descriptor that gives one byte per signal, its number. Also SIGCHLD: a child that dies wakes the loop."""
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    os.set_blocking(write, False)
+    before = {number: signal.signal(number, lambda *_: None) for number in (*STOP_SIGNALS, signal.SIGCHLD)}
+    old_fd = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    try:
+        yield read
+    finally:
+        signal.set_wakeup_fd(old_fd)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(read)
+        os.close(write)
+
+
+class Supervisor:
+    """`children`: the server and, unless it runs elsewhere, the engine, in the order in which they are to stop."""
+
+    def __init__(self, children: list[Child], signals: int, drain_timeout: float, address: str) -> None:
+        self._children = children
+        self._signals = signals
+        self._patience = [drain_timeout + GRACE_S, *(GRACE_S for _ in children[1:])]
+        self._address = address
+        self._stopping = False
+        self._exit_code = 0
+
+    def run(self) -> int:
+        """Until all children have stopped for good; → exit code."""
+        started = time.monotonic()
+        for child in reversed(self._children):
+            child.start()
+        while True:
+            for number in self._wait():
+                if number not in STOP_SIGNALS:
+                    continue
+                if self._stopping:
+                    logger.warning("second signal: stopping at once")
+                    return STOPPED_AT_ONCE
+                logger.info("%s: finishing what runs", signal.Signals(number).name)
+                self._stopping = True
+            for child in self._children:
+                if child.ready_fd is not None and child.ready_fd in self._readable and child.check_ready():
+                    logger.info("%s is ready after %.1f s: %s", child.name, time.monotonic() - started, self._address)
+                self._look_after(child)
+            if self._stopping and self._stop_in_order():
+                return self._exit_code
+
+    def _look_after(self, child: Child) -> None:
+        code = child.reap()
+        if code is not None:
+            self._stopping, self._exit_code = True, code
+        child.tick()
+
+    def _stop_in_order(self) -> bool:
+        """Tell the next child to stop once the one before it is gone; True when none is left."""
+        for child, patience in zip(self._children, self._patience, strict=True):
+            if self._exit_code:
+                patience = GRACE_S
+            child.stop(patience)
+            if child.alive:
+                return False
+        return True
+
+    def _wait(self) -> list[int]:
+        """Sleep until a signal, a child's report or a planned event; → the signals' numbers."""
+        events = [at for child in self._children if (at := child.next_event) is not None]
+        timeout = max(min(events) - time.monotonic(), 0.0) if events else None
+        fds = [self._signals, *(fd for child in self._children if (fd := child.ready_fd) is not None)]
+        self._readable = set(select.select(fds, [], [], timeout)[0])
+        return list(os.read(self._signals, 256)) if self._signals in self._readable else []
