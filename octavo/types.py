@@ -17,7 +17,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """How one request is sampled. None means the model's default (generation_config), else the neutral value."""
 
     temperature: Annotated[float, Meta(ge=0, le=100, description="0 is greedy; default 1.")] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1, description="Keep the smallest set of tokens with this mass.")] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1, description="Keep the smallest set of tokens with this mass.")] | None = (
+        None
+    )
     top_k: Annotated[int, Meta(ge=-1, description="Keep the k most likely tokens; 0 or -1 keeps all.")] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1, description="Drop tokens below this share of the top one.")] | None = None
     presence_penalty: Annotated[float, Meta(ge=-2, le=2, description="Taken once from tokens already generated.")] = 0.0
@@ -27,7 +29,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     ) = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1, description="Same seed, same tokens.")] | None = None
     n: Annotated[int, Meta(ge=1, le=128, description="Choices per prompt.")] = 1
-    best_of: Annotated[int, Meta(ge=1, le=128, description="Candidates, of which the n best are returned.")] | None = None
+    best_of: Annotated[int, Meta(ge=1, le=128, description="Candidates, of which the n best are returned.")] | None = (
+        None
+    )
     max_tokens: Annotated[int, Meta(ge=0, description="Most tokens to generate; clamped to the context.")] | None = None
     min_tokens: Annotated[int, Meta(ge=0, description="No stop before so many tokens.")] = 0
     stop: str | list[str] | None = None
@@ -36,9 +40,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logit_bias: dict[int, float] | None = None
     bad_words: Annotated[list[str], Meta(max_length=1024)] | None = None
     allowed_token_ids: list[int] | None = None
-    logprobs: Annotated[int, Meta(ge=0, le=20, description="Top log-probabilities per token; 0: of the chosen only.")] | None = (
-        None
-    )
+    logprobs: (
+        Annotated[int, Meta(ge=0, le=20, description="Top log-probabilities per token; 0: of the chosen only.")] | None
+    ) = None
     prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False

@@ -81,7 +81,9 @@ def complete(
     config: EngineConfig,
     *,
     prompts: Annotated[str | None, typer.Option(help='Prompts, separated by "|".')] = None,
-    prompt_file: Annotated[Path | None, typer.Option(help="File with one prompt a line; - reads standard input.")] = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option(help="File with one prompt a line; - reads standard input.")
+    ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Most prompts running at once. [default: all]")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens per prompt.")] = 64,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
@@ -90,7 +92,9 @@ def complete(
     """Complete prompts and print the results."""
     from octavo.cli.complete import run_complete
 
-    run_complete(config, prompts, prompt_file, batch=batch, max_tokens=max_tokens, temperature=temperature, as_json=as_json)
+    run_complete(
+        config, prompts, prompt_file, batch=batch, max_tokens=max_tokens, temperature=temperature, as_json=as_json
+    )
 
 
 @app.command()

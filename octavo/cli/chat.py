@@ -100,7 +100,8 @@ def _stats(console: Console, last: Metrics | None) -> None:
         console.print("no answer yet", style="dim")
         return
     console.print(
-        f"prompt {last.prompt_tokens} tokens ({last.cached_tokens} from the cache), answer {last.completion_tokens} tokens\n"
+        f"prompt {last.prompt_tokens} tokens ({last.cached_tokens} from the cache), "
+        f"answer {last.completion_tokens} tokens\n"
         f"first token after {last.time_to_first_token_ms:.0f} ms, then {last.tokens_per_second:.1f} tokens/s",
         style="dim",
     )

@@ -1,27 +1,43 @@
-"""`octavo doctor`: what the machine offers, which kernels would run and why, and the memory plan, before anything loads."""
+"""`octavo doctor`: what the machine offers, which kernels would run and why, and the memory plan, with nothing loaded."""
 
 from __future__ import annotations
 
+import math
 import platform
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from octavo import __version__
+from octavo import __version__, env
 from octavo.cli.fetch import fetch_with_progress
 from octavo.config.engine import EngineConfig
 from octavo.config.hardware import Hardware, detect
 from octavo.config.resolve import ResolvedConfig, resolve
+from octavo.modelfiles import gguf, safetensors
 from octavo.modelfiles.facts import ModelFacts, read_facts
+from octavo.modelfiles.files import ModelFiles
 
 MIB = 1 << 20
-_ISA = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16", "asimd", "i8mm")
+_ISA = (
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx_vnni",
+    "amx_int8",
+    "amx_bf16",
+    "asimd",
+    "i8mm",
+)
 
 
 def _table(title: str, rows: list[tuple[str, str]]) -> Table:
     table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in rows:
-        table.add_row(name, value)
+        table.add_row(name, Text(value, overflow="fold"))
     return table
 
 
@@ -41,20 +57,28 @@ def _kernels(resolved: ResolvedConfig) -> Table:
 
     from octavo.kernels import registry
 
-    rows = [("pytorch", torch.__version__)]
-    for report in registry.report(resolved.device, resolved.dtype):
+    rows = [("pytorch", str(torch.__version__))]
+    for report in registry.report(resolved.device, resolved.dtype, env.forced_backend()):
         rows.append((report.name, ("chosen: " if report.chosen else "not chosen: ") + report.reason))
     return _table("Kernels", rows)
 
 
-def memory_plan(resolved: ResolvedConfig, facts: ModelFacts) -> list[tuple[str, str]]:
+def count_weights(files: ModelFiles) -> int:
+    """Numbers in all tensors of the model, from the headers alone."""
+    if files.is_gguf:
+        return sum(math.prod(t.shape) for t in gguf.read_header(files.path).tensors.values())
+    headers = safetensors.find_tensors(files.path).values()
+    return sum(math.prod(t.shape) for header in headers for t in header.tensors.values())
+
+
+def memory_plan(resolved: ResolvedConfig, facts: ModelFacts, num_weights: int) -> list[tuple[str, str]]:
     """Rows of the plan: what weights and pages take, and what that holds. Exact for dense weights."""
     element = 4 if resolved.dtype == "float32" else 2
-    weights = facts.num_weights * element
+    weights = num_weights * element
     per_token = facts.kv_bytes_per_token(element)
     one_sequence = per_token * resolved.max_model_len
     rows = [
-        ("weights", f"{weights / MIB:,.0f} MiB: {facts.num_weights / 1e6:,.0f} M parameters as {resolved.dtype}"),
+        ("weights", f"{weights / MIB:,.0f} MiB: {num_weights / 1e6:,.0f} M parameters as {resolved.dtype}"),
         ("KV per token", f"{per_token / 1024:,.1f} KiB; one page holds {resolved.block_size} tokens"),
         ("KV of one sequence", f"{one_sequence / MIB:,.0f} MiB at max_model_len {resolved.max_model_len}"),
     ]
@@ -88,4 +112,4 @@ def run_doctor(config: EngineConfig) -> None:
     choices = [(reason.partition(":")[0], reason.partition(":")[2].strip()) for reason in resolved.reasons]
     console.print(_table("Choices", choices), "")
     console.print(_kernels(resolved), "")
-    console.print(_table("Memory plan", memory_plan(resolved, facts)))
+    console.print(_table("Memory plan", memory_plan(resolved, facts, count_weights(files))))

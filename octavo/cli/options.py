@@ -14,7 +14,11 @@ from octavo.config.flags import Option, load, options
 
 
 def _parameter(option: Option) -> inspect.Parameter:
-    default = "" if option.default is None else f" [default: {str(option.default).lower() if option.is_bool else option.default}]"
+    default = (
+        ""
+        if option.default is None
+        else f" [default: {str(option.default).lower() if option.is_bool else option.default}]"
+    )
     text = f"{option.help}{default} [env: {option.env}]"
     declared = typer.Option(
         f"{option.flag}/--no-{option.flag[2:]}" if option.is_bool else option.flag,
@@ -41,7 +45,9 @@ _CONFIG = inspect.Parameter(
     "config",
     inspect.Parameter.KEYWORD_ONLY,
     default=None,
-    annotation=Annotated[Path | None, typer.Option("--config", metavar="FILE", help="TOML file with options. [env: OCTAVO_CONFIG]")],
+    annotation=Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="TOML file with options. [env: OCTAVO_CONFIG]")
+    ],
 )
 
 

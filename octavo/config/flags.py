@@ -1,4 +1,4 @@
-"""From the option structs to flags, environment and TOML, and back to structs. The one place that reads OCTAVO_<OPTION>.
+"""From the option structs to flags, environment and TOML, and back to structs. The place that reads OCTAVO_<OPTION>.
 
 Order: flag, then environment, then the --config file, then default. Every value, wherever it comes from, passes
 the same conversion, so limits and messages are the same.

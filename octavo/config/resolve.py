@@ -73,7 +73,9 @@ def resolve(config: EngineConfig, hardware: Hardware, facts: ModelFacts, model_n
         raise ConfigError(
             f"--max-model-len {max_model_len} is more than the model's {facts.max_position} positions; lower it"
         )
-    reasons.append(f"max_model_len {max_model_len}: " + ("as given" if config.max_model_len else "the model's positions"))
+    reasons.append(
+        f"max_model_len {max_model_len}: " + ("as given" if config.max_model_len else "the model's positions")
+    )
     threads = config.threads or hardware.cores
     budget = max(hardware.memory_available - MIN_FREE_MEMORY, 0)
     reasons.append(f"memory budget {budget / 2**20:.0f} MiB: what is available less {MIN_FREE_MEMORY >> 20} MiB")

@@ -34,7 +34,9 @@ def test_config_file_named_by_environment(tmp_path: Path) -> None:
     assert engine.max_num_seqs == 7
 
 
-@pytest.mark.parametrize("name,value,expected", [("OCTAVO_NO_PREFIX_CACHE", "1", False), ("OCTAVO_PREFIX_CACHE", "0", False)])
+@pytest.mark.parametrize(
+    "name,value,expected", [("OCTAVO_NO_PREFIX_CACHE", "1", False), ("OCTAVO_PREFIX_CACHE", "0", False)]
+)
 def test_bool_from_environment(name: str, value: str, expected: bool) -> None:
     (engine,) = load((EngineConfig,), {}, None, {name: value})
     assert engine.prefix_cache is expected

@@ -55,7 +55,8 @@ def test_refusals_name_option_and_value(given: dict[str, Any], needle: str) -> N
 
 
 @pytest.mark.parametrize(
-    "text,size", [("512MiB", 512 << 20), ("4GiB", 4 << 30), ("1.5 kb", 1500), ("2GB", 2 * 10**9), ("77", 77), ("64kib", 65536)]
+    "text,size",
+    [("512MiB", 512 << 20), ("4GiB", 4 << 30), ("1.5 kb", 1500), ("2GB", 2 * 10**9), ("77", 77), ("64kib", 65536)],
 )
 def test_sizes(text: str, size: int) -> None:
     assert parse_bytes(text, "--x") == size
