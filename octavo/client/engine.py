@@ -45,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 HOLD_S = 300.0
 """How long requests in flight wait for a lost engine to come back before they fail."""
+HOLD_AFTER_DRAIN_S = 20.0
+"""The same for an engine that was told to stop and did not finish them: somebody may be replacing it."""
 RETRY_S = 0.01
 
 
@@ -93,7 +95,7 @@ class EngineClient:
         self._state = _State.LOST
         self._session = 0
         self._draining = False
-        self._lost_at = time.monotonic()
+        self._hold_until = 0.0
         self._heart: asyncio.Task[None] | None = None
         self._attaching: asyncio.Task[None] | None = None
 
@@ -187,8 +189,8 @@ class EngineClient:
 
     def _lose(self) -> None:
         logger.warning("lost the engine; %d requests in flight wait for it", len(self._ledger))
-        self._lost_at = time.monotonic()
         was_draining, self._draining = self._draining, False
+        self._hold_until = time.monotonic() + (HOLD_AFTER_DRAIN_S if was_draining else HOLD_S)
         self._state = _State.LOST
         self._ledger.suspend(crashed=not was_draining)
 
@@ -251,7 +253,7 @@ class EngineClient:
             await asyncio.sleep(HEARTBEAT_S)
             if self._state >= _State.WELCOMED:
                 self._connection.send(Ping())
-            elif len(self._ledger) and time.monotonic() - self._lost_at > HOLD_S:
+            elif self._state is _State.LOST and len(self._ledger) and time.monotonic() > self._hold_until:
                 self._ledger.fail_all(EngineError("the engine was lost and did not come back"))
 
 

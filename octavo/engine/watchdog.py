@@ -51,7 +51,7 @@ class Watchdog:
             except IndexError:  # nothing in flight
                 busy = 0.0
             if busy >= self._timeout:
-                logger.critical("a step takes longer than %.1f s (--watchdog-timeout); ending the engine", self._timeout)
+                logger.critical("a step takes over %.1f s (--watchdog-timeout); ending the engine", self._timeout)
                 faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
                 sys.stderr.flush()
                 os._exit(EXIT_CODE)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from octavo.supervisor.entry import EngineSpec, Spec
+from octavo.supervisor.entry import Spec
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ STARTUP_CODES = range(2, 6)
 """Exit codes of errors that a restart does not mend (errors.py)."""
 MAX_FAILED_STARTS = 3
 STABLE_S = 5.0
-"""Who lived so long was started well, if it does not report that itself."""
+"""Who lived so long after a restart may be restarted at once again."""
 FIRST_DELAY_S = 0.25
 MAX_DELAY_S = 10.0
 
@@ -38,7 +38,6 @@ class Child:
         self._make_spec = make_spec
         self._fds = fds
         self._process: subprocess.Popen[bytes] | None = None
-        self._reports_ready = False
         self._ready_read: int | None = None
         self._started = 0.0
         self._restart_at: float | None = None
@@ -70,20 +69,16 @@ class Child:
     def start(self) -> None:
         read, write = os.pipe()
         spec = self._make_spec(write)
-        self._reports_ready = isinstance(spec, EngineSpec)
         command = _COMMAND.format(path=[path for path in sys.path if path])
         # A session of its own: the terminal's Ctrl-C reaches the supervisor alone, which ends its children in order.
         self._process = subprocess.Popen(
             [sys.executable, "-c", command],
             stdin=subprocess.PIPE,
-            pass_fds=(*self._fds, write) if self._reports_ready else self._fds,
+            pass_fds=(*self._fds, write),
             start_new_session=True,
         )
         os.close(write)
-        if self._reports_ready:
-            self._ready_read = read
-        else:
-            os.close(read)
+        self._ready_read = read
         self._started, self._restart_at, self.ready = time.monotonic(), None, False
         assert self._process.stdin is not None
         try:
@@ -96,6 +91,7 @@ class Child:
         """True once, when the child has reported that it is ready."""
         if self._ready_read is None:
             return False
+        # Blocks only for a child that has neither spoken nor ended: callers know that it did.
         said = os.read(self._ready_read, 1)
         os.close(self._ready_read)
         self._ready_read = None
@@ -109,10 +105,8 @@ class Child:
         if self._process is None or (code := self._process.poll()) is None:
             return None
         uptime = time.monotonic() - self._started
-        good = self.ready or (not self._reports_ready and uptime > STABLE_S)
-        if self._ready_read is not None:
-            os.close(self._ready_read)
-            self._ready_read = None
+        self.check_ready()  # it may have said so just before its end
+        good = self.ready
         self._process, self._kill_at, self.ready = None, None, False
         if self._stopping:
             return None

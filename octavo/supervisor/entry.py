@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 
 import msgspec
 
@@ -30,6 +31,7 @@ class ServerSpec(msgspec.Struct, tag="server", frozen=True, kw_only=True):
     parent: int
     endpoint: str
     config: ServerConfig
+    ready_fd: int
     listen_fd: int
     """The listening TCP socket."""
 
@@ -41,32 +43,31 @@ def main() -> None:
     """Entry point of a child process."""
     spec = msgspec.json.decode(sys.stdin.buffer.read(), type=Spec)
     die_with_parent(spec.parent)
-    try:
-        if isinstance(spec, EngineSpec):
-            _engine(spec)
-        else:
-            _server(spec)
-    except OctavoError as error:
-        print(f"octavo: error: {error.message}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
-
-
-def _engine(spec: EngineSpec) -> None:
-    from octavo.engine import process
 
     def ready() -> None:
         os.write(spec.ready_fd, b"r")
         os.close(spec.ready_fd)
 
+    try:
+        sys.exit(_engine(spec, ready) if isinstance(spec, EngineSpec) else _server(spec, ready))
+    except OctavoError as error:
+        print(f"octavo: error: {error.message}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+
+
+def _engine(spec: EngineSpec, ready: Callable[[], None]) -> int:
+    from octavo.engine import process
+
     process.main(
         spec.config, spec.endpoint, drain_timeout=spec.drain_timeout, log_level=spec.log_level, on_ready=ready
     )
+    return 0
 
 
-def _server(spec: ServerSpec) -> None:
+def _server(spec: ServerSpec, ready: Callable[[], None]) -> int:
     from octavo.server import process
 
-    process.main(spec.config, spec.endpoint, spec.listen_fd)
+    return process.main(spec.config, spec.endpoint, spec.listen_fd, ready)
 
 
 if __name__ == "__main__":

@@ -72,8 +72,8 @@ def _check_model(config: EngineConfig) -> None:
 
 
 def _server_child(server: ServerConfig, endpoint: str, fd: int) -> Child:
-    def make_spec(_ready_fd: int) -> ServerSpec:
-        return ServerSpec(parent=os.getpid(), endpoint=endpoint, config=server, listen_fd=fd)
+    def make_spec(ready_fd: int) -> ServerSpec:
+        return ServerSpec(parent=os.getpid(), endpoint=endpoint, config=server, ready_fd=ready_fd, listen_fd=fd)
 
     return Child("server", make_spec, fds=(fd,))
 
@@ -118,6 +118,7 @@ class Supervisor:
         self._signals = signals
         self._patience = [drain_timeout + GRACE_S, *(GRACE_S for _ in children[1:])]
         self._address = address
+        self._readable: set[int | None] = set()
         self._stopping = False
         self._exit_code = 0
 
@@ -136,8 +137,8 @@ class Supervisor:
                 logger.info("%s: finishing what runs", signal.Signals(number).name)
                 self._stopping = True
             for child in self._children:
-                if child.ready_fd is not None and child.ready_fd in self._readable and child.check_ready():
-                    logger.info("%s is ready after %.1f s: %s", child.name, time.monotonic() - started, self._address)
+                if child.ready_fd in self._readable and child.check_ready() and all(c.ready for c in self._children):
+                    logger.info("ready after %.1f s: %s", time.monotonic() - started, self._address)
                 self._look_after(child)
             if self._stopping and self._stop_in_order():
                 return self._exit_code

@@ -1,0 +1,153 @@
+"""The engine as a process of its own: loads the model, then runs the engine loop until a signal.
+
+Called by `octavo engine` and by the supervisor's child. Invariants: the socket exists before the model loads, so
+clients may knock, but they are answered only when it is ready; after SIGTERM or SIGINT nothing new is taken, what runs
+may end within the drain time-out, and a second signal ends the process at once.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import time
+import uuid
+from collections.abc import Callable
+from types import FrameType
+
+import setproctitle
+
+from octavo import env, log
+from octavo.config.engine import EngineConfig
+from octavo.config.hardware import detect
+from octavo.config.resolve import ResolvedConfig, resolve
+from octavo.engine.faults import FaultyExecutor
+from octavo.engine.loop import EngineLoop
+from octavo.engine.scheduler import Scheduler, SchedulerConfig
+from octavo.engine.watchdog import Watchdog
+from octavo.executor.base import Executor
+from octavo.executor.inline import InlineExecutor
+from octavo.modelfiles.facts import read_facts
+from octavo.modelfiles.files import ModelFiles
+from octavo.modelfiles.hub import fetch
+from octavo.wire.messages import EngineInfo
+from octavo.wire.plan import WorkerInfo
+from octavo.wire.sockets import RouterTransport
+
+logger = logging.getLogger(__name__)
+
+STOPPED_AT_ONCE = 130
+
+
+def main(
+    config: EngineConfig,
+    endpoint: str,
+    *,
+    drain_timeout: float = 30.0,
+    log_level: str = "info",
+    on_ready: Callable[[], None] | None = None,
+) -> None:
+    """Serve clients at `endpoint` (ipc://PATH) until SIGTERM or SIGINT. Must run in the main thread.
+    Raises OctavoError when the engine cannot start: a taken endpoint, a bad model file, too little memory."""
+    setproctitle.setproctitle("octavo-engine")
+    log.setup("engine", log_level)
+    stop = _Stop(drain_timeout)
+    started = time.monotonic()
+    transport = RouterTransport(endpoint)
+    try:
+        files = fetch(config)
+        resolved = resolve(config, detect(), read_facts(files), files.name)
+        watchdog = Watchdog(resolved.watchdog_timeout)
+        executor: Executor = InlineExecutor(resolved, files)
+        if faults := env.faults():
+            executor = FaultyExecutor(executor, faults)
+        executor = watchdog.guard(executor)
+        try:
+            worker = executor.start()
+            loop = _build_loop(resolved, files, worker, executor, transport)
+            # What is alive now lives until the end: the garbage collector need not look at it again.
+            gc.collect()
+            gc.freeze()
+            watchdog.start()
+            logger.info("ready after %.1f s at %s: %s", time.monotonic() - started, endpoint, _summary(worker))
+            if on_ready is not None:
+                on_ready()
+            stop.attach(loop, transport)
+            loop.run(stop.due)
+            watchdog.stop()
+        finally:
+            executor.shutdown()
+    finally:
+        transport.close()
+
+
+def _build_loop(
+    resolved: ResolvedConfig, files: ModelFiles, worker: WorkerInfo, executor: Executor, transport: RouterTransport
+) -> EngineLoop:
+    for line in [*resolved.reasons, *worker.notes]:
+        logger.info("%s", line)
+    scheduler = Scheduler(
+        SchedulerConfig(
+            max_num_seqs=resolved.max_num_seqs,
+            max_num_batched_tokens=resolved.max_num_batched_tokens,
+            max_model_len=worker.max_model_len,
+            max_queued_requests=resolved.max_queued_requests,
+            num_blocks=worker.num_blocks,
+            block_size=resolved.block_size,
+            vocab_size=worker.vocab_size,
+            prefix_cache=resolved.prefix_cache,
+        )
+    )
+    info = EngineInfo(
+        instance=uuid.uuid4().hex,
+        pid=os.getpid(),
+        model=resolved.served_model_name,
+        model_path=str(files.path.resolve()),
+        max_model_len=scheduler.max_len,
+        max_num_seqs=resolved.max_num_seqs,
+        block_size=resolved.block_size,
+        num_blocks=worker.num_blocks,
+        vocab_size=worker.vocab_size,
+        device=worker.device,
+        dtype=worker.dtype,
+        backend=worker.backend,
+        max_queued_requests=resolved.max_queued_requests,
+    )
+    return EngineLoop(scheduler, executor, transport, info, time.monotonic)
+
+
+def _summary(worker: WorkerInfo) -> str:
+    weights, pages = worker.weights_bytes / 2**20, worker.kv_bytes / 2**20
+    return f"{worker.backend} on {worker.device}, {worker.dtype}, weights {weights:.0f} MiB, KV pages {pages:.0f} MiB"
+
+
+class _Stop:
+    """Turns signals into the end of the loop. `due` is asked by the loop after every turn."""
+
+    def __init__(self, drain_timeout: float) -> None:
+        self._drain_timeout = drain_timeout
+        self._deadline: float | None = None
+        self._loop: EngineLoop | None = None
+        self._transport: RouterTransport | None = None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def attach(self, loop: EngineLoop, transport: RouterTransport) -> None:
+        """From now on there is something to drain."""
+        self._loop, self._transport = loop, transport
+
+    def due(self) -> bool:
+        """True once a signal came and all requests have ended, or their time is over."""
+        if self._deadline is None or self._loop is None:
+            return False
+        self._loop.drain()
+        return not self._loop.has_requests or time.monotonic() >= self._deadline
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if self._loop is None or self._transport is None:  # still loading
+            raise SystemExit(0)
+        if self._deadline is not None:
+            os._exit(STOPPED_AT_ONCE)
+        self._deadline = time.monotonic() + self._drain_timeout
+        self._transport.wake()
