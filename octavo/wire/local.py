@@ -37,7 +37,7 @@ class LocalConnection:
             return found
 
     def close(self) -> None:
-        """The engine's messages to this client are dropped from now on. Send `Bye` first to end its requests at once."""
+        """From now on nothing passes either way. Send `Bye` first, to end this client's requests at once."""
         self._transport._forget(self.client)
         with self._arrived:
             self._arrived.notify_all()

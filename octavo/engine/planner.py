@@ -1,0 +1,284 @@
+"""Shares out rows, pages and a step's token budget. Integers only.
+
+Owned and called by engine/scheduler.py, which knows the clients and the results. Rules, in their order:
+1. Whoever lacks one token (decode) gets it; while prompts wait for computation a quarter of the budget is theirs.
+2. Prompts that one step can finish go by priority, then age. One that takes several steps ("long") gets at least half
+   of what is left, and all that the short ones do not need: neither kind can block the other, the oldest gets on.
+3. Pages that run out are taken from the running request with the lowest priority, then the youngest (preemption by
+   recompute). Admission never preempts, and leaves the pages that running prompts still need.
+
+Invariant: `running` is sorted by (priority, arrival) and is walked from the front, victims fall from the back: whoever
+has a place in the plan being made cannot be preempted by it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_left
+from dataclasses import dataclass, field
+
+from octavo.engine.blocks import BlockPool
+from octavo.engine.prefix import PrefixCache
+from octavo.engine.queue import WaitingQueue
+from octavo.engine.request import Request
+from octavo.wire.plan import Admit, Extend, Plan, Run
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    num_blocks: int
+    block_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    vocab_size: int
+    max_queued_requests: int = 1024
+    prefix_cache: bool = True
+
+
+@dataclass
+class Counters:
+    """Totals since start, for Stats."""
+
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    preemptions: int = 0
+    aborts: int = 0
+    steps: int = 0
+
+
+@dataclass
+class Flight:
+    """A plan and whom it computes: (request, its epoch then, run, tokens computed after the run)."""
+
+    plan: Plan
+    items: list[tuple[Request, int, Run, int]] = field(default_factory=list)
+    left: int = 0
+    """Token budget not given away yet."""
+    long: Request | None = None
+    """The long prompt of this step, run last, and the tokens it has for certain."""
+    long_tokens: int = 0
+    preempted: bool = False
+
+
+class Planner:
+    def __init__(self, config: SchedulerConfig, counters: Counters) -> None:
+        self.pool = BlockPool(config.num_blocks)
+        self.cache = PrefixCache(self.pool, config.block_size, config.prefix_cache)
+        self.queue = WaitingQueue(config.max_queued_requests, long_prompt=config.max_num_batched_tokens)
+        self.running: list[Request] = []
+        self.fresh: dict[int, list[int]] = {}
+        """Plan in flight → pages that can be found on its account, to be taken back if it fails."""
+        self._budget = config.max_num_batched_tokens
+        self._block_size = config.block_size
+        self._counters = counters
+        self._free_rows = list(range(config.max_num_seqs))  # a heap: the lowest row is used first
+        self._release: list[int] = []
+
+    @property
+    def num_free_rows(self) -> int:
+        return len(self._free_rows)
+
+    def make(self, index: int, now: float) -> Flight | None:
+        """The next plan; None when nothing can be computed now."""
+        flight = Flight(Plan(index), left=self._budget)
+        self._serve_running(flight)
+        if not flight.preempted:
+            self._admit_waiting(flight, now)
+        if flight.long is not None:
+            self._run_long(flight, flight.long)
+        plan = flight.plan
+        if not flight.items:
+            assert not plan.admit and not plan.extend
+            return None
+        if len({item[2].num_tokens > 1 for item in flight.items}) == 2:
+            flight.items.sort(key=lambda item: item[2].num_tokens > 1)
+        plan.run = [item[2] for item in flight.items]
+        plan.release, self._release = self._release, []
+        return flight
+
+    def leave(self, request: Request) -> None:
+        """Takes the request off its row or out of the queue and lets go of its pages."""
+        if request.row is None:
+            self.queue.remove(request)
+            return
+        at = bisect_left(self.running, request.order, key=lambda r: r.order)
+        assert self.running[at] is request
+        del self.running[at]
+        self._release.append(request.row)
+        heapq.heappush(self._free_rows, request.row)
+        self.pool.release(request.block_ids)
+        request.row = None
+        request.block_ids = []
+
+    def preempt(self, request: Request) -> None:
+        """Back into the queue; it is computed anew from its tokens so far."""
+        self.leave(request)
+        request.restart()
+        self.queue.push(request)
+        self._counters.preemptions += 1
+
+    def register(self, request: Request, confirmed: int) -> None:
+        """Makes full pages findable whose tokens are known and computed by plans up to the request's last. Plans up
+        to `confirmed` have succeeded; for later ones it is remembered, as they may fail."""
+        full = min(request.num_computed, len(request.token_ids)) // self._block_size
+        if full <= request.num_registered or not self.cache.enabled:
+            return
+        self.cache.extend_keys(request.keys, request.root, request.token_ids, full)
+        for index in range(request.num_registered, full):
+            page = request.block_ids[index]
+            new = self.cache.register(page, request.keys, request.root, request.token_ids, index)
+            if new and request.last_plan > confirmed:
+                self.fresh.setdefault(request.last_plan, []).append(page)
+        request.num_registered = full
+
+    # --- one step
+
+    def _serve_running(self, flight: Flight) -> None:
+        wanted = [request.remaining for request in self.running]
+        decodes = wanted.count(1)
+        short_waits = bool(self._free_rows) and self.queue.has_short
+        short = short_waits or any(1 < count <= self._budget for count in wanted)
+        long = max(wanted, default=0) > self._budget
+        cap = flight.left
+        if short or long or (self._free_rows and len(self.queue)):
+            cap -= cap // 4
+        chosen = None
+        if decodes > cap:  # in turn, so that nobody is left out for good
+            rows = [r for r, count in zip(self.running, wanted, strict=True) if count == 1]
+            rows.sort(key=lambda r: r.last_plan)
+            chosen = set(rows[:cap])
+            decodes = cap
+        left = flight.left - decodes
+        long_share = (left // 2 if short else left) if long else 0
+        left -= long_share
+        for request, count in zip(list(self.running), wanted, strict=True):
+            if count <= 0 or request.row is None:  # nothing to do, or preempted by this very loop
+                continue
+            if count == 1:
+                if chosen is None or request in chosen:
+                    flight.left -= self._run(flight, request, self._grow(flight, request, 1))
+            elif count <= self._budget:
+                tokens = self._run(flight, request, self._grow(flight, request, min(count, left)))
+                left -= tokens
+                flight.left -= tokens
+            elif flight.long is None:
+                flight.long = request
+                flight.long_tokens = self._grow(flight, request, long_share)
+                flight.left -= flight.long_tokens
+
+    def _grow(self, flight: Flight, request: Request, tokens: int, preempt: bool = True) -> int:
+        """Gets pages for the next `tokens` tokens, from running requests behind this one if need be. Returns how many
+        tokens the pages reach for, at most `tokens`: fewer when the request is the last one itself."""
+        if tokens <= 0:
+            return 0
+        held = len(request.block_ids)
+        need = self._pages(request.num_computed + tokens) - held
+        if need > 0:
+            while preempt and self.pool.num_free < need and self.running[-1] is not request:
+                self.preempt(self.running[-1])
+                flight.preempted = True
+            pages = self.pool.allocate(min(need, self.pool.num_free))
+            if pages:
+                assert request.row is not None
+                request.block_ids += pages
+                flight.plan.extend.append(Extend(request.row, pages))
+                held += len(pages)
+        return min(tokens, held * self._block_size - request.num_computed)
+
+    def _run(self, flight: Flight, request: Request, tokens: int) -> int:
+        """Enters the request's next `tokens` tokens into the plan; returns them."""
+        if tokens <= 0:
+            return 0
+        assert request.row is not None
+        end = request.num_computed + tokens
+        samples = end == request.num_tokens and end < request.limit
+        run = Run(request.row, tokens, samples)
+        request.num_computed = end
+        request.last_plan = flight.plan.index
+        self.register(request, confirmed=-1)
+        if samples:
+            request.num_pending += 1
+        flight.items.append((request, request.epoch, run, end))
+        return tokens
+
+    def _run_long(self, flight: Flight, request: Request) -> None:
+        extra = min(flight.left, request.remaining - flight.long_tokens)
+        tokens = self._grow(flight, request, flight.long_tokens + extra, preempt=False)
+        self._run(flight, request, tokens)
+
+    # --- admission
+
+    def _admit_waiting(self, flight: Flight, now: float) -> None:
+        if not self._free_rows or not len(self.queue):
+            return
+        # Pages that running prompts still lack, and one more each to grow.
+        lacking = sum(max(self._pages(len(r.token_ids)) - len(r.block_ids), 0) for r in self.running)
+        promised = lacking + len(self.running)
+        while flight.left > 0 and self._free_rows:
+            request = self.queue.first(pass_long=False)
+            if request is not None and flight.long is not None and request.order > flight.long.order:
+                request = self.queue.first(pass_long=True)
+            if request is None:
+                break
+            hits = self._hits(request)
+            cost = self._pages(len(request.token_ids)) - len(hits) + sum(map(self.pool.is_idle, hits))
+            if self.pool.num_free - promised < cost:
+                assert self.running, f"request {request.id} does not fit an empty pool"
+                break
+            self._admit(flight, request, hits, now)
+            promised += max(self._pages(len(request.token_ids)) - len(request.block_ids), 0) + 1
+
+    def _hits(self, request: Request) -> list[int]:
+        if request.prompt_logprobs is not None or not self.cache.enabled:
+            return []  # the logits of the whole prompt are wanted: nothing may be left out
+        full = (len(request.token_ids) - 1) // self._block_size  # at least one token is computed
+        self.cache.extend_keys(request.keys, request.root, request.token_ids, full)
+        return self.cache.lookup(request.keys[:full], request.root, request.token_ids)
+
+    def _admit(self, flight: Flight, request: Request, hits: list[int], now: float) -> None:
+        self.queue.remove(request)
+        self.pool.retain(hits)
+        request.block_ids = hits
+        request.num_registered = len(hits)
+        request.num_computed = cached = len(hits) * self._block_size
+        request.row = heapq.heappop(self._free_rows)
+        if request.first_scheduled is None:
+            request.first_scheduled = now
+            request.cached_tokens = cached
+        if request.prompt_logprobs is None and self.cache.enabled:
+            self._counters.prefix_queries += len(request.token_ids)
+            self._counters.prefix_hits += cached
+        self.running.insert(bisect_left(self.running, request.order, key=lambda r: r.order), request)
+        long = flight.long is None and request.remaining > self._budget
+        tokens = min(request.remaining, flight.left)
+        if long and self.queue.has_short and self._free_rows:
+            tokens = (flight.left + 1) // 2
+        pages = self.pool.allocate(self._pages(cached + tokens) - len(hits))
+        request.block_ids += pages
+        flight.plan.admit.append(self._admission(request, cached))
+        flight.left -= tokens
+        if long:
+            flight.long, flight.long_tokens = request, tokens
+        else:
+            self._run(flight, request, tokens)
+
+    def _admission(self, request: Request, cached: int) -> Admit:
+        add = request.add
+        assert request.row is not None
+        return Admit(
+            row=request.row,
+            token_ids=request.token_ids[:],
+            num_prompt_tokens=request.num_prompt,
+            num_computed_tokens=cached,
+            block_ids=request.block_ids[:],
+            params=request.params_for_worker(),
+            seed=add.seed,
+            stop_ids=add.stop_ids,
+            bad_word_ids=add.bad_word_ids,
+        )
+
+    def _pages(self, tokens: int) -> int:
+        return -(-tokens // self._block_size)

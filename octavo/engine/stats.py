@@ -1,0 +1,26 @@
+"""The scheduler's gauges and counters as the wire's Stats. Called by engine/loop.py, read-only."""
+
+from __future__ import annotations
+
+from octavo.engine.scheduler import Scheduler
+from octavo.wire.messages import Stats
+
+
+def stats(scheduler: Scheduler, memory_mb: float) -> Stats:
+    """`fragmentation` stays 0: any free page serves any request."""
+    pool, counters = scheduler.pool, scheduler.counters
+    return Stats(
+        num_waiting=scheduler.num_waiting,
+        num_running=scheduler.num_running,
+        blocks_total=pool.num_blocks,
+        blocks_used=pool.num_held,
+        blocks_cached=pool.num_idle,
+        prefix_queries=counters.prefix_queries,
+        prefix_hits=counters.prefix_hits,
+        prompt_tokens=counters.prompt_tokens,
+        generated_tokens=counters.generated_tokens,
+        preemptions=counters.preemptions,
+        aborts=counters.aborts,
+        steps=counters.steps,
+        memory_mb=memory_mb,
+    )
