@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 
 from octavo.errors import ContextLengthExceeded, RequestError
@@ -105,13 +105,14 @@ class Tokenizer:
                 )
         return [*ids, *after]
 
-    def split_special(self, text: str) -> Iterator[Segment]:
-        """Cut text at the special tokens in it: texts and ids, in order."""
-        return self._matcher.split(text)
+    @property
+    def special_texts(self) -> list[str]:
+        """The strings of the special tokens."""
+        return self._matcher.special_texts
 
-    def find_special(self, text: str) -> Iterator[tuple[int, int, AddedToken]]:
-        """(start, end, token) of the special tokens in a text, as they stand, without the blanks they swallow."""
-        return self._matcher.find(text)
+    def split_special(self, text: str, is_text: Callable[[int, int], bool] | None = None) -> Iterator[Segment]:
+        """Cut text at the special tokens in it: texts and ids, in order. `is_text(start, end)` spares an occurrence."""
+        return self._matcher.split(text, is_text)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True, continuation: bool = False) -> str:
         """Text of the ids; invalid UTF-8 shows as U+FFFD. Ids without a token give nothing.
@@ -178,6 +179,10 @@ class SpecialMatcher:
         longest_first = sorted(self._tokens, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
+    @property
+    def special_texts(self) -> list[str]:
+        return [content for content, token in self._tokens.items() if token.special]
+
     def find(self, text: str) -> Iterator[tuple[int, int, AddedToken]]:
         """(start, end, token) of every special token in the text."""
         for match in self._pattern.finditer(text):
@@ -185,11 +190,11 @@ class SpecialMatcher:
             if token.special and not (token.single_word and _touches_word(text, match.start(), match.end())):
                 yield match.start(), match.end(), token
 
-    def split(self, text: str) -> Iterator[Segment]:
+    def split(self, text: str, is_text: Callable[[int, int], bool] | None = None) -> Iterator[Segment]:
         """The text between special tokens, and their ids."""
         position = 0
         for start, end, token in self.find(text):
-            if start < position:
+            if start < position or (is_text is not None and is_text(start, end)):
                 continue
             before = text[position:start]
             before = before.rstrip() if token.lstrip else before
