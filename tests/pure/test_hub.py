@@ -284,7 +284,7 @@ def test_a_full_disk_is_one_sentence(hub: FakeHub, source: str, monkeypatch: pyt
 def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("OCTAVO_CACHE", str(tmp_path / "file"))
-    with pytest.raises(DownloadError, match="cannot write to .*OCTAVO_CACHE"):
+    with pytest.raises(DownloadError, match=r"cannot write to .*OCTAVO_CACHE"):
         fetch(config("huggingface"), Silent())
 
 

@@ -1,0 +1,359 @@
+"""The rules of the house as docs/architecture.md draws it, kept by reading the source: who may import whom, where torch
+may be, who reads the environment, how long files and functions get, and which calls are never made.
+
+A module belongs to the room with the longest matching name below. A rule that is in the way is a reason to change the
+house and that page, not to make an exception here.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CODE = ROOT / "octavo"
+
+BASE = ("errors", "types", "env", "log")
+MAY_IMPORT: dict[str, tuple[str, ...]] = {
+    # the ground floor
+    "errors": (),
+    "types": ("errors",),
+    "env": ("errors",),
+    "log": ("errors", "env"),
+    # what a model is, as files and numbers
+    "modelfiles": BASE,
+    "config": (*BASE, "modelfiles.facts"),
+    "modelfiles.hub": (*BASE, "config", "modelfiles"),
+    # what crosses between processes, and between the islands
+    "wire": ("errors", "types"),
+    "wire.sockets": (*BASE, "wire"),
+    "text": (*BASE, "modelfiles"),
+    "grammar": (*BASE, "text"),
+    # the engine sees integers: no sockets, no tensors
+    "engine": (*BASE, "config", "wire", "grammar", "executor.base"),
+    "engine.process": (*BASE, "config", "modelfiles", "modelfiles.hub", "wire", "wire.sockets", "engine", "executor"),
+    "executor": (*BASE, "config", "modelfiles", "wire"),
+    # towards the user
+    "client": (*BASE, "config", "modelfiles", "wire", "wire.sockets", "text", "grammar"),
+    # the offline engine alone also runs the engine, in its own process
+    "client.local": (
+        *(*BASE, "config", "modelfiles", "modelfiles.hub", "wire", "text", "grammar", "client", "engine", "executor"),
+    ),
+    "client.offline": (*BASE, "config", "modelfiles", "modelfiles.hub", "wire", "text", "client", "client.local"),
+    "server": (*BASE, "", "config", "wire", "text", "grammar", "client"),
+    "supervisor": (*BASE, "config", "modelfiles", "modelfiles.hub", "wire", "wire.sockets"),
+    "bench": (*BASE, "", "config", "modelfiles", "modelfiles.hub", "text", "client", "client.offline"),
+    "cli": (
+        *(*BASE, "", "config", "modelfiles", "modelfiles.hub", "text", "client", "client.offline"),
+        *("server", "supervisor", "engine.process", "bench"),
+    ),
+    "__main__": ("cli",),
+    "": ("types", "errors", "client", "client.offline"),  # octavo/__init__.py: the public names
+    # the tensor island
+    "kernels": ("errors", "env"),
+    "distributed": ("errors", "env"),
+    "weights": ("errors", "modelfiles", "kernels.layouts", "kernels.ops"),
+    "layers": ("errors", "kernels.ops", "kernels.layouts", "kernels.step", "distributed"),
+    "models": (
+        *("errors", "config", "modelfiles", "weights.checkpoint", "layers"),
+        *("kernels.ops", "kernels.layouts", "kernels.step"),
+    ),
+    "worker": (
+        *("errors", "types", "env", "log", "config", "modelfiles", "wire", "weights", "models", "distributed"),
+        *("kernels.ops", "kernels.layouts", "kernels.step", "kernels.registry"),
+    ),
+    "worker.sampler": ("errors", "types", "wire", "kernels.ops"),
+}
+ONLY_IN_FUNCTIONS: dict[str, tuple[str, ...]] = {
+    "executor": ("worker",),  # the bridge: the function that starts the worker
+    "supervisor": ("engine.process", "server"),  # each in its own child
+    "cli": ("kernels.registry",),  # doctor tells what was chosen and why
+    "": ("client", "client.offline", "kernels"),
+}
+"""Further imports that a module may make where it needs them, not when it is imported."""
+
+TENSOR_ISLAND = {"kernels", "distributed", "weights", "layers", "models", "worker"}
+READ_ENVIRONMENT = {"config", "env", "cli"}
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+EMPTY_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}
+
+
+@dataclass(frozen=True)
+class Import:
+    target: str
+    """Dotted; below octavo without the leading name."""
+    line: int
+    in_function: bool
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(CODE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(CODE.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
+
+
+def room(module: str) -> str:
+    """The longest room that `module` is in. The root package is the room ''."""
+    parts = module.split(".") if module else []
+    for length in range(len(parts), 0, -1):
+        if (name := ".".join(parts[:length])) in MAY_IMPORT:
+            return name
+    return "" if not module else parts[0]
+
+
+def imports(tree: ast.AST, in_function: bool = False) -> Iterator[Import]:
+    """Imports of octavo's own modules, each as deep as it goes."""
+    for node in ast.iter_child_nodes(tree):
+        inside = in_function or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == "octavo":
+                    yield Import(alias.name.partition(".")[2], node.lineno, inside)
+        elif isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").split(".")[0] == "octavo"):
+            assert node.level == 0, "relative imports hide what is imported; write octavo.…"
+            base = (node.module or "").partition(".")[2]
+            for alias in node.names:
+                deeper = f"{base}.{alias.name}" if base else alias.name
+                yield Import(deeper if deeper in MODULES else base, node.lineno, inside)
+        yield from imports(node, inside)
+
+
+def permits(entries: tuple[str, ...], target: str) -> bool:
+    """Whether an entry covers `target`; an entry covers no room of its own inside its folder."""
+    return any(
+        room(target) == room(entry) and (target == entry or entry == "" or target.startswith(entry + "."))
+        for entry in entries
+    )
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_down(name: str) -> None:
+    here = room(name)
+    assert here in MAY_IMPORT, f"octavo.{name} is in no room of MAY_IMPORT"
+    wrong = []
+    for found in imports(TREES[name]):
+        late = ONLY_IN_FUNCTIONS.get(here, ()) if found.in_function else ()
+        if room(found.target) != here and not permits(MAY_IMPORT[here] + late, found.target):
+            wrong.append(f"line {found.line}: octavo.{found.target}")
+    assert not wrong, f"octavo.{name} ({here or 'root'}) may not import " + "; ".join(wrong)
+
+
+def test_the_table_itself_points_down() -> None:
+    above: dict[str, set[str]] = {}
+
+    def below(name: str, path: tuple[str, ...]) -> set[str]:
+        assert name not in path, f"cycle: {' → '.join((*path, name))}"
+        if name not in above:
+            above[name] = {room(entry) for entry in MAY_IMPORT[name]} - {name}
+            for lower in above[name] - {""}:
+                below(lower, (*path, name))
+        return above[name]
+
+    for name in MAY_IMPORT:
+        below(name, ())
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    graph = {
+        name: {found.target for found in imports(tree) if not found.in_function} - {name}
+        for name, tree in TREES.items()
+    }
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, f"cycle: {' → '.join((*path[path.index(name) :], name))}"
+        if name not in done:
+            for lower in graph.get(name, ()):
+                visit(lower, (*path, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_nothing_hides_behind_type_checking(name: str) -> None:
+    hidden = [node.lineno for node in ast.walk(TREES[name]) if "TYPE_CHECKING" in _names(node)]
+    assert not hidden, f"octavo.{name} lines {hidden}"
+
+
+def _names(node: ast.AST) -> set[str]:
+    """The plain and attribute names a node itself mentions."""
+    if isinstance(node, ast.Name):
+        return {node.id}
+    if isinstance(node, ast.Attribute):
+        return {node.attr}
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+        return {alias.name for alias in node.names}
+    return set()
+
+
+def _imported_packages(tree: ast.AST) -> set[str]:
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.split(".")[0] not in TENSOR_ISLAND])
+def test_the_control_island_names_no_tensor_library(name: str) -> None:
+    roots = {package.split(".")[0] for package in _imported_packages(TREES[name])}
+    assert not roots & {"torch", "triton", "flashinfer", "transformers", "gguf"}
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if room(name).split(".")[0] not in READ_ENVIRONMENT])
+def test_only_three_rooms_read_the_environment(name: str) -> None:
+    wrong = []
+    for node in ast.walk(TREES[name]):
+        of_os = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os"
+        from_os = isinstance(node, ast.ImportFrom) and node.module == "os"
+        if (of_os or from_os) and _names(node) & {"environ", "environb", "getenv", "putenv", "unsetenv"}:
+            wrong.append(node.lineno)
+    assert not wrong, f"octavo.{name} lines {wrong}: ask octavo.env or take an option"
+
+
+def test_control_island_imports_without_torch() -> None:
+    """All of it at once in a fresh process, the server's application among it."""
+    control = [name for name in MODULES if name.split(".")[0] not in TENSOR_ISLAND and not name.endswith("__main__")]
+    assert "server.app" in control
+    code = f"""
+import importlib, sys
+for name in {control!r}:
+    importlib.import_module(("octavo." + name).rstrip("."))
+heavy = {{"torch", "transformers", "huggingface_hub", "triton"}}
+sys.exit(", ".join(sorted(heavy & set(sys.modules))) or 0)
+"""
+    ran = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+
+
+FORBIDDEN_PACKAGES = {
+    "pickle",
+    "_pickle",
+    "cPickle",
+    "cloudpickle",
+    "dill",
+    "marshal",
+    "shelve",
+    "joblib",
+    "jsonpickle",
+}
+FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
+FORBIDDEN_ATTRIBUTES = {
+    *("torch.load", "torch.save", "torch.jit.load", "torch.package", "np.load", "numpy.load", "yaml.load"),
+    *("yaml.unsafe_load", "os.system", "os.popen", "multiprocessing.Queue", "multiprocessing.Pipe"),
+    *("multiprocessing.Manager", "multiprocessing.connection", "multiprocessing.Pool"),
+}
+FORBIDDEN_JINJA = {"Environment", "SandboxedEnvironment", "NativeEnvironment", "Template"}
+FORBIDDEN_KEYWORDS = {"trust_remote_code", "allow_pickle", "shell"}
+"""Keywords that may only be False."""
+
+
+def _dotted(node: ast.AST) -> str:
+    if isinstance(node, ast.Attribute):
+        return f"{_dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def _is_open_jinja(node: ast.AST) -> bool:
+    """Whether `node` names a Jinja class that lets a template reach more than ImmutableSandboxedEnvironment does."""
+    dotted = _dotted(node)
+    return dotted.startswith("jinja2.") and dotted.split(".")[-1] in FORBIDDEN_JINJA
+
+
+def dangers(tree: ast.AST) -> Iterator[str]:
+    """What could run code from a model file, a message or a request: T-PICKLE, T-EVAL, T-REMOTE, T-SSTI."""
+    for package in _imported_packages(tree):
+        if package.split(".")[0] in FORBIDDEN_PACKAGES or package in FORBIDDEN_ATTRIBUTES:
+            yield f"import {package}"
+        if package.startswith("jinja2") and package.split(".")[-1] in FORBIDDEN_JINJA:
+            yield f"import {package}: templates run in ImmutableSandboxedEnvironment only"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            if _dotted(node) in FORBIDDEN_ATTRIBUTES:
+                yield f"line {node.lineno}: {_dotted(node)}"
+        elif isinstance(node, ast.ClassDef):
+            yield from (f"line {node.lineno}: {_dotted(base)}" for base in node.bases if _is_open_jinja(base))
+        elif isinstance(node, ast.Call):
+            if _is_open_jinja(node.func):
+                yield f"line {node.lineno}: {_dotted(node.func)}()"
+            if isinstance(node.func, ast.Name) and node.func.id in FORBIDDEN_CALLS:
+                yield f"line {node.lineno}: {node.func.id}()"
+            for keyword in node.keywords:
+                is_false = isinstance(keyword.value, ast.Constant) and keyword.value.value is False
+                if keyword.arg in FORBIDDEN_KEYWORDS and not is_false:
+                    yield f"line {node.lineno}: {keyword.arg}="
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_nothing_runs_code_it_was_sent(name: str) -> None:
+    assert not list(dangers(TREES[name])), f"octavo.{name}"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from cloudpickle import loads",
+        "from torch import load",
+        "torch.load(path)",
+        "torch.load(path, weights_only=True)",
+        "eval(text)",
+        "exec(text)",
+        "f(trust_remote_code=True)",
+        "f(trust_remote_code=flag)",
+        "numpy.load(path)",
+        "g(path, allow_pickle=True)",
+        "from multiprocessing import Queue",
+        "from jinja2 import Environment",
+        "jinja2.sandbox.SandboxedEnvironment()",
+        "subprocess.run(text, shell=True)",
+    ],
+)
+def test_the_gate_sees(source: str) -> None:
+    assert list(dangers(ast.parse(source)))
+
+
+def test_the_gate_lets_through() -> None:
+    harmless = ("model.eval()", "re.compile(x)", "f(trust_remote_code=False)", "def f(x: jinja2.Template) -> None: ...")
+    assert not list(dangers(ast.parse("\n".join(harmless))))
+    assert not list(dangers(ast.parse("from jinja2.sandbox import ImmutableSandboxedEnvironment")))
+
+
+def test_files_are_short() -> None:
+    lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in MODULES.values()}
+    assert {path: lines for path, lines in lengths.items() if lines >= MAX_FILE_LINES} == {}
+
+
+def test_functions_are_short() -> None:
+    offenders = {}
+    for name, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                if lines >= MAX_FUNCTION_LINES:
+                    offenders[f"octavo.{name}:{node.lineno} {node.name}"] = lines
+    assert offenders == {}
+
+
+def test_every_file_says_what_it_owns() -> None:
+    silent = [name for name, tree in TREES.items() if tree.body and ast.get_docstring(tree) is None]
+    assert silent == []
+
+
+def test_names_say_something() -> None:
+    paths = [*CODE.rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
+    assert [str(path) for path in paths if EMPTY_NAMES & {path.stem, path.parent.name}] == []
