@@ -11,6 +11,7 @@ client that says nothing for `client_timeout` has no requests here; the pool is 
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -52,7 +53,7 @@ class EngineLoop:
         executor: Executor,
         transport: Transport,
         info: EngineInfo,
-        clock: Callable[[], float],
+        clock: Callable[[], float] = time.monotonic,
         *,
         client_timeout: float | None = CLIENT_TIMEOUT_S,
         memory_mb: Callable[[], float] = lambda: 0.0,
@@ -75,7 +76,7 @@ class EngineLoop:
         self._checked = True
 
     @property
-    def busy(self) -> bool:
+    def has_requests(self) -> bool:
         """There are requests or plans in flight."""
         return bool(self._plans) or self._scheduler.has_requests
 
@@ -87,13 +88,13 @@ class EngineLoop:
         """Turns until `stop()`, or until drained."""
         while not stop():
             self.turn(IDLE_WAIT_S)
-            if self._draining and not self.busy:
+            if self._draining and not self.has_requests:
                 return
 
     def turn(self, timeout: float | None) -> bool:
         """One round: what has arrived, and one step. Waits for messages at most `timeout` seconds (None: no limit), and
         only when there is nothing to compute. True if a step was computed."""
-        messages = self._transport.receive(0 if self.busy else self._wait(timeout))
+        messages = self._transport.receive(0 if self.has_requests else self._wait(timeout))
         self.busy_since = now = self._clock()
         try:
             for client, message in messages:
@@ -104,7 +105,7 @@ class EngineLoop:
                 for client in self._last_seen:
                     self._transport.send(client, Draining())
             worked = self._step()
-            if self.busy:
+            if self.has_requests:
                 self._checked = False
             elif not self._checked:
                 self._scheduler.check()
