@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable
 from types import FrameType
 
+import psutil
 import setproctitle
 
 from octavo import env, log
@@ -58,22 +59,21 @@ def main(
     try:
         files = fetch(config)
         resolved = resolve(config, detect(), read_facts(files), files.name)
-        watchdog = Watchdog(resolved.watchdog_timeout)
         executor: Executor = InlineExecutor(resolved, files)
         if faults := env.faults():
             executor = FaultyExecutor(executor, faults)
-        executor = watchdog.guard(executor)
         try:
             worker = executor.start()
             loop = _build_loop(resolved, files, worker, executor, transport)
             # What is alive now lives until the end: the garbage collector need not look at it again.
             gc.collect()
             gc.freeze()
+            watchdog = Watchdog(resolved.watchdog_timeout, lambda: loop.busy_since)
             watchdog.start()
             logger.info("ready after %.1f s at %s: %s", time.monotonic() - started, endpoint, _summary(worker))
+            stop.attach(loop, transport)
             if on_ready is not None:
                 on_ready()
-            stop.attach(loop, transport)
             loop.run(stop.due)
             watchdog.stop()
         finally:
@@ -114,7 +114,10 @@ def _build_loop(
         backend=worker.backend,
         max_queued_requests=resolved.max_queued_requests,
     )
-    return EngineLoop(scheduler, executor, transport, info, time.monotonic)
+    process = psutil.Process()
+    return EngineLoop(
+        scheduler, executor, transport, info, time.monotonic, memory_mb=lambda: process.memory_info().rss / 2**20
+    )
 
 
 def _summary(worker: WorkerInfo) -> str:
@@ -123,7 +126,7 @@ def _summary(worker: WorkerInfo) -> str:
 
 
 class _Stop:
-    """Turns signals into the end of the loop. `due` is asked by the loop after every turn."""
+    """Turns signals into the end of the loop, which drains; `due` is asked before every turn."""
 
     def __init__(self, drain_timeout: float) -> None:
         self._drain_timeout = drain_timeout
@@ -138,11 +141,8 @@ class _Stop:
         self._loop, self._transport = loop, transport
 
     def due(self) -> bool:
-        """True once a signal came and all requests have ended, or their time is over."""
-        if self._deadline is None or self._loop is None:
-            return False
-        self._loop.drain()
-        return not self._loop.has_requests or time.monotonic() >= self._deadline
+        """True once the requests have had their time."""
+        return self._deadline is not None and time.monotonic() >= self._deadline
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self._loop is None or self._transport is None:  # still loading
@@ -150,4 +150,5 @@ class _Stop:
         if self._deadline is not None:
             os._exit(STOPPED_AT_ONCE)
         self._deadline = time.monotonic() + self._drain_timeout
+        self._loop.drain()
         self._transport.wake()

@@ -1,8 +1,8 @@
-"""Ends an engine whose step hangs, with all stacks in the log. Owned by engine/process.py, which wraps its executor.
+"""Ends an engine whose step hangs, with all stacks in the log. Owned by engine/process.py.
 
-A thread looks at how long the oldest plan has been in flight. A step that never gives back the interpreter lock would
-stop that thread too, so it also keeps a timer of faulthandler armed, which needs no lock. Invariant: an idle engine is
-never ended, however long it sleeps.
+A thread looks at how long the loop's turn has been busy. A step that never gives back the interpreter lock would stop
+that thread too, so it also keeps a timer of faulthandler armed, which needs no lock. Invariant: an idle engine is never
+ended, however long it sleeps.
 """
 
 from __future__ import annotations
@@ -13,10 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections import deque
-
-from octavo.executor.base import Executor
-from octavo.wire.plan import Plan, Result, WorkerInfo
+from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
 
@@ -24,17 +21,14 @@ EXIT_CODE = 70
 
 
 class Watchdog:
-    """`guard` first, then `start`. `timeout`: seconds that a step may take."""
+    """`timeout`: seconds that a turn may take. `busy_since`: when it began (time.monotonic), None while idle."""
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, timeout: float, busy_since: Callable[[], float | None]) -> None:
         self._timeout = timeout
+        self._busy_since = busy_since
         self._interval = min(1.0, timeout / 4)
-        self._busy_since: deque[float] = deque()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="octavo-watchdog", daemon=True)
-
-    def guard(self, executor: Executor) -> Executor:
-        return _Guarded(executor, self._busy_since)
 
     def start(self) -> None:
         self._thread.start()
@@ -46,10 +40,8 @@ class Watchdog:
 
     def _watch(self) -> None:
         while True:
-            try:
-                busy = time.monotonic() - self._busy_since[0]
-            except IndexError:  # nothing in flight
-                busy = 0.0
+            since = self._busy_since()
+            busy = 0.0 if since is None else time.monotonic() - since
             if busy >= self._timeout:
                 logger.critical("a step takes over %.1f s (--watchdog-timeout); ending the engine", self._timeout)
                 faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
@@ -59,30 +51,3 @@ class Watchdog:
             faulthandler.dump_traceback_later(remaining, exit=True, file=sys.stderr)
             if self._closed.wait(self._interval):
                 return
-
-
-class _Guarded:
-    """Passes everything on and notes since when plans are in flight."""
-
-    def __init__(self, executor: Executor, busy_since: deque[float]) -> None:
-        self._executor = executor
-        self._busy_since = busy_since
-        self.depth = executor.depth
-
-    def start(self) -> WorkerInfo:
-        return self._executor.start()
-
-    def submit(self, plan: Plan) -> None:
-        self._busy_since.append(time.monotonic())
-        self._executor.submit(plan)
-
-    def collect(self) -> Result:
-        try:
-            return self._executor.collect()
-        finally:
-            self._busy_since.popleft()
-            if self._busy_since:  # the next plan only runs from now on
-                self._busy_since[0] = time.monotonic()
-
-    def shutdown(self) -> None:
-        self._executor.shutdown()

@@ -111,14 +111,16 @@ class Child:
         if self._stopping:
             return None
         self._failed_starts = 0 if good and uptime > STABLE_S else self._failed_starts + 1
-        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        if not good and (self._failed_starts >= MAX_FAILED_STARTS or (code in STARTUP_CODES and not self._was_ready)):
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        # A model that was served before may fit again; what never was, or broke later, is not mended by trying again.
+        hopeless = code in STARTUP_CODES and (good or not self._was_ready)
+        if hopeless or (not good and self._failed_starts >= MAX_FAILED_STARTS):
             if code not in STARTUP_CODES:
-                logger.error("the %s does not start: %s", self.name, how)
+                logger.error("the %s does not start: it %s", self.name, how)
             return code if code > 0 else 1
         delay = 0.0 if good and self._failed_starts <= 1 else min(FIRST_DELAY_S * 2**self._failed_starts, MAX_DELAY_S)
         self._restart_at = time.monotonic() + delay
-        logger.warning("the %s was %s after %.1f s; starting it again", self.name, how, uptime)
+        logger.warning("the %s %s after %.1f s; starting it again", self.name, how, uptime)
         return None
 
     def tick(self) -> None:

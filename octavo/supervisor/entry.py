@@ -67,7 +67,9 @@ def _engine(spec: EngineSpec, ready: Callable[[], None]) -> int:
 def _server(spec: ServerSpec, ready: Callable[[], None]) -> int:
     from octavo.server import process
 
-    return process.main(spec.config, spec.endpoint, spec.listen_fd, ready)
+    ready()
+    process.main(spec.config, spec.endpoint, spec.listen_fd)
+    return 0
 
 
 if __name__ == "__main__":
