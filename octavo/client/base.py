@@ -7,6 +7,7 @@ from typing import Protocol
 
 import msgspec
 
+from octavo.text.template import ChatTemplate
 from octavo.text.tokenizer import Tokenizer
 from octavo.types import Delta, Metrics, SamplingParams, TokenLogprobs
 from octavo.wire.messages import EngineInfo, Stats
@@ -50,6 +51,16 @@ class Client(Protocol):
     @property
     def tokenizer(self) -> Tokenizer:
         """Raises Unavailable while nothing was attached yet."""
+        ...
+
+    @property
+    def template(self) -> ChatTemplate:
+        """Raises Unavailable while nothing was attached yet."""
+        ...
+
+    @property
+    def engine_restarts(self) -> int:
+        """Engines that took the place of a lost one."""
         ...
 
     @property
