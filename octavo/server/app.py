@@ -1,0 +1,96 @@
+"""The web application: routes, what surrounds them, and the state they share.
+
+Called by server/process.py and the tests. Handlers are plain functions from request to response, registered without
+FastAPI's own body parsing: bodies are decoded by msgspec, once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psutil
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+import octavo
+from octavo.client.base import Client
+from octavo.config import ServerConfig
+from octavo.config.resolve import parse_bytes
+from octavo.errors import ApiError
+from octavo.server import docs, system
+from octavo.server.errors import on_api_error, on_http_exception
+from octavo.server.inflight import InFlight
+from octavo.server.metrics import ServerMetrics
+from octavo.server.middleware import BodyGuard, RequestContext, require_json
+from octavo.server.openai import models
+from octavo.server.openai.chat import chat_completions
+from octavo.server.openai.completions import completions
+from octavo.server.openai.serving import Serving
+from octavo.server.openai.tokenize import detokenize, tokenize
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def create_app(client: Client, config: ServerConfig) -> FastAPI:
+    """The application over a client, which it starts and closes with its lifespan. `app.state.serving` holds what
+    the handlers share. Raises ConfigError for a wrong size."""
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        psutil.cpu_percent()  # the first call only sets the base of the next
+        await client.start()
+        try:
+            yield
+        finally:
+            await client.close()
+
+    app = FastAPI(
+        title="Octavo", version=octavo.__version__, docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan
+    )
+    metrics = ServerMetrics(client)
+    app.state.serving = Serving(client=client, inflight=InFlight(), metrics=metrics, started=int(time.time()))
+    app.router.redirect_slashes = False
+    app.add_middleware(BodyGuard, limit=parse_bytes(config.max_body_size, "--max-body-size"))
+    app.add_middleware(RequestContext, answers=metrics.http, paths=_add_routes(app))
+    app.add_exception_handler(ApiError, on_api_error)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    return app
+
+
+def _add_routes(app: FastAPI) -> dict[Any, str]:
+    """→ the path of each endpoint."""
+    posts: dict[str, Handler] = {
+        "/v1/chat/completions": chat_completions,
+        "/v1/completions": completions,
+        "/tokenize": tokenize,
+        "/detokenize": detokenize,
+    }
+    gets: dict[str, Handler] = {
+        "/v1/models": models.list_models,
+        "/v1/models/{model:path}": models.retrieve_model,
+        "/v1/metrics": system.system_metrics,
+        "/health": system.health,
+        "/ready": system.ready,
+        "/metrics": system.prometheus,
+        "/docs": docs.page,
+        "/openapi.json": docs.openapi,
+    }
+    for path, handler in posts.items():
+        app.add_route(path, _json_only(handler), methods=["POST"])
+    for path, handler in gets.items():
+        app.add_route(path, handler, methods=["GET"])
+    return {route.endpoint: route.path for route in app.routes if isinstance(route, Route)}
+
+
+def _json_only(handler: Handler) -> Handler:
+    async def checked(request: Request) -> Response:
+        require_json(request.headers)
+        return await handler(request)
+
+    return checked

@@ -1,0 +1,112 @@
+"""A request body becomes a typed struct or a RequestError whose `param` names the field.
+
+Called by every POST handler. Strict: no string where a number is meant, no NaN, no Infinity. A top-level null means
+the field was left out, as OpenAI's clients send it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TypeVar
+
+import msgspec
+
+from octavo.errors import RequestError
+
+T = TypeVar("T")
+
+_AT = re.compile(r" - at (?:`key` in )?`\$(.*?)`$")
+_MISSING = re.compile(r"missing required field `(\w+)`")
+_BYTE = re.compile(r" ?\(byte (\d+)\)")
+_TOKEN = re.compile(rb'"((?:[^"\\]|\\.)*)"|[\[\]{}]', re.DOTALL)
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
+_SCAN_LIMIT = 1 << 20
+"""Bytes that are searched for the name of the field in which malformed JSON breaks off."""
+_DEPTH_LIMIT = 64
+
+_raw_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """Raises RequestError (code invalid_json when the body is no JSON; `param` names the field where known)."""
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        if "got `null`" in str(error):
+            return _without_nulls(decoder, body, error)
+        raise _invalid(error) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _malformed(body, str(error)) from None
+    except RecursionError:
+        raise RequestError(
+            "the JSON body is nested too deeply", param=_field_at_depth(body, _DEPTH_LIMIT), code="invalid_json"
+        ) from None
+
+
+def _without_nulls(decoder: msgspec.json.Decoder[T], body: bytes, first: msgspec.ValidationError) -> T:
+    try:
+        fields = {k: v for k, v in _raw_object.decode(body).items() if bytes(v) != b"null"}
+        return decoder.decode(msgspec.json.encode(fields))
+    except msgspec.ValidationError as error:
+        raise _invalid(error) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise _invalid(first) from None
+
+
+def _invalid(error: msgspec.ValidationError) -> RequestError:
+    text = str(error)
+    found = _AT.search(text)
+    path = found.group(1).replace("[...]", "").lstrip(".") if found else ""
+    message = _AT.sub("", text)
+    if missing := _MISSING.search(message):
+        path = f"{path}.{missing.group(1)}" if path else missing.group(1)
+        return RequestError(f"{path} is required", param=path, code="missing_required_parameter")
+    if not path:
+        return RequestError(f"the body must be a JSON object: {message}", code="invalid_json")
+    message = message[:1].lower() + message[1:]
+    if message == "number out of range":
+        message = "the number must be finite"
+    return RequestError(f"{path}: {message}", param=path, code="invalid_value")
+
+
+def _malformed(body: bytes, text: str) -> RequestError:
+    position = _BYTE.search(text)
+    surrogate = _SURROGATE.search(body) if "truncated" in text or "utf-8" in text or "surrogate" in text else None
+    if surrogate:
+        at, why = surrogate.start(), "a string holds half of a surrogate pair, which is not valid Unicode"
+    elif "utf-8" in text:
+        return RequestError("the body is not valid UTF-8", code="invalid_json")
+    elif position:
+        at, why = int(position.group(1)), _BYTE.sub("", text) + f" at byte {position.group(1)}"
+    else:
+        at, why = len(body), text
+    if body[at : at + 3] == b"NaN" or body[at : at + 8].lstrip(b"-") in (b"Infinity", b"Infinit"):
+        why = "NaN and Infinity are not JSON; numbers must be finite"
+    return RequestError(f"the body is not valid JSON: {why}", param=_field_at(body, at), code="invalid_json")
+
+
+def _field_at(body: bytes, position: int) -> str | None:
+    """The top-level key whose value holds the byte at `position`."""
+    depth, key = 0, None
+    if position > _SCAN_LIMIT:
+        return None
+    for token in _TOKEN.finditer(body, 0, position):
+        text = token.group()
+        if text[:1] == b'"':
+            if depth == 1 and body[token.end() : token.end() + 16].lstrip()[:1] == b":":
+                key = token.group(1)
+        else:
+            depth += 1 if text in b"[{" else -1
+    return key.decode("utf-8", "replace")[:64] if key is not None and depth >= 1 else None
+
+
+def _field_at_depth(body: bytes, limit: int) -> str | None:
+    """The top-level key whose value nests deeper than `limit`."""
+    depth = 0
+    for token in _TOKEN.finditer(body, 0, _SCAN_LIMIT):
+        text = token.group()
+        if text[:1] != b'"':
+            depth += 1 if text in b"[{" else -1
+            if depth > limit:
+                return _field_at(body, token.start())
+    return None

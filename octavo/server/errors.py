@@ -1,0 +1,110 @@
+"""How a failure becomes an HTTP answer: one JSON body with four keys, whatever went wrong.
+
+Called by the middleware, the handlers and the event stream. Invariant: the body never holds a traceback, a path of
+this machine or a memory address; what is not an ApiError is logged and answered as a plain 500.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from octavo.errors import ApiError, EngineError, RequestError
+
+
+class ErrorInfo(msgspec.Struct, kw_only=True):
+    """All four keys are always present."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(msgspec.Struct, kw_only=True):
+    """Body of every answer that is not 2xx, and of an event that ends a failed stream."""
+
+    error: ErrorInfo
+
+
+class NotFound(ApiError):
+    status = 404
+    type = "invalid_request_error"
+    default_code = "not_found"
+
+
+class MethodNotAllowed(ApiError):
+    status = 405
+    type = "invalid_request_error"
+    default_code = "method_not_allowed"
+
+
+class ContentTooLarge(ApiError):
+    status = 413
+    type = "invalid_request_error"
+    default_code = "content_too_large"
+
+
+class UnsupportedMediaType(ApiError):
+    status = 415
+    type = "invalid_request_error"
+    default_code = "unsupported_media_type"
+
+
+class ClientGone(ApiError):
+    """The client left or stopped reading; nobody sees this answer, the log shows its status."""
+
+    status = 499
+    default_code = "client_gone"
+
+
+_ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}\b")
+_PATH = re.compile(r"(?<![\w:/.])/(?:[\w.+@~-]+/)+[\w.+@~-]*")
+
+
+def clean(message: str) -> str:
+    """The message without memory addresses and absolute paths."""
+    if "0x" in message:
+        message = _ADDRESS.sub("…", message)
+    return _PATH.sub("…", message) if "/" in message else message
+
+
+def error_body(error: ApiError) -> bytes:
+    info = ErrorInfo(message=clean(error.message), type=error.type, param=error.param, code=error.code)
+    return msgspec.json.encode(ErrorResponse(error=info))
+
+
+def error_response(error: ApiError, headers: Mapping[str, str] | None = None) -> Response:
+    response = Response(error_body(error), error.status, headers, "application/json")
+    if error.retry_after is not None:
+        response.headers["retry-after"] = str(error.retry_after)
+    return response
+
+
+def unexpected() -> ApiError:
+    """What a client is told of a failure of ours; the log has the traceback."""
+    return EngineError("the server failed to handle this request; its log has the details", code="internal_error")
+
+
+async def on_api_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error_response(error)
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """Starlette's own 404 and 405 (with its Allow header), in our body."""
+    status = int(getattr(error, "status_code", 500))
+    headers = getattr(error, "headers", None)
+    if status == 404:
+        return error_response(NotFound("there is no such route; /docs lists those there are"), headers)
+    if status == 405:
+        allowed = (headers or {}).get("Allow", "")
+        message = f"this route does not take {request.method[:16]}; allowed: {allowed}"
+        return error_response(MethodNotAllowed(message), headers)
+    failure = RequestError(str(getattr(error, "detail", "bad request")))
+    failure.status = status
+    return error_response(failure, headers)

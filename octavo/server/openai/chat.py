@@ -1,0 +1,242 @@
+"""POST /v1/chat/completions: messages → token ids → generation → one answer or its chunks.
+
+The streamed and the plain answer are built from the same deltas; nothing here waits for the engine outside a watch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from octavo.client.base import Prompt
+from octavo.errors import ApiError, RequestError, Unsupported
+from octavo.server.decode import decode
+from octavo.server.openai.logprobs import chat_logprobs, prompt_logprobs
+from octavo.server.openai.protocol import (
+    ChatChoice,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatCompletionRequest,
+    ChatDelta,
+    ChatLogprobs,
+    ResponseMessage,
+    refuse_nul,
+)
+from octavo.server.openai.serving import Header, Serving, UsageTally, json_response, renamed, serving, usage_of
+from octavo.server.sse import DONE, Close, Events, EventStream, event
+from octavo.server.work import Work
+from octavo.types import FinishReason, Message, SamplingParams, TokenLogprobs
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+TEMPLATE_KWARGS = frozenset(
+    {"enable_thinking", "thinking", "thinking_budget", "preserve_thinking", "reasoning_effort", "date_string",
+     "custom_tools", "tools_in_user_message", "add_vision_id", "clear_thinking"}
+)  # fmt: skip
+"""Names that published templates read; anything else could only reach into the rendering itself."""
+
+_decoder = msgspec.json.Decoder(ChatCompletionRequest)
+_encode = msgspec.json.Encoder().encode
+
+
+async def chat_completions(request: Request) -> Response:
+    serve = serving(request)
+    serve.inflight.refuse_when_draining()
+    asked = decode(_decoder, await request.body())
+    asked.check()
+    messages = checked_messages(asked.messages)
+    kwargs = template_kwargs(asked.chat_template_kwargs, asked.reasoning_effort)
+    header = Header.new("chatcmpl", serve.model(asked.model))
+
+    async def start() -> Work:
+        ids = await render(
+            serve,
+            messages,
+            add_generation_prompt=asked.add_generation_prompt,
+            continue_final_message=asked.continue_final_message,
+            kwargs=kwargs,
+        )
+        try:
+            return await Work.start(serve.client, [Prompt(token_ids=ids)], sampling(asked), serve.metrics)
+        except ApiError as error:
+            raise renamed(error, "prompt", "messages") from None
+
+    if asked.stream:
+
+        async def events() -> tuple[Events, Close]:
+            work = await start()
+            return _chunks(serve, asked, header, work), work.aclose
+
+        return EventStream(events, serve.inflight)
+    async with serve.inflight.watch(request.receive):
+        return json_response(await _whole(serve, asked, header, await start()))
+
+
+def sampling(asked: ChatCompletionRequest) -> SamplingParams:
+    """The request's parameters in the engine's terms."""
+    max_tokens = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
+    return asked.sampling(max_tokens=max_tokens, logprobs=(asked.top_logprobs or 0) if asked.logprobs else None)
+
+
+async def render(
+    serve: Serving,
+    messages: list[Message],
+    *,
+    add_generation_prompt: bool | None,
+    continue_final_message: bool,
+    kwargs: dict[str, Any],
+) -> list[int]:
+    """Template and tokenizer, off the event loop. Raises RequestError that names `messages`."""
+    template, limit = serve.client.template, serve.info().max_model_len
+    if add_generation_prompt is None:
+        add_generation_prompt = not continue_final_message
+
+    def encode() -> list[int]:
+        return template.encode(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            max_tokens=limit,
+            **kwargs,
+        )
+
+    try:
+        return await asyncio.to_thread(encode)
+    except ApiError as error:
+        raise renamed(error, "prompt", "messages") from None
+
+
+def checked_messages(messages: list[Message]) -> list[Message]:
+    """The messages, `developer` named `system` as templates know it. What the template cannot take in is refused by
+    name; text and parts are the template's business."""
+    if not messages:
+        raise RequestError("messages must not be empty", param="messages")
+    return [_checked(message, f"messages[{i}]") for i, message in enumerate(messages)]
+
+
+def _checked(message: Message, at: str) -> Message:
+    if message.role not in ROLES:
+        raise RequestError(
+            f"{at}.role is {message.role[:40]!r}; it must be one of {', '.join(ROLES)}", param=f"{at}.role"
+        )
+    if message.tool_calls:
+        raise Unsupported(f"{at}.tool_calls is not supported yet; leave it out", param=f"{at}.tool_calls")
+    if message.content is None:
+        raise RequestError(f"{at}.content is required for role {message.role}", param=f"{at}.content")
+    parts = [message.content] if isinstance(message.content, str) else [p.get("text") for p in message.content]
+    for text in parts:
+        if isinstance(text, str):
+            refuse_nul(text, f"{at}.content")
+    for name, value in (("name", message.name), ("reasoning_content", message.reasoning_content)):
+        refuse_nul(value or "", f"{at}.{name}")
+    return msgspec.structs.replace(message, role="system") if message.role == "developer" else message
+
+
+def template_kwargs(given: dict[str, Any] | None, reasoning_effort: str | None = None) -> dict[str, Any]:
+    """Only known switches with plain values reach a template."""
+    kwargs: dict[str, Any] = {} if reasoning_effort is None else {"reasoning_effort": reasoning_effort}
+    for name, value in (given or {}).items():
+        if name not in TEMPLATE_KWARGS:
+            known = ", ".join(sorted(TEMPLATE_KWARGS))
+            raise RequestError(
+                f"chat_template_kwargs: {name[:40]!r} is not allowed; allowed are {known}", param="chat_template_kwargs"
+            )
+        if not isinstance(value, str | int | float | bool | None):
+            raise RequestError(
+                f"chat_template_kwargs: {name} must be a text, a number or a switch", param="chat_template_kwargs"
+            )
+        kwargs[name] = value
+    return kwargs
+
+
+class _Choice:
+    """What has come of one choice."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.logprobs: list[TokenLogprobs] = []
+        self.finish_reason: FinishReason | None = None
+        self.stop_reason: str | int | None = None
+
+
+async def _whole(serve: Serving, asked: ChatCompletionRequest, header: Header, work: Work) -> ChatCompletion:
+    choices = [_Choice() for _ in range(asked.n)]
+    try:
+        async for _, delta in work:
+            choice = choices[delta.index]
+            choice.texts.append(delta.text)
+            choice.logprobs += delta.logprobs or ()
+            if delta.finish_reason is not None:
+                choice.finish_reason, choice.stop_reason = delta.finish_reason, delta.stop_reason
+    finally:
+        await work.aclose()
+    tokenizer = serve.client.tokenizer
+    answer = ChatCompletion(
+        id=header.id, created=header.created, model=header.model, choices=[], usage=usage_of(work.metrics)
+    )
+    for index, choice in enumerate(choices):
+        assert choice.finish_reason is not None, "a generation ended without a finish_reason"
+        answer.choices.append(
+            ChatChoice(
+                index=index,
+                message=ResponseMessage(content="".join(choice.texts)),
+                logprobs=chat_logprobs(tokenizer, choice.logprobs) if asked.logprobs else None,
+                finish_reason=choice.finish_reason,
+                stop_reason=choice.stop_reason,
+            )
+        )
+    if asked.prompt_logprobs is not None and (found := work.prompt_logprobs(0)) is not None:
+        answer.prompt_logprobs = prompt_logprobs(tokenizer, found)
+    return answer
+
+
+async def _chunks(
+    serve: Serving, asked: ChatCompletionRequest, header: Header, work: Work
+) -> AsyncGenerator[bytes, None]:
+    tally = UsageTally(asked.stream_options, work.prompt_tokens)
+    tokenizer = serve.client.tokenizer
+    begun = [False] * asked.n
+    waiting: list[list[TokenLogprobs]] = [[] for _ in range(asked.n)]
+
+    def chunk(choices: list[ChatChunkChoice]) -> bytes:
+        return event(
+            _encode(
+                ChatCompletionChunk(
+                    id=header.id, created=header.created, model=header.model, choices=choices, usage=tally.of_chunk
+                )
+            )
+        )
+
+    def shown(index: int) -> ChatLogprobs | None:
+        if not waiting[index]:
+            return None
+        entries, waiting[index] = waiting[index], []
+        return chat_logprobs(tokenizer, entries)
+
+    async for _, delta in work:
+        index, out = delta.index, b""
+        tally.add(len(delta.token_ids))
+        if not begun[index]:
+            begun[index] = True
+            out = chunk([ChatChunkChoice(index=index, delta=ChatDelta(role="assistant", content=""))])
+        if delta.logprobs:
+            waiting[index] += delta.logprobs
+        if delta.text:
+            out += chunk([ChatChunkChoice(index=index, delta=ChatDelta(content=delta.text), logprobs=shown(index))])
+        if delta.finish_reason is not None:
+            last = ChatChunkChoice(index=index, delta=ChatDelta(), logprobs=shown(index))
+            last.finish_reason, last.stop_reason = delta.finish_reason, delta.stop_reason
+            out += chunk([last])
+        if out:
+            yield out
+    tail = b""
+    if tally.wanted:
+        final = ChatCompletionChunk(id=header.id, created=header.created, model=header.model, choices=[])
+        final.usage = usage_of(work.metrics)
+        tail = event(_encode(final))
+    yield tail + DONE

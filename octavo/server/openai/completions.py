@@ -1,0 +1,203 @@
+"""POST /v1/completions: texts or token ids → generations → one answer or its chunks.
+
+Choice `index` counts over prompts and their n choices: prompt · n + choice. With echo the prompt, and with logprobs
+its own log-probabilities, come first: that is how evaluation harnesses score texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from octavo.client.base import Prompt
+from octavo.errors import RequestError
+from octavo.server.decode import decode
+from octavo.server.openai.logprobs import CompletionLogprobsBuilder, prompt_logprobs
+from octavo.server.openai.protocol import (
+    MAX_PROMPTS,
+    Completion,
+    CompletionChoice,
+    CompletionLogprobs,
+    CompletionRequest,
+    refuse_nul,
+)
+from octavo.server.openai.serving import Header, Serving, UsageTally, json_response, serving, usage_of
+from octavo.server.sse import DONE, Close, Events, EventStream, event
+from octavo.server.work import Work
+from octavo.types import Delta, FinishReason, SamplingParams
+
+DEFAULT_MAX_TOKENS = 16
+"""OpenAI's default for this route."""
+
+_decoder = msgspec.json.Decoder(CompletionRequest)
+_encode = msgspec.json.Encoder().encode
+
+
+async def completions(request: Request) -> Response:
+    serve = serving(request)
+    serve.inflight.refuse_when_draining()
+    asked = decode(_decoder, await request.body())
+    asked.check()
+    given = split_prompts(asked.prompt)
+    header = Header.new("cmpl", serve.model(asked.model))
+
+    async def start() -> tuple[Work, list[_Choice]]:
+        prompts = [await _tokenized(serve, prompt, asked) for prompt in given]
+        work = await Work.start(serve.client, prompts, sampling(asked), serve.metrics)
+        return work, _choices(serve, asked, prompts)
+
+    if asked.stream:
+
+        async def events() -> tuple[Events, Close]:
+            work, choices = await start()
+            return _chunks(asked, header, work, choices), work.aclose
+
+        return EventStream(events, serve.inflight)
+    async with serve.inflight.watch(request.receive):
+        return json_response(await _whole(serve, asked, header, *await start()))
+
+
+def sampling(asked: CompletionRequest) -> SamplingParams:
+    """The request's parameters in the engine's terms: echo with logprobs needs those of the prompt."""
+    max_tokens = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
+    wanted = [k for k in (asked.prompt_logprobs, asked.logprobs if asked.echo else None) if k is not None]
+    return asked.sampling(
+        max_tokens=DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens, prompt_logprobs=max(wanted, default=None)
+    )
+
+
+def split_prompts(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]:
+    """One entry per prompt. Raises RequestError where kinds are mixed or there is nothing."""
+    if isinstance(prompt, str):
+        return [_checked(prompt)]
+    if not prompt:
+        raise RequestError("prompt must not be empty", param="prompt")
+    if all(isinstance(p, int) for p in prompt):
+        return [[p for p in prompt if isinstance(p, int)]]
+    if len(prompt) > MAX_PROMPTS:
+        raise RequestError(f"prompt has {len(prompt)} entries; at most {MAX_PROMPTS}", param="prompt")
+    if any(isinstance(p, int) for p in prompt):
+        raise RequestError("prompt mixes token ids with texts or lists; send one kind", param="prompt")
+    return [_checked(p) for p in prompt if not isinstance(p, int)]
+
+
+def _checked(prompt: str | list[int]) -> str | list[int]:
+    if isinstance(prompt, str):
+        refuse_nul(prompt, "prompt")
+    elif not prompt:
+        raise RequestError("prompt holds an empty list of token ids", param="prompt")
+    return prompt
+
+
+async def _tokenized(serve: Serving, prompt: str | list[int], asked: CompletionRequest) -> Prompt:
+    if not isinstance(prompt, str):
+        return Prompt(token_ids=prompt)
+    limit = serve.info().max_model_len
+    ids = await serve.encode(prompt, add_special_tokens=asked.add_special_tokens, max_tokens=limit)
+    return Prompt(token_ids=ids, text=prompt)
+
+
+class _Choice:
+    """One choice and its part of the answer, delta by delta."""
+
+    def __init__(self, serve: Serving, asked: CompletionRequest, prompt: Prompt, index: int) -> None:
+        self.index = index
+        self.finish_reason: FinishReason | None = None
+        self.stop_reason: str | int | None = None
+        self._prompt = prompt
+        self._tokenizer = serve.client.tokenizer
+        self._echo = asked.echo
+        self._logprobs: CompletionLogprobsBuilder | None = None
+        if asked.logprobs is not None:
+            self._logprobs = CompletionLogprobsBuilder(self._tokenizer, asked.logprobs, asked.skip_special_tokens)
+
+    def take(self, delta: Delta, work: Work, prompt_index: int) -> CompletionChoice | None:
+        """What the delta shows; None when that is nothing."""
+        text, logprobs = delta.text, None
+        parts: list[CompletionLogprobs] = []
+        if self._echo:  # once, before everything else
+            self._echo = False
+            text = self._prompt_text() + text
+            found = work.prompt_logprobs(prompt_index)
+            if self._logprobs is not None and found is not None:
+                parts.append(self._logprobs.build(self._prompt.token_ids, found))
+        if self._logprobs is not None and delta.logprobs:
+            parts.append(self._logprobs.build([entry.token_id for entry in delta.logprobs], delta.logprobs))
+        if parts:
+            logprobs = joined(parts)
+        if not text and logprobs is None and delta.finish_reason is None:
+            return None
+        choice = CompletionChoice(index=self.index, text=text, logprobs=logprobs, finish_reason=delta.finish_reason)
+        if delta.finish_reason is not None:
+            choice.stop_reason = delta.stop_reason
+        return choice
+
+    def _prompt_text(self) -> str:
+        if self._prompt.text is not None:
+            return self._prompt.text
+        return self._tokenizer.decode(self._prompt.token_ids)
+
+
+def joined(parts: Sequence[CompletionLogprobs]) -> CompletionLogprobs:
+    whole = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
+    for part in parts:
+        whole.tokens += part.tokens
+        whole.token_logprobs += part.token_logprobs
+        whole.top_logprobs += part.top_logprobs
+        whole.text_offset += part.text_offset
+    return whole
+
+
+def _choices(serve: Serving, asked: CompletionRequest, prompts: list[Prompt]) -> list[_Choice]:
+    return [_Choice(serve, asked, prompt, i * asked.n + k) for i, prompt in enumerate(prompts) for k in range(asked.n)]
+
+
+async def _whole(
+    serve: Serving, asked: CompletionRequest, header: Header, work: Work, choices: list[_Choice]
+) -> Completion:
+    shown: list[list[CompletionChoice]] = [[] for _ in choices]
+    try:
+        async for prompt_index, delta in work:
+            index = prompt_index * asked.n + delta.index
+            if (part := choices[index].take(delta, work, prompt_index)) is not None:
+                shown[index].append(part)
+    finally:
+        await work.aclose()
+    answer = Completion(id=header.id, created=header.created, model=header.model, choices=[])
+    for index, parts in enumerate(shown):
+        assert parts, "a generation ended without a finish_reason"
+        answer.choices.append(
+            CompletionChoice(
+                index=index,
+                text="".join(part.text for part in parts),
+                logprobs=joined([p.logprobs for p in parts if p.logprobs]) if asked.logprobs is not None else None,
+                finish_reason=parts[-1].finish_reason,
+                stop_reason=parts[-1].stop_reason,
+            )
+        )
+        if asked.prompt_logprobs is not None and (found := work.prompt_logprobs(index // asked.n)) is not None:
+            answer.choices[-1].prompt_logprobs = prompt_logprobs(serve.client.tokenizer, found)
+    answer.usage = usage_of(work.metrics)
+    return answer
+
+
+async def _chunks(
+    asked: CompletionRequest, header: Header, work: Work, choices: list[_Choice]
+) -> AsyncGenerator[bytes, None]:
+    tally = UsageTally(asked.stream_options, work.prompt_tokens)
+    async for prompt_index, delta in work:
+        tally.add(len(delta.token_ids))
+        part = choices[prompt_index * asked.n + delta.index].take(delta, work, prompt_index)
+        if part is not None:
+            body = Completion(id=header.id, created=header.created, model=header.model, choices=[part])
+            body.usage = tally.of_chunk
+            yield event(_encode(body))
+    tail = b""
+    if tally.wanted:
+        final = Completion(id=header.id, created=header.created, model=header.model, choices=[])
+        final.usage = usage_of(work.metrics)
+        tail = event(_encode(final))
+    yield tail + DONE

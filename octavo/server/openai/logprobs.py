@@ -1,0 +1,95 @@
+"""Log-probabilities in the two shapes of the API, from token ids. Pure; called by the chat and completions handlers."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+from octavo.server.openai.protocol import (
+    ChatLogprobs,
+    CompletionLogprobs,
+    LogprobEntry,
+    PromptLogprob,
+    PromptLogprobs,
+    TopLogprobEntry,
+)
+from octavo.text.tokenizer import Tokenizer
+from octavo.types import TokenLogprobs
+
+FLOOR = -9999.0
+"""Stands for -inf, which JSON cannot say."""
+
+
+def chat_logprobs(tokenizer: Tokenizer, entries: Sequence[TokenLogprobs]) -> ChatLogprobs:
+    """One entry per token of the content."""
+    content: list[LogprobEntry] = []
+    for entry in entries:
+        raw = tokenizer.token_bytes(entry.token_id)
+        top = [_top(tokenizer, t.token_id, t.logprob) for t in entry.top]
+        content.append(
+            LogprobEntry(
+                token=raw.decode(errors="replace"), logprob=_finite(entry.logprob), bytes=list(raw), top_logprobs=top
+            )
+        )
+    return ChatLogprobs(content=content)
+
+
+class CompletionLogprobsBuilder:
+    """Of one choice, chunk by chunk: keeps where in the choice's text the next token begins, in characters."""
+
+    def __init__(self, tokenizer: Tokenizer, num_top: int, skip_special_tokens: bool) -> None:
+        self._tokenizer = tokenizer
+        self._num_top = num_top
+        self._skip = skip_special_tokens
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._offset = 0
+
+    def build(self, ids: Sequence[int], entries: Sequence[TokenLogprobs | None]) -> CompletionLogprobs:
+        """`ids` [n] with their entries [n]; None (the first token of an echoed prompt) gives null."""
+        tokenizer = self._tokenizer
+        out = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
+        for token_id, entry in zip(ids, entries, strict=True):
+            text = tokenizer.token_text(token_id)
+            out.tokens.append(text)
+            out.text_offset.append(self._offset)
+            self._offset += len(self._decoder.decode(tokenizer.visible_bytes(token_id, self._skip)))
+            if entry is None:
+                out.token_logprobs.append(None)
+                out.top_logprobs.append(None)
+                continue
+            out.token_logprobs.append(_finite(entry.logprob))
+            top: dict[str, float] = {}
+            for t in entry.top[: self._num_top]:
+                top.setdefault(tokenizer.token_text(t.token_id), _finite(t.logprob))
+            top.setdefault(text, _finite(entry.logprob))
+            out.top_logprobs.append(top)
+        return out
+
+
+def prompt_logprobs(tokenizer: Tokenizer, entries: Sequence[TokenLogprobs | None]) -> PromptLogprobs:
+    """vLLM's shape: per prompt token a map from token id to its log-probability; null for the first."""
+    found: PromptLogprobs = []
+    for entry in entries:
+        if entry is None:
+            found.append(None)
+            continue
+        ranks = {t.token_id: rank for rank, t in enumerate(entry.top, 1)}
+        pairs = {entry.token_id: entry.logprob, **{t.token_id: t.logprob for t in entry.top}}
+        found.append(
+            {
+                str(token_id): PromptLogprob(
+                    logprob=_finite(logprob), rank=ranks.get(token_id), decoded_token=tokenizer.token_text(token_id)
+                )
+                for token_id, logprob in pairs.items()
+            }
+        )
+    return found
+
+
+def _top(tokenizer: Tokenizer, token_id: int, logprob: float) -> TopLogprobEntry:
+    raw = tokenizer.token_bytes(token_id)
+    return TopLogprobEntry(token=raw.decode(errors="replace"), logprob=_finite(logprob), bytes=list(raw))
+
+
+def _finite(value: float) -> float:
+    return max(value, FLOOR)

@@ -1,0 +1,24 @@
+"""GET /v1/models and /v1/models/{id}: the one model that is served."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from octavo.server.openai.protocol import Model, ModelList
+from octavo.server.openai.serving import Serving, json_response, serving
+
+
+def _served(serve: Serving) -> Model:
+    info = serve.info()
+    return Model(id=info.model, created=serve.started, root=info.model, max_model_len=info.max_model_len)
+
+
+async def list_models(request: Request) -> Response:
+    return json_response(ModelList(data=[_served(serving(request))]))
+
+
+async def retrieve_model(request: Request) -> Response:
+    serve = serving(request)
+    serve.model(request.path_params["model"])
+    return json_response(_served(serve))

@@ -1,0 +1,68 @@
+"""POST /tokenize and /detokenize, as vLLM has them: text or messages to token ids and back."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from octavo.errors import RequestError
+from octavo.server.decode import decode
+from octavo.server.openai.chat import checked_messages, render, template_kwargs
+from octavo.server.openai.protocol import (
+    DetokenizeRequest,
+    DetokenizeResponse,
+    TokenizeRequest,
+    TokenizeResponse,
+    refuse_nul,
+)
+from octavo.server.openai.serving import Serving, json_response, serving
+
+_tokenize = msgspec.json.Decoder(TokenizeRequest)
+_detokenize = msgspec.json.Decoder(DetokenizeRequest)
+
+
+async def tokenize(request: Request) -> Response:
+    serve = serving(request)
+    asked = decode(_tokenize, await request.body())
+    serve.model(asked.model)
+    if (asked.prompt is None) == (asked.messages is None):
+        raise RequestError("send either prompt or messages", param="prompt")
+    ids = await _ids(serve, asked)
+    tokenizer = serve.client.tokenizer
+    answer = TokenizeResponse(count=len(ids), max_model_len=serve.info().max_model_len, tokens=ids)
+    if asked.return_token_strs:
+        answer.token_strs = await asyncio.to_thread(lambda: [tokenizer.token_text(i) for i in ids])
+    return json_response(answer)
+
+
+async def _ids(serve: Serving, asked: TokenizeRequest) -> list[int]:
+    if asked.prompt is not None:
+        refuse_nul(asked.prompt, "prompt")
+        return await serve.encode(asked.prompt, add_special_tokens=asked.add_special_tokens is not False)
+    ids = await render(
+        serve,
+        checked_messages(asked.messages or []),
+        add_generation_prompt=asked.add_generation_prompt,
+        continue_final_message=asked.continue_final_message,
+        kwargs=template_kwargs(asked.chat_template_kwargs),
+    )
+    if asked.add_special_tokens:
+        return [*serve.client.tokenizer.encode(""), *ids]
+    return ids
+
+
+async def detokenize(request: Request) -> Response:
+    serve = serving(request)
+    asked = decode(_detokenize, await request.body())
+    serve.model(asked.model)
+    tokenizer = serve.client.tokenizer
+    for token_id in asked.tokens:
+        if not 0 <= token_id < tokenizer.vocab_size:
+            raise RequestError(
+                f"tokens: {token_id} is not in the vocabulary (0 to {tokenizer.vocab_size - 1})", param="tokens"
+            )
+    text = await asyncio.to_thread(tokenizer.decode, asked.tokens, skip_special_tokens=False)
+    return json_response(DetokenizeResponse(prompt=text))

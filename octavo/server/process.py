@@ -1,0 +1,125 @@
+"""The server process: the web application on a socket, from its first log line to its drained end.
+
+Started by the supervisor (with an inherited listening socket) or by `octavo serve --connect`. On SIGTERM or SIGINT it
+stays reachable: new work is refused with 503, what runs may finish within the drain time-out, the rest gets an error
+event; then it leaves with 0. A second signal ends it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from octavo import log
+from octavo.client.engine import EngineClient
+from octavo.config import ServerConfig
+from octavo.errors import ConfigError, OctavoError
+from octavo.server.app import create_app
+
+logger = logging.getLogger("octavo.server")
+
+CLOSE_S = 2
+"""How long connections get to take their last bytes after the drain."""
+BACKLOG = 2048
+
+
+def main(config: ServerConfig, endpoint: str, fd: int | None = None) -> None:
+    """Serve until a signal. `endpoint`: the engine's; `fd`: a listening socket to take over.
+
+    Raises ConfigError when the address cannot be bound, and what makes the engine one that can never be served.
+    """
+    import setproctitle
+
+    setproctitle.setproctitle("octavo-server")
+    log.setup("server", config.log_level)
+    listener = socket.socket(fileno=fd) if fd is not None else bind(config)
+    server: DrainingServer | None = None
+
+    def fatal(error: OctavoError) -> None:
+        assert server is not None
+        server.fatal = error
+        server.should_exit = True
+
+    app = create_app(EngineClient(endpoint, on_fatal=fatal), config)
+    server = DrainingServer(app, config)
+    host, port = listener.getsockname()[:2]
+    logger.info("listening on http://%s:%d", f"[{host}]" if ":" in str(host) else host, port)
+    server.run(sockets=[listener])
+    if server.fatal is not None:
+        raise server.fatal
+
+
+def bind(config: ServerConfig) -> socket.socket:
+    """A listening socket at host and port. Raises ConfigError that says why not."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(
+            f"cannot listen on {config.host}:{config.port}: {reason}; choose another --port or --host"
+        ) from None
+    return listener
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn whose signals first drain the work, with the listening socket still open."""
+
+    def __init__(self, app: FastAPI, config: ServerConfig) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                loop="uvloop",
+                http="httptools",
+                ws="none",
+                lifespan="on",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                backlog=BACKLOG,
+                timeout_graceful_shutdown=CLOSE_S,
+            )
+        )
+        self.fatal: OctavoError | None = None
+        self._app = app
+        self._drain_timeout = config.drain_timeout
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._drain: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Runs in the signal handler: the first signal begins the drain, the second ends it."""
+        if self._loop is None or self._drain is not None:
+            self.force_exit = True
+            self.should_exit = True
+            if self._loop is None:
+                sys.exit(0)
+            return
+        self._loop.call_soon_threadsafe(self._begin_drain, signal.Signals(sig).name)
+
+    def _begin_drain(self, name: str) -> None:
+        if self._drain is None:
+            self._drain = asyncio.ensure_future(self._drained(name))
+
+    async def _drained(self, name: str) -> None:
+        inflight = self._app.state.serving.inflight
+        logger.info("%s: draining, %d requests in flight", name, len(inflight))
+        cut = await inflight.drain(self._drain_timeout)
+        if cut:
+            logger.warning("%d requests were cut off after %g s", cut, self._drain_timeout)
+        self.should_exit = True
