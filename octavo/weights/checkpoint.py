@@ -20,6 +20,11 @@ from octavo.weights.safetensors import open_safetensors
 class Checkpoint(Protocol):
     """Names are those of the file. Every method but close raises ModelFileError that names file and tensor."""
 
+    @property
+    def file(self) -> str:
+        """Name of the file or folder, for errors about the model as a whole."""
+        ...
+
     def names(self) -> set[str]:
         """All tensors there are."""
         ...

@@ -34,7 +34,7 @@ class StoredCheckpoint:
     """Implements weights.checkpoint.Checkpoint. `file` is named in errors about tensors that are not there."""
 
     def __init__(self, file: str, tensors: dict[str, StoredTensor]) -> None:
-        self._file, self._tensors = file, tensors
+        self.file, self._tensors = file, tensors
 
     def names(self) -> set[str]:
         return set(self._tensors)
@@ -67,7 +67,7 @@ class StoredCheckpoint:
 
     def _find(self, name: str) -> StoredTensor:
         if name not in self._tensors:
-            raise ModelFileError(self._file, f"tensor {name!r} is missing")
+            raise ModelFileError(self.file, f"tensor {name!r} is missing")
         return self._tensors[name]
 
     def _readable(self, name: str) -> StoredTensor:

@@ -64,17 +64,17 @@ def read_dense(source: Source, kind: str, shape: Sequence[int], dtype: torch.dty
             if groups.minimums is not None:
                 w += groups.minimums.float().view(-1, 1)
             out[first:last] = w.view(-1)
-        return out.view(*shape)
+        return out.view(tuple(shape))
     stored = FLOAT_FORMATS[kind]
     if stored == dtype:
         source(out.view(torch.uint8), 0)
-        return out.view(*shape)
+        return out.view(tuple(shape))
     for first in range(0, count, CHUNK_ELEMENTS):
         last = min(first + CHUNK_ELEMENTS, count)
         part = torch.empty(last - first, dtype=stored)
         source(part.view(torch.uint8), first * stored.itemsize)
         out[first:last] = part
-    return out.view(*shape)
+    return out.view(tuple(shape))
 
 
 def read_layout(source: Source, kind: str, shape: tuple[int, int]) -> Layout:
