@@ -45,7 +45,17 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "client.local": (
         *(*BASE, "config", "modelfiles", "modelfiles.hub", "wire", "text", "grammar", "client", "engine", "executor"),
     ),
-    "client.offline": (*BASE, "config", "modelfiles", "modelfiles.hub", "wire", "text", "client", "client.local"),
+    "client.offline": (
+        *BASE,
+        "config",
+        "modelfiles",
+        "modelfiles.hub",
+        "wire",
+        "text",
+        "client",
+        "client.local",
+        "executor",
+    ),
     "server": (*BASE, "", "config", "wire", "text", "grammar", "client"),
     "supervisor": (*BASE, "config", "modelfiles", "modelfiles.hub", "wire", "wire.sockets"),
     "bench": (*BASE, "", "config", "modelfiles", "modelfiles.hub", "text", "client", "client.offline"),
@@ -59,7 +69,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "kernels": ("errors", "env"),
     "distributed": ("errors", "env"),
     "weights": ("errors", "modelfiles", "kernels.layouts", "kernels.ops"),
-    "layers": ("errors", "kernels.ops", "kernels.layouts", "kernels.step", "distributed"),
+    "layers": ("errors", "modelfiles.facts", "kernels.ops", "kernels.layouts", "kernels.step", "distributed"),
     "models": (
         *("errors", "config", "modelfiles", "weights.checkpoint", "layers"),
         *("kernels.ops", "kernels.layouts", "kernels.step"),
