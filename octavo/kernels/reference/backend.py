@@ -1,0 +1,104 @@
+"""The reference backend: every operation in plain PyTorch. The oracle of all others, and the CPU's backend until one
+is faster. Made by kernels/registry.py.
+
+Invariant: holds no state but the plan of the step it was last given, kept by the step's identity.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from octavo.kernels.layouts import Layout
+from octavo.kernels.reference import activation, attention, embedding, linear, norm, rope, sampling
+from octavo.kernels.step import Step
+
+
+class _StepPlan:
+    """What the layers of one step share: the attention plan and the angles of each rotary table."""
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        self.attention = attention.make_plan(step)
+        self._angles: list[tuple[Tensor, tuple[Tensor, Tensor]]] = []
+
+    def angles(self, cos_sin: Tensor) -> tuple[Tensor, Tensor]:
+        for table, found in self._angles:
+            if table is cos_sin:
+                return found
+        found = rope.gather_cos_sin(cos_sin, self.step.positions)
+        self._angles.append((cos_sin, found))
+        return found
+
+
+class ReferenceOps:
+    """Implements kernels.ops.Ops; the docstrings there say what each operation means."""
+
+    name = "reference"
+
+    def __init__(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self._planned: _StepPlan | None = None
+
+    def _plan(self, step: Step) -> _StepPlan:
+        if self._planned is None or self._planned.step is not step:
+            self._planned = _StepPlan(step)
+        return self._planned
+
+    def prepare(self, weight: Layout) -> Layout:
+        return linear.prepare(weight, self.dtype, self.device)
+
+    def embedding(self, token_ids: Tensor, table: Layout) -> Tensor:
+        return embedding.embedding(token_ids, table, self.dtype)
+
+    def linear(self, x: Tensor, weight: Layout, bias: Tensor | None = None) -> Tensor:
+        return linear.linear(x, weight, bias)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return norm.rms_norm(x, weight, eps)
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        return norm.add_rms_norm(x, residual, weight, eps)
+
+    def rope_cache(self, q: Tensor, k: Tensor, v: Tensor, cos_sin: Tensor, kv: Tensor, step: Step) -> Tensor:
+        cos, sin = self._plan(step).angles(cos_sin)
+        rope.write_pages(rope.rotate(k, cos, sin), v, kv, step.slots)
+        return rope.rotate(q, cos, sin).contiguous()
+
+    def attention(
+        self, q: Tensor, kv: Tensor, step: Step, scale: float, window: int | None = None, soft_cap: float | None = None
+    ) -> Tensor:
+        return attention.attention(q, kv, self._plan(step).attention, scale, window, soft_cap)
+
+    def silu_mul(self, x: Tensor) -> Tensor:
+        return activation.silu_mul(x)
+
+    def gather_rows(self, x: Tensor, index: Tensor) -> Tensor:
+        return embedding.gather_rows(x, index)
+
+    def penalize(
+        self,
+        logits: Tensor,
+        output_counts: Tensor,
+        prompt_seen: Tensor,
+        presence: Tensor,
+        frequency: Tensor,
+        repetition: Tensor,
+    ) -> Tensor:
+        return sampling.penalize(logits, output_counts, prompt_seen, presence, frequency, repetition)
+
+    def sample(
+        self,
+        logits: Tensor,
+        temperature: Tensor,
+        top_k: Tensor,
+        top_p: Tensor,
+        min_p: Tensor,
+        seeds: Tensor,
+        indices: Tensor,
+    ) -> Tensor:
+        return sampling.sample(logits, temperature, top_k, top_p, min_p, seeds, indices)
+
+    def logprobs(self, logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor]:
+        return sampling.logprobs(logits, token_ids, num_top)

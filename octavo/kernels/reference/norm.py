@@ -1,0 +1,17 @@
+"""RMS norm in plain PyTorch. Called by ReferenceOps. Invariant: computed in f32, rounded once to x's dtype."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x²) + eps) * weight over the last axis. x [tokens, n], weight [n] of any float dtype."""
+    return F.rms_norm(x.float(), (x.shape[-1],), weight.float(), eps).to(x.dtype)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """residual' = x + residual → (rms_norm(residual'), residual'); residual is overwritten."""
+    residual = residual.add_(x)
+    return rms_norm(residual, weight, eps), residual

@@ -1,0 +1,43 @@
+"""Self-attention of one layer: fused QKV, rotary embedding, paged attention, output projection. Stateless: keys and
+values live in the pages that the worker owns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from octavo.kernels.ops import Ops
+from octavo.kernels.step import Step
+from octavo.layers.linear import Linear
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """`window`: how many last positions a token sees, None for all."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    window: int | None = None
+
+
+class Attention:
+    def __init__(self, ops: Ops, shape: AttentionShape, qkv: Linear, out: Linear, cos_sin: Tensor) -> None:
+        self._ops, self._shape = ops, shape
+        self._qkv, self._out = qkv, out
+        self._cos_sin = cos_sin
+
+    @property
+    def nbytes(self) -> int:
+        return self._qkv.nbytes + self._out.nbytes
+
+    def __call__(self, x: Tensor, kv: Tensor, step: Step) -> Tensor:
+        """x [tokens, hidden], kv [2, blocks, block_size, kv_heads, head_dim] → [tokens, hidden]."""
+        shape = self._shape
+        heads, kv_heads = shape.num_heads, shape.num_kv_heads
+        qkv = self._qkv(x).view(x.shape[0], heads + 2 * kv_heads, shape.head_dim)
+        q, k, v = qkv[:, :heads], qkv[:, heads:-kv_heads], qkv[:, -kv_heads:]
+        q = self._ops.rope_cache(q, k, v, self._cos_sin, kv, step)
+        return self._out(self._ops.attention(q, kv, step, shape.scale, shape.window))

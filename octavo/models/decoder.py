@@ -1,0 +1,81 @@
+"""The common decoder-only stack: embedding, blocks of attention and MLP with norms before each, final norm, head.
+
+Built by model files, called by worker/runner. Stateless: `model(step, kv)` depends on its arguments and weights alone.
+A model whose blocks differ in structure brings its own block class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from octavo.kernels.step import Step
+from octavo.layers.attention import Attention
+from octavo.layers.embedding import Embedding
+from octavo.layers.linear import Linear
+from octavo.layers.mlp import GatedMLP
+from octavo.layers.norm import RMSNorm
+
+
+class Model(Protocol):
+    """What the worker runs."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights held in memory."""
+        ...
+
+    def __call__(self, step: Step, kv: Sequence[Tensor]) -> Tensor:
+        """kv: per layer [2, blocks, block_size, kv_heads, head_dim], written at the step's slots.
+        → hidden states after the final norm, [tokens, hidden]."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[samples, hidden] → [samples, vocab] f32."""
+        ...
+
+
+class Block:
+    """x → x + attention(norm(x)) → x + mlp(norm(x)); the sum is carried as `residual` until the next norm adds it."""
+
+    def __init__(self, attention_norm: RMSNorm, attention: Attention, mlp_norm: RMSNorm, mlp: GatedMLP) -> None:
+        self._attention_norm, self._attention = attention_norm, attention
+        self._mlp_norm, self._mlp = mlp_norm, mlp
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in (self._attention_norm, self._attention, self._mlp_norm, self._mlp))
+
+    def __call__(self, x: Tensor, residual: Tensor | None, kv: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """x [tokens, hidden] → (this block's last contribution, the sum before it)."""
+        if residual is None:
+            x, residual = self._attention_norm(x), x
+        else:
+            x, residual = self._attention_norm.add(x, residual)
+        x, residual = self._mlp_norm.add(self._attention(x, kv, step), residual)
+        return self._mlp(x), residual
+
+
+class Decoder:
+    """Implements Model. `tied`: the head's weight is the embedding's table (counted once)."""
+
+    def __init__(self, embedding: Embedding, blocks: Sequence[Block], norm: RMSNorm, head: Linear, tied: bool) -> None:
+        self._embedding, self._blocks, self._norm, self._head = embedding, list(blocks), norm, head
+        self._tied = tied
+
+    @property
+    def nbytes(self) -> int:
+        shared = 0 if self._tied else self._embedding.nbytes
+        return shared + sum(block.nbytes for block in self._blocks) + self._norm.nbytes + self._head.nbytes
+
+    def __call__(self, step: Step, kv: Sequence[Tensor]) -> Tensor:
+        x, residual = self._embedding(step.token_ids), None
+        for block, pages in zip(self._blocks, kv, strict=True):
+            x, residual = block(x, residual, pages, step)
+        assert residual is not None
+        return self._norm.add(x, residual)[0]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self._head(hidden).float()

@@ -1,0 +1,85 @@
+"""Reads the tensors of a model from a checkpoint, by their Hugging Face names, and checks them. Used by model files.
+
+Invariant: every tensor of the checkpoint is either used by the model or named by it as safe to ignore; what is left
+over is an error, for then the model computes something else than the file means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from octavo.errors import ModelFileError
+from octavo.kernels.layouts import Layout
+from octavo.weights.checkpoint import Checkpoint
+
+_GGUF_PARTS = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def gguf_name(name: str) -> str:
+    """'model.layers.3.self_attn.q_proj.weight' → 'blk.3.attn_q.weight'. Names without a rule stay as they are."""
+    part, _, kind = name.rpartition(".")
+    layer, rest = "", part
+    if part.startswith("model.layers."):
+        number, _, rest = part.removeprefix("model.layers.").partition(".")
+        layer = f"blk.{number}."
+    return f"{layer}{_GGUF_PARTS[rest]}.{kind}" if rest in _GGUF_PARTS else name
+
+
+class Reader:
+    """`stored_name` maps the names that models use to those of the file."""
+
+    def __init__(self, checkpoint: Checkpoint, stored_name: Callable[[str], str] = str) -> None:
+        self._checkpoint = checkpoint
+        self._stored_name = stored_name
+        self._left = checkpoint.names()
+
+    def has(self, name: str) -> bool:
+        return self._stored_name(name) in self._left
+
+    def vector(self, name: str, size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """[size] in `dtype`."""
+        return self._checkpoint.tensor(self._take(name, (size,)), dtype)
+
+    def matrix(self, name: str, rows: int, columns: int) -> Layout:
+        """[rows, columns] in the layout that holds it without loss."""
+        return self._checkpoint.matrix(self._take(name, (rows, columns)))
+
+    def ignore(self, name: str) -> None:
+        """The model does without this tensor, whether it is there or not."""
+        self._left.discard(self._stored_name(name))
+
+    def finish(self, ignorable: Sequence[str] = ()) -> None:
+        """Raises ModelFileError when tensors are left over, save those whose names end in one of `ignorable`."""
+        left = sorted(name for name in self._left if not name.endswith(tuple(ignorable)))
+        if left:
+            more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+            raise ModelFileError(
+                self._checkpoint.file,
+                f"tensors {', '.join(map(repr, left[:3]))}{more} are not part of the architecture the file names",
+            )
+
+    def _take(self, name: str, shape: tuple[int, ...]) -> str:
+        stored = self._stored_name(name)
+        found = self._checkpoint.shape(stored)
+        if found != shape:
+            raise ModelFileError(
+                self._checkpoint.file, f"tensor {stored!r}: shape {list(found)}, the model's is {list(shape)}"
+            )
+        self._left.discard(stored)
+        return stored

@@ -1,0 +1,39 @@
+"""Architecture name → the function that builds the model. Called by worker/worker.
+
+Adding a model: its file, one line here (the name in config.json, and the GGUF's general.architecture), a parity test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from octavo.config.resolve import ResolvedConfig
+from octavo.errors import ModelFileError
+from octavo.kernels.ops import Ops
+from octavo.kernels.registry import DTYPES
+from octavo.modelfiles.facts import ModelFacts
+from octavo.models.decoder import Model
+from octavo.models.llama import build_gguf_llama, build_llama
+from octavo.weights.checkpoint import Checkpoint
+
+Builder = Callable[[ModelFacts, Checkpoint, Ops, int, torch.dtype], Model]
+
+BUILDERS: dict[str, Builder] = {
+    "LlamaForCausalLM": build_llama,
+    "MistralForCausalLM": build_llama,
+    "llama": build_gguf_llama,
+}
+
+
+def build(facts: ModelFacts, checkpoint: Checkpoint, ops: Ops, resolved: ResolvedConfig) -> Model:
+    """Read the weights and put the model together. Raises ModelFileError: unknown architecture, missing, misshapen or
+    leftover tensors."""
+    builder = BUILDERS.get(facts.architecture)
+    if builder is None:
+        raise ModelFileError(
+            checkpoint.file,
+            f"architecture {facts.architecture!r} is not supported yet; supported: {', '.join(sorted(BUILDERS))}",
+        )
+    return builder(facts, checkpoint, ops, resolved.max_model_len, DTYPES[resolved.dtype])

@@ -1,0 +1,53 @@
+"""Gathers the Step of a plan from the permanent rows: array operations over all tokens at once, no loop over rows or
+tokens. Called by worker/runner."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from octavo.kernels.step import Step
+from octavo.wire.plan import Run
+from octavo.worker.batch import Batch
+
+
+def _ragged(lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Lengths → starts [n + 1], and for every element the index of its part and its place within it."""
+    starts = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=starts[1:])
+    part = np.repeat(np.arange(len(lengths)), lengths)
+    return starts, part, np.arange(starts[-1]) - starts[part]
+
+
+def gather(batch: Batch, runs: list[Run], block_size: int) -> Step:
+    """The next `num_tokens` tokens of each run's row. Assertions here are the engine's promises."""
+    rows = np.array([run.row for run in runs], np.int64)
+    lengths = np.array([run.num_tokens for run in runs], np.int64)
+    samples = np.array([run.samples for run in runs], np.bool_)
+    computed = batch.num_computed[rows].astype(np.int64)
+    contexts = computed + lengths
+    num_pages = -(-contexts // block_size)
+    assert (lengths > 0).all() and len(set(rows.tolist())) == len(rows), "a row runs once a step, at least one token"
+    assert (contexts <= batch.num_tokens[rows]).all(), "a run goes beyond the tokens its row has"
+    assert ((contexts == batch.num_tokens[rows]) == samples).all(), "a run samples when it reaches its row's end"
+    assert (num_pages <= batch.num_blocks[rows]).all(), "a row has too few pages"
+
+    starts, run_of, place = _ragged(lengths)
+    positions = computed[run_of] + place
+    row_of = rows[run_of]
+    slots = batch.block_tables[row_of, positions // block_size].astype(np.int64) * block_size + positions % block_size
+    page_starts, page_run, page_place = _ragged(num_pages)
+    return Step(
+        token_ids=torch.from_numpy(batch.token_ids[row_of, positions].astype(np.int64)),
+        positions=torch.from_numpy(positions),
+        slots=torch.from_numpy(slots),
+        query_start=torch.from_numpy(starts.astype(np.int32)),
+        context_lens=torch.from_numpy(contexts.astype(np.int32)),
+        page_start=torch.from_numpy(page_starts.astype(np.int32)),
+        page_ids=torch.from_numpy(batch.block_tables[rows[page_run], page_place]),
+        logits_index=torch.from_numpy(starts[1:][samples] - 1),
+        block_size=block_size,
+        max_query_len=int(lengths.max()),
+        max_context_len=int(contexts.max()),
+    )
