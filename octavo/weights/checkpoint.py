@@ -20,6 +20,9 @@ from octavo.weights.safetensors import open_safetensors
 class Checkpoint(Protocol):
     """Names are those of the file. Every method but close raises ModelFileError that names file and tensor."""
 
+    file: str
+    """Name of the .gguf file or the folder, for error messages."""
+
     @property
     def file(self) -> str:
         """Name of the file or folder, for errors about the model as a whole."""
