@@ -23,11 +23,6 @@ class Checkpoint(Protocol):
     file: str
     """Name of the .gguf file or the folder, for error messages."""
 
-    @property
-    def file(self) -> str:
-        """Name of the file or folder, for errors about the model as a whole."""
-        ...
-
     def names(self) -> set[str]:
         """All tensors there are."""
         ...
