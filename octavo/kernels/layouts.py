@@ -36,7 +36,7 @@ class Layout(Protocol):
         ...
 
     def fuse(self: L, others: Sequence[L]) -> L:
-        """Stack along out_features with others of the same layout (QKV, gate-up)."""
+        """Stack along out_features with others of the same form (QKV, gate-up); `same_form` says whether they are."""
         ...
 
     def take_rows(self: L, index: Tensor) -> L:
@@ -59,10 +59,6 @@ def _dense(shape: tuple[int, int], dtype: torch.dtype, device: torch.device, row
         part = slice(first, first + step)
         out[part] = rows(part)
     return out
-
-
-def _same_groups(a: Int8Groups | Int4Groups, others: Sequence[Int8Groups | Int4Groups]) -> None:
-    assert all(type(o) is type(a) and o.group == a.group for o in others), "fuse takes one layout with one group size"
 
 
 @dataclass(frozen=True)
@@ -125,7 +121,7 @@ class Int8Groups:
         return Int8Groups(_part(self.q, dim, rank, world_size), _part(self.scales, dim, rank, world_size))
 
     def fuse(self, others: Sequence[Int8Groups]) -> Int8Groups:
-        _same_groups(self, others)
+        assert same_form([self, *others]), "fuse takes one layout with one group size"
         return Int8Groups(
             torch.cat([self.q, *(o.q for o in others)]), torch.cat([self.scales, *(o.scales for o in others)])
         )
@@ -175,7 +171,7 @@ class Int4Groups:
         )
 
     def fuse(self, others: Sequence[Int4Groups]) -> Int4Groups:
-        _same_groups(self, others)
+        assert same_form([self, *others]), "fuse takes one layout with one group size"
         return Int4Groups(
             torch.cat([self.packed, *(o.packed for o in others)]),
             torch.cat([self.scales, *(o.scales for o in others)]),
@@ -184,3 +180,10 @@ class Int4Groups:
 
     def take_rows(self, index: Tensor) -> Int4Groups:
         return Int4Groups(self.packed[index], self.scales[index], self.minimums[index])
+
+
+def same_form(weights: Sequence[Layout]) -> bool:
+    """Whether `fuse` takes these together: one layout, one group size, one in_features. Files mix types, so the parts
+    of one fused product may differ (Q4_K for q and k beside Q6_K for v)."""
+    groups = [weight.group if isinstance(weight, (Int8Groups, Int4Groups)) else 0 for weight in weights]
+    return len({(type(weight), weight.shape[1], group) for weight, group in zip(weights, groups, strict=True)}) == 1

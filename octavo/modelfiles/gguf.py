@@ -268,6 +268,9 @@ def _read_tensors(reader: _Reader, count: int, alignment: int) -> dict[str, Tens
             )
         expected = -(-(info.offset + info.nbytes) // alignment) * alignment
         found[name] = TensorInfo(name, info.shape, info.type, data_start + info.offset, info.nbytes)
+    if found and reader.end - (data_start + expected) >= alignment:
+        reader.where = "data"
+        reader.fail(f"{reader.end - (data_start + expected)} bytes at the end of the file belong to no tensor")
     return found
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels import layouts
-from octavo.kernels.layouts import Dense, Int4Groups, Int8Groups, Layout
+from octavo.kernels.layouts import Dense, Int4Groups, Int8Groups, Layout, same_form
 
 ROWS, COLUMNS = 12, 256
 
@@ -120,6 +120,13 @@ def test_fuse_refuses_other_groups_and_layouts() -> None:
         int8(0, 32).fuse([int8(0, 16)])
     with pytest.raises(AssertionError, match="one layout"):
         int4(0).fuse([int8(0)])  # type: ignore[list-item]
+
+
+def test_same_form() -> None:
+    assert same_form([int8(0), int8(1), int8(2)]) and same_form([dense(0), dense(1)]) and same_form([int4(0)])
+    assert not same_form([int8(0), int8(1, 16)])
+    assert not same_form([int4(0), int8(0)])
+    assert not same_form([dense(0), Dense(torch.zeros(3, 5))])
 
 
 def test_take_rows(make: Callable[[int], Layout]) -> None:
