@@ -100,10 +100,10 @@ def complete(
 @app.command()
 @with_options(EngineConfig)
 def pull(config: EngineConfig) -> None:
-    """Fetch a model into the cache and print where it lies."""
+    """Fetch a model into the cache, or a newer version of a hub's model, and print where it lies."""
     from octavo.cli.fetch import fetch_with_progress
 
-    print(fetch_with_progress(config).path)
+    print(fetch_with_progress(config, refresh=True).path)
 
 
 @app.command()

@@ -8,6 +8,9 @@ from octavo.modelfiles.hub import fetch
 from octavo.modelfiles.hub.progress import console_progress
 
 
-def fetch_with_progress(config: EngineConfig) -> ModelFiles:
-    """The files of `config.model`, fetched when they are not here yet. Raises DownloadError, ModelFileError."""
-    return fetch(config, console_progress())
+def fetch_with_progress(config: EngineConfig, *, refresh: bool = False) -> ModelFiles:
+    """The files of `config.model`, fetched when they are not here yet; `refresh` asks a hub for a newer version.
+
+    Raises DownloadError, ModelFileError.
+    """
+    return fetch(config, console_progress(), refresh=refresh)
