@@ -12,7 +12,6 @@ import logging
 import os
 import signal
 import time
-import uuid
 from collections.abc import Callable
 from types import FrameType
 
@@ -22,17 +21,15 @@ import setproctitle
 from octavo import env, log
 from octavo.config.engine import EngineConfig
 from octavo.config.hardware import detect
-from octavo.config.resolve import ResolvedConfig, resolve
+from octavo.config.resolve import resolve
+from octavo.engine.assembly import build_loop
 from octavo.engine.faults import FaultyExecutor
 from octavo.engine.loop import EngineLoop
-from octavo.engine.scheduler import Scheduler, SchedulerConfig
 from octavo.engine.watchdog import Watchdog
 from octavo.executor.base import Executor
 from octavo.executor.inline import InlineExecutor
 from octavo.modelfiles.facts import read_facts
-from octavo.modelfiles.files import ModelFiles
 from octavo.modelfiles.hub import fetch
-from octavo.wire.messages import EngineInfo
 from octavo.wire.plan import WorkerInfo
 from octavo.wire.sockets import RouterTransport
 
@@ -64,7 +61,12 @@ def main(
             executor = FaultyExecutor(executor, faults)
         try:
             worker = executor.start()
-            loop = _build_loop(resolved, files, worker, executor, transport)
+            for line in [*resolved.reasons, *worker.notes]:
+                logger.info("%s", line)
+            memory = psutil.Process().memory_info
+            loop, _ = build_loop(
+                resolved, files, worker, executor, transport, memory_mb=lambda: memory().rss / 2**20
+            )
             # What is alive now lives until the end: the garbage collector need not look at it again.
             gc.collect()
             gc.freeze()
@@ -80,44 +82,6 @@ def main(
             executor.shutdown()
     finally:
         transport.close()
-
-
-def _build_loop(
-    resolved: ResolvedConfig, files: ModelFiles, worker: WorkerInfo, executor: Executor, transport: RouterTransport
-) -> EngineLoop:
-    for line in [*resolved.reasons, *worker.notes]:
-        logger.info("%s", line)
-    scheduler = Scheduler(
-        SchedulerConfig(
-            max_num_seqs=resolved.max_num_seqs,
-            max_num_batched_tokens=resolved.max_num_batched_tokens,
-            max_model_len=worker.max_model_len,
-            max_queued_requests=resolved.max_queued_requests,
-            num_blocks=worker.num_blocks,
-            block_size=resolved.block_size,
-            vocab_size=worker.vocab_size,
-            prefix_cache=resolved.prefix_cache,
-        )
-    )
-    info = EngineInfo(
-        instance=uuid.uuid4().hex,
-        pid=os.getpid(),
-        model=resolved.served_model_name,
-        model_path=str(files.path.resolve()),
-        max_model_len=scheduler.max_len,
-        max_num_seqs=resolved.max_num_seqs,
-        block_size=resolved.block_size,
-        num_blocks=worker.num_blocks,
-        vocab_size=worker.vocab_size,
-        device=worker.device,
-        dtype=worker.dtype,
-        backend=worker.backend,
-        max_queued_requests=resolved.max_queued_requests,
-    )
-    process = psutil.Process()
-    return EngineLoop(
-        scheduler, executor, transport, info, time.monotonic, memory_mb=lambda: process.memory_info().rss / 2**20
-    )
 
 
 def _summary(worker: WorkerInfo) -> str:

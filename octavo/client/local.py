@@ -1,0 +1,212 @@
+"""The engine inside this process and one connection to it: what LLMEngine and AsyncLLMEngine have in common.
+
+Owns the model's files, tokenizer and template, the engine loop with its executor, and the requests in flight.
+`turn` belongs to one thread, the engine's; everything else to one thread, the reader's. They may be the same: between
+them pass only messages, through wire/local.py. Invariant: a request is in `_requests` until it ended or was aborted.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from octavo.client.arguments import Messages, OnePrompt, as_messages
+from octavo.client.base import Prompt
+from octavo.client.choices import RequestState
+from octavo.client.prepare import Seeds, sequences
+from octavo.config.engine import EngineConfig
+from octavo.config.hardware import detect
+from octavo.config.resolve import resolve
+from octavo.engine.assembly import build_loop
+from octavo.errors import ApiError, EngineError, RequestError
+from octavo.executor.base import Executor
+from octavo.executor.inline import InlineExecutor
+from octavo.modelfiles.facts import read_facts
+from octavo.modelfiles.generation import sampling_defaults
+from octavo.modelfiles.hub import fetch
+from octavo.text.template import ChatTemplate
+from octavo.text.tokenizer import Tokenizer
+from octavo.types import Delta, SamplingParams
+from octavo.wire.local import LocalTransport
+from octavo.wire.messages import Abort, Add, Bye, Failed, Hello, Outputs, ToClient
+
+DEFAULT_MAX_TOKENS = 16
+"""When a request names none, as in vLLM's offline API."""
+IDLE_S = 0.05
+"""How long a turn without work waits for some."""
+
+
+@dataclass(eq=False)
+class LocalRequest:
+    """A request in flight: its state, and the deltas that its reader has not taken yet."""
+
+    state: RequestState
+    deltas: deque[Delta] = field(default_factory=deque)
+    error: ApiError | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Nothing more will come than what is in `deltas`, and then `error`."""
+        return self.error is not None or self.state.done
+
+
+class LocalEngine:
+    """Loads the model when made. Raises OctavoError. `executor`: runs the plans instead of the model's own worker."""
+
+    def __init__(self, config: EngineConfig, executor: Executor | None = None) -> None:
+        self.files = fetch(config)
+        config = msgspec.structs.replace(config, max_queued_requests=0)  # whoever calls also waits: no need to refuse
+        resolved = resolve(config, detect(), read_facts(self.files), self.files.name)
+        self.tokenizer = Tokenizer.load(self.files)
+        self.template = ChatTemplate.load(self.files, self.tokenizer)
+        self.defaults = sampling_defaults(self.files)
+        self._executor = InlineExecutor(resolved, self.files) if executor is None else executor
+        worker = self._executor.start()
+        self._transport = LocalTransport()
+        self._connection = self._transport.connect()
+        # In one process nobody falls silent: no time-out, no heartbeats.
+        self._loop, self.info = build_loop(
+            resolved, self.files, worker, self._executor, self._transport, client_timeout=None
+        )
+        self._connection.send(Hello())
+        self._seeds = Seeds(config.seed)
+        self._ids = itertools.count()
+        self._requests: dict[int, LocalRequest] = {}
+        self._left = self._closed = False
+
+    # --- the reader's side
+
+    def prompt(self, prompt: OnePrompt) -> Prompt:
+        """Text, in which the strings of special tokens mean these tokens, or ids. Raises RequestError."""
+        if isinstance(prompt, Prompt):
+            return prompt
+        if not isinstance(prompt, str):
+            try:
+                return Prompt(token_ids=[id.__index__() for id in prompt])
+            except (AttributeError, TypeError):
+                raise RequestError("a prompt is a text or a list of token ids", param="prompt") from None
+        ids = self.tokenizer.encode(prompt, parse_special=True, max_tokens=self.info.max_model_len)
+        if ids[:2] == [self.tokenizer.bos_id] * 2:  # a rendered chat template brings its own
+            ids = ids[1:]
+        return Prompt(token_ids=ids, text=prompt)
+
+    def chat_prompt(
+        self,
+        messages: Messages,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        kwargs: dict[str, Any] | None = None,
+    ) -> Prompt:
+        """A conversation as the model wants it; special tokens in the messages stay text. Raises RequestError."""
+        found = as_messages(messages)
+        ids = self.template.encode(
+            found,
+            add_generation_prompt=add_generation_prompt and not continue_final_message,
+            continue_final_message=continue_final_message,
+            max_tokens=self.info.max_model_len,
+            **(kwargs or {}),
+        )
+        return Prompt(token_ids=ids, text=self.render(found, add_generation_prompt, continue_final_message, kwargs))
+
+    def render(
+        self,
+        messages: Messages,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        kwargs: dict[str, Any] | None = None,
+    ) -> str:
+        """The text that `chat_prompt` encodes. Raises RequestError."""
+        return self.template.render(
+            as_messages(messages),
+            add_generation_prompt=add_generation_prompt and not continue_final_message,
+            continue_final_message=continue_final_message,
+            **(kwargs or {}),
+        )
+
+    def prepare(self, prompt: Prompt, params: SamplingParams) -> LocalRequest:
+        """A checked request, not started yet. Raises RequestError."""
+        adds = sequences(
+            prompt,
+            params,
+            tokenizer=self.tokenizer,
+            defaults=self.defaults,
+            max_model_len=self.info.max_model_len,
+            default_max_tokens=DEFAULT_MAX_TOKENS,
+            base_seed=self._seeds.next(),
+        )
+        own: list[Add] = [msgspec.structs.replace(add, id=next(self._ids)) for add in adds]
+        return LocalRequest(RequestState(prompt, params, own, self.tokenizer))
+
+    def start(self, request: LocalRequest) -> None:
+        """Raises EngineError when the engine was closed."""
+        if self._left:
+            raise EngineError("the engine is closed")
+        for add in request.state.resume():
+            self._requests[add.id] = request
+            self._connection.send(add)
+
+    def abort(self, request: LocalRequest) -> None:
+        """No more of this request; one that has ended is left as it is."""
+        if not request.ended:
+            request.state.abort()
+        self._settle(request)
+
+    def fail_all(self, error: ApiError) -> None:
+        """Ends all requests in flight with this error."""
+        for request in list(self._requests.values()):
+            if not request.ended:
+                request.error = error
+                request.state.abort()
+            self._settle(request)
+
+    def dispatch(self, messages: list[ToClient]) -> list[LocalRequest]:
+        """Hands the engine's messages to their requests; → those that have something new."""
+        touched: dict[int, LocalRequest] = {}
+        for message in messages:
+            if isinstance(message, Failed):
+                request = self._requests.get(message.id)
+                if request is not None and not request.ended:
+                    request.error = request.state.on_failed(message)
+                    touched[id(request)] = request
+            elif isinstance(message, Outputs):
+                for item in message.items:
+                    request = self._requests.get(item.id)
+                    if request is not None and not request.ended:
+                        request.deltas += request.state.on_message(item)
+                        touched[id(request)] = request
+        for request in touched.values():
+            self._settle(request)
+        return list(touched.values())
+
+    def _settle(self, request: LocalRequest) -> None:
+        if aborts := request.state.take_aborts():
+            self._connection.send(Abort(aborts))
+        if request.ended:
+            for key in request.state.ids:
+                self._requests.pop(key, None)
+
+    # --- the engine's side
+
+    def turn(self, timeout: float | None) -> list[ToClient]:
+        """One turn of the engine loop, which waits at most `timeout` seconds for something to do."""
+        self._loop.turn(timeout)
+        return self._connection.receive(0)
+
+    def leave(self) -> None:
+        """The reader's end of closing: ends what is in flight and wakes the engine's thread; idempotent."""
+        if not self._left:
+            self._left = True
+            self.fail_all(EngineError("the engine was closed"))
+            self._connection.send(Bye())
+
+    def shutdown(self) -> None:
+        """The engine's end of closing, after `leave`: frees the model; idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._connection.close()
+            self._transport.close()
+            self._executor.shutdown()
