@@ -64,9 +64,7 @@ def main(
             for line in [*resolved.reasons, *worker.notes]:
                 logger.info("%s", line)
             memory = psutil.Process().memory_info
-            loop, _ = build_loop(
-                resolved, files, worker, executor, transport, memory_mb=lambda: memory().rss / 2**20
-            )
+            loop, _ = build_loop(resolved, files, worker, executor, transport, memory_mb=lambda: memory().rss / 2**20)
             # What is alive now lives until the end: the garbage collector need not look at it again.
             gc.collect()
             gc.freeze()

@@ -1,0 +1,59 @@
+"""Puts an engine together around a started executor: scheduler, info, loop. Called by engine/process.py and
+client/local.py, so that an engine is the same in a process of its own and inside a script."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable
+
+from octavo.config.resolve import ResolvedConfig
+from octavo.engine.loop import EngineLoop
+from octavo.engine.scheduler import Scheduler, SchedulerConfig
+from octavo.executor.base import Executor
+from octavo.modelfiles.files import ModelFiles
+from octavo.wire.messages import CLIENT_TIMEOUT_S, EngineInfo
+from octavo.wire.plan import WorkerInfo
+from octavo.wire.transport import Transport
+
+
+def build_loop(
+    resolved: ResolvedConfig,
+    files: ModelFiles,
+    worker: WorkerInfo,
+    executor: Executor,
+    transport: Transport,
+    *,
+    client_timeout: float | None = CLIENT_TIMEOUT_S,
+    memory_mb: Callable[[], float] = lambda: 0.0,
+) -> tuple[EngineLoop, EngineInfo]:
+    """`worker`: what `executor.start()` returned; the rest as in EngineLoop. → the loop and what it tells clients."""
+    scheduler = Scheduler(
+        SchedulerConfig(
+            max_num_seqs=resolved.max_num_seqs,
+            max_num_batched_tokens=resolved.max_num_batched_tokens,
+            max_model_len=worker.max_model_len,
+            max_queued_requests=resolved.max_queued_requests,
+            num_blocks=worker.num_blocks,
+            block_size=resolved.block_size,
+            vocab_size=worker.vocab_size,
+            prefix_cache=resolved.prefix_cache,
+        )
+    )
+    info = EngineInfo(
+        instance=uuid.uuid4().hex,
+        pid=os.getpid(),
+        model=resolved.served_model_name,
+        model_path=str(files.path.resolve()),
+        max_model_len=scheduler.max_len,
+        max_num_seqs=resolved.max_num_seqs,
+        block_size=resolved.block_size,
+        num_blocks=worker.num_blocks,
+        vocab_size=worker.vocab_size,
+        device=worker.device,
+        dtype=worker.dtype,
+        backend=worker.backend,
+        max_queued_requests=resolved.max_queued_requests,
+    )
+    loop = EngineLoop(scheduler, executor, transport, info, client_timeout=client_timeout, memory_mb=memory_mb)
+    return loop, info
