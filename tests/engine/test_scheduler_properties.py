@@ -1,0 +1,105 @@
+"""Random events against the fake model: no page lost or shared wrongly, no token lost or doubled, empty at the end."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from driver import Driver
+from fake_model import VOCAB
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+
+from octavo.engine.scheduler import SchedulerConfig
+
+
+def config(pick: random.Random) -> SchedulerConfig:
+    """Small enough that pages, rows and budget are all scarce at times."""
+    block_size = pick.choice([1, 2, 4, 8])
+    return SchedulerConfig(
+        num_blocks=pick.randint(3, 48 // block_size + 3),
+        block_size=block_size,
+        max_num_seqs=pick.randint(1, 7),
+        max_num_batched_tokens=pick.randint(3, 24),
+        max_model_len=pick.choice([24, 40, 1000]),
+        vocab_size=VOCAB,
+        max_queued_requests=0,
+        prefix_cache=pick.random() < 0.8,
+    )
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_random_events(depth: int) -> None:
+    events = preemptions = hits = shared = tokens = 0
+    for seed in range(60):
+        pick = random.Random(1000 * depth + seed)
+        driver = Driver(config(pick), depth, seed)
+        fails = pick.random() < 0.3
+        while driver.num_events < 300:
+            kind = pick.random()
+            if kind < 0.2:
+                driver.add()
+            elif kind < 0.22:
+                driver.add_choices(pick.randint(2, 5))
+            elif kind < 0.28:
+                driver.abort()
+            elif kind < 0.30:
+                driver.preempt()
+            elif kind < 0.305:
+                driver.abort_client(b"b")
+            else:
+                driver.step(fail=fails and pick.random() < 0.1)
+        driver.finish()
+        events += driver.num_events
+        preemptions += driver.scheduler.counters.preemptions
+        hits += driver.scheduler.counters.prefix_hits
+        tokens += driver.scheduler.counters.generated_tokens
+        shared += driver.executor.num_shared_in_step
+    assert events >= 18_000
+    assert tokens > 5000 and preemptions > 200 and hits > 1000 and shared > 20, (
+        "the events do not reach what they are to test"
+    )
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """The same events, chosen (and shrunk, when one fails) by hypothesis."""
+
+    @initialize(seed=st.integers(0, 2**16), depth=st.integers(1, 3))
+    def begin(self, seed: int, depth: int) -> None:
+        self.driver = Driver(config(random.Random(seed)), depth, seed)
+
+    @rule()
+    def add(self) -> None:
+        self.driver.add()
+
+    @rule(count=st.integers(1, 5))
+    def add_choices(self, count: int) -> None:
+        self.driver.add_choices(count)
+
+    @rule()
+    def abort(self) -> None:
+        self.driver.abort()
+
+    @rule()
+    def preempt(self) -> None:
+        self.driver.preempt()
+
+    @rule(count=st.integers(1, 8))
+    def steps(self, count: int) -> None:
+        for _ in range(count):
+            self.driver.step()
+
+    @rule()
+    def failing_step(self) -> None:
+        self.driver.step(fail=True)
+
+    def teardown(self) -> None:
+        if hasattr(self, "driver"):
+            self.driver.finish()
+
+
+TestSchedulerMachine = SchedulerMachine.TestCase
+TestSchedulerMachine.settings = settings(
+    max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
