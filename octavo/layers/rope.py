@@ -7,13 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from octavo.errors import ConfigError
 from octavo.modelfiles.facts import RopeFacts
 
 
 def cos_sin_table(rope: RopeFacts, num_positions: int, factors: Tensor | None = None) -> Tensor:
     """[num_positions, rotary_dim] f32: cosines, then sines, halves convention. `factors` [rotary_dim / 2] divide the
-    frequencies (GGUF's rope_freqs). Raises ConfigError for a scaling that is not built yet."""
+    frequencies (GGUF's rope_freqs)."""
     angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), inverse_frequencies(rope, factors))
     return torch.cat((angles.cos(), angles.sin()), dim=-1)
 
@@ -29,8 +28,7 @@ def inverse_frequencies(rope: RopeFacts, factors: Tensor | None = None) -> Tenso
     if rope.scaling == "factors":
         assert factors is not None, "a model with rope factors has to read them"
         return frequencies / factors.float()
-    if rope.scaling is not None:
-        raise ConfigError(f"rope scaling {rope.scaling!r} is not supported yet; linear, llama3 and rope_freqs are")
+    assert rope.scaling is None, f"model files refuse rope scaling {rope.scaling!r}"
     return frequencies
 
 

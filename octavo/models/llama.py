@@ -19,6 +19,8 @@ from octavo.models.decoder import Block, Decoder
 from octavo.models.reader import Reader, gguf_name
 from octavo.weights.checkpoint import Checkpoint
 
+SCALINGS = (None, "linear", "llama3", "factors")
+
 IGNORABLE = (".rotary_emb.inv_freq",)
 """Old checkpoints store the frequencies, which follow from the config."""
 
@@ -51,6 +53,10 @@ class _Builder:
         facts, reader = self.facts, self.reader
         if facts.hidden_act not in (None, "silu"):
             raise ModelFileError(file, f"hidden_act {facts.hidden_act!r}: this architecture is served with silu only")
+        if facts.rope.scaling not in SCALINGS:
+            raise ModelFileError(
+                file, f"rope scaling {facts.rope.scaling!r} is not supported yet; linear and llama3 are"
+            )
         factors = None
         if facts.rope.scaling == "factors":
             factors = reader.vector("rope_freqs.weight", facts.rope.rotary_dim // 2)

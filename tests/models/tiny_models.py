@@ -1,0 +1,159 @@
+"""Tiny random models made with Transformers, saved as safetensors and as GGUF, and a way to run ours over pages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+
+from octavo.config.resolve import ResolvedConfig
+from octavo.kernels.reference.backend import ReferenceOps
+from octavo.kernels.registry import DTYPES
+from octavo.modelfiles.facts import read_facts
+from octavo.modelfiles.files import ModelFiles, locate
+from octavo.models.decoder import Model
+from octavo.models.registry import build
+from octavo.types import SamplingParams
+from octavo.weights.checkpoint import open_checkpoint
+from octavo.wire.plan import Admit, Run
+from octavo.worker.batch import Batch
+from octavo.worker.kv import allocate
+from octavo.worker.step import gather
+
+BLOCK_SIZE = 8
+VOCAB = 160
+
+
+def resolved_config(dtype: str = "float32", max_model_len: int = 128, **changes: Any) -> ResolvedConfig:
+    values: dict[str, Any] = {
+        "device": "cpu", "dtype": dtype, "max_model_len": max_model_len, "max_num_seqs": 8, "max_num_batched_tokens": 64,
+        "block_size": BLOCK_SIZE, "kv_cache_memory": None, "memory_budget": 1 << 30, "prefix_cache": True,
+        "max_queued_requests": 8, "threads": 1, "seed": 0, "watchdog_timeout": 60.0, "served_model_name": "tiny",
+        "reasons": [],
+    }  # fmt: skip
+    return ResolvedConfig(**{**values, **changes})
+
+
+def make_reference(kind: str = "llama", **changes: Any) -> LlamaForCausalLM | MistralForCausalLM:
+    """Random weights of a size that makes logits differ clearly; 2 layers, 4 heads over 2 KV heads of 8."""
+    torch.manual_seed(1)
+    values: dict[str, Any] = {
+        "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
+        "initializer_range": 0.3, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    values.update(changes)
+    if kind == "mistral":
+        model = MistralForCausalLM(MistralConfig(**values))
+    else:
+        model = LlamaForCausalLM(LlamaConfig(**values))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("bias", "norm.weight")):
+                parameter.normal_(1.0 if "norm" in name else 0.0, 0.3)
+    return model.float().eval()
+
+
+def permuted(rows: np.ndarray, heads: int) -> np.ndarray:
+    """As llama.cpp's converter stores q and k."""
+    return rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+_PARTS = {
+    "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+}  # fmt: skip
+_TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+
+
+def save_gguf(model: LlamaForCausalLM, path: Path, rope_freqs: Tensor | None = None) -> ModelFiles:
+    config = model.config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    if config.rope_parameters["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(config.rope_parameters["factor"])
+    for name, tensor in model.state_dict().items():
+        part, _, kind = name.rpartition(".")
+        data = tensor.numpy()
+        if part.startswith("model.layers."):
+            number, _, rest = part.removeprefix("model.layers.").partition(".")
+            if rest.endswith("q_proj"):
+                data = permuted(data, config.num_attention_heads)
+            elif rest.endswith("k_proj"):
+                data = permuted(data, config.num_key_value_heads)
+            writer.add_tensor(f"blk.{number}.{_PARTS[rest]}.{kind}", np.ascontiguousarray(data))
+        elif not (part == "lm_head" and config.tie_word_embeddings):
+            writer.add_tensor(f"{_TOP[part]}.{kind}", data)
+    if rope_freqs is not None:
+        writer.add_tensor("rope_freqs.weight", rope_freqs.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return locate(path)
+
+
+def save_safetensors(model: LlamaForCausalLM, folder: Path) -> ModelFiles:
+    model.save_pretrained(folder)
+    return locate(folder)
+
+
+@dataclass
+class Paged:
+    """Our model over pages in random order; every `run` is one step."""
+
+    model: Model
+    batch: Batch
+    kv: list[Tensor]
+    free: list[int]
+
+    @classmethod
+    def load(cls, files: ModelFiles, dtype: str = "float32", max_model_len: int = 128) -> Paged:
+        facts, resolved = read_facts(files), resolved_config(dtype, max_model_len)
+        with open_checkpoint(files) as checkpoint:
+            model = build(facts, checkpoint, ReferenceOps(DTYPES[dtype]), resolved)
+        return cls.over(model, facts, resolved)
+
+    @classmethod
+    def over(cls, model: Model, facts: Any, resolved: ResolvedConfig) -> Paged:
+        blocks = resolved.max_num_seqs * -(-resolved.max_model_len // BLOCK_SIZE)
+        batch = Batch(resolved.max_num_seqs, resolved.max_model_len, BLOCK_SIZE)
+        free = torch.randperm(blocks, generator=torch.Generator().manual_seed(3)).tolist()
+        return cls(model, batch, allocate(facts, resolved, blocks), free)
+
+    def admit(self, row: int, token_ids: list[int]) -> None:
+        pages = [self.free.pop() for _ in range(-(-len(token_ids) // BLOCK_SIZE))]
+        self.batch.admit(Admit(row, token_ids, len(token_ids), 0, pages, SamplingParams(), 0, [], []))
+
+    @torch.inference_mode()
+    def run(self, lengths: dict[int, int]) -> dict[int, Tensor]:
+        """row → number of tokens to compute; → row → logits [tokens, vocab]."""
+        ends = {row: self.batch.num_computed[row] + n for row, n in lengths.items()}
+        runs = [Run(row, n, bool(ends[row] == self.batch.num_tokens[row])) for row, n in lengths.items()]
+        logits = self.model.logits(self.model(gather(self.batch, runs, BLOCK_SIZE), self.kv))
+        for row, n in lengths.items():
+            self.batch.num_computed[row] += n
+        return dict(zip(lengths, logits.split(list(lengths.values())), strict=True))
+
+    def whole(self, token_ids: list[int], chunks: list[int] | None = None) -> Tensor:
+        """Logits of all positions of one sequence computed alone, in chunks."""
+        self.batch.release(0)
+        self.admit(0, token_ids)
+        return torch.cat([self.run({0: n})[0] for n in chunks or [len(token_ids)]])
