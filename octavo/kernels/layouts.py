@@ -17,6 +17,9 @@ from torch import Tensor
 L = TypeVar("L", bound="Layout")
 _ELEMENTS_AT_ONCE = 1 << 20
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""The compute types by their names in the configuration."""
+
 
 class Layout(Protocol):
     """What every layout can do. Shapes are those of the full-precision matrix."""

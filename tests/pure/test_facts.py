@@ -229,9 +229,7 @@ def test_gguf_optional_keys(tmp_path: Path) -> None:
     ]
     found = gguf_facts(tmp_path, *more)
     assert (found.head_dim, found.dtype) == (32, "float16")
-    assert found.rope == RopeFacts(
-        theta=1000.0, rotary_dim=8, scaling="linear", factor=4.0, original_max_position=512
-    )
+    assert found.rope == RopeFacts(theta=1000.0, rotary_dim=8, scaling="linear", factor=4.0, original_max_position=512)
     assert gguf_facts(tmp_path, kv("llama.rope.scale_linear", F32, 2.0)).rope.factor == 2.0
     assert gguf_facts(tmp_path, kv("llama.rope.scaling.type", STRING, "none")).rope.scaling is None
 
@@ -274,9 +272,7 @@ def test_gguf_of_any_architecture(tmp_path: Path) -> None:
         ({"tokenizer_ggml_tokens": (U32, 3)}, "tokenizer.ggml.tokens"),
     ],
 )
-def test_gguf_that_makes_no_sense(
-    tmp_path: Path, changes: dict[str, tuple[int, object] | None], message: str
-) -> None:
+def test_gguf_that_makes_no_sense(tmp_path: Path, changes: dict[str, tuple[int, object] | None], message: str) -> None:
     with pytest.raises(ModelFileError) as error:
         gguf_facts(tmp_path, **changes)
     assert error.value.message.startswith("m.gguf: ") and message in error.value.message

@@ -68,9 +68,9 @@ def test_same_as_the_gguf_package(demo_gguf: Path) -> None:
     header, oracle = read_header(demo_gguf), gguf.GGUFReader(demo_gguf)
     fields = {key: field.contents() for key, field in oracle.fields.items() if not key.startswith("GGUF.")}
     assert header.metadata == fields
-    assert [
-        (t.name, list(t.shape)[::-1], t.type, t.offset, t.nbytes) for t in header.tensors.values()
-    ] == [(t.name, t.shape.tolist(), int(t.tensor_type), t.data_offset, t.n_bytes) for t in oracle.tensors]
+    assert [(t.name, list(t.shape)[::-1], t.type, t.offset, t.nbytes) for t in header.tensors.values()] == [
+        (t.name, t.shape.tolist(), int(t.tensor_type), t.data_offset, t.n_bytes) for t in oracle.tensors
+    ]
     known = {int(t): (t.name, *size) for t, size in gguf.GGML_QUANT_SIZES.items()}
     assert all(known[number] == tuple(form) for number, form in GGML_TYPES.items())
 

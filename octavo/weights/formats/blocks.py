@@ -35,9 +35,7 @@ class BlockFormat(NamedTuple):
 
 
 # The values IQ4_NL and IQ4_XS index with their nibbles.
-_IQ4_VALUES = torch.tensor(
-    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=torch.int8
-)
+_IQ4_VALUES = torch.tensor([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=torch.int8)
 
 
 def _half(raw: Tensor) -> Tensor:
