@@ -1,9 +1,10 @@
-"""`octavo doctor`: what the machine offers, which kernels would run and why, and the memory plan, with nothing loaded."""
+"""`octavo doctor`: what the machine offers, which kernels would run and why, the memory plan; nothing is loaded."""
 
 from __future__ import annotations
 
 import math
 import platform
+from importlib.metadata import version
 
 from rich.console import Console
 from rich.table import Table
@@ -53,11 +54,9 @@ def _hardware(hardware: Hardware) -> Table:
 
 
 def _kernels(resolved: ResolvedConfig) -> Table:
-    import torch
-
     from octavo.kernels import registry
 
-    rows = [("pytorch", str(torch.__version__))]
+    rows = [("pytorch", version("torch"))]
     for report in registry.report(resolved.device, resolved.dtype, env.forced_backend()):
         rows.append((report.name, ("chosen: " if report.chosen else "not chosen: ") + report.reason))
     return _table("Kernels", rows)

@@ -11,8 +11,8 @@ import torch
 
 from octavo.config.resolve import ResolvedConfig
 from octavo.errors import ModelFileError
-from octavo.kernels.ops import Ops
 from octavo.kernels.layouts import DTYPES
+from octavo.kernels.ops import Ops
 from octavo.modelfiles.facts import ModelFacts
 from octavo.models.decoder import Model
 from octavo.models.llama import build_gguf_llama, build_llama

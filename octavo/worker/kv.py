@@ -13,7 +13,7 @@ from torch import Tensor
 
 from octavo.config.resolve import ResolvedConfig
 from octavo.errors import OutOfMemory
-from octavo.kernels.registry import DTYPES
+from octavo.kernels.layouts import DTYPES
 from octavo.modelfiles.facts import ModelFacts
 
 MIB = 1 << 20

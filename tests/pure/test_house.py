@@ -19,73 +19,60 @@ import pytest
 ROOT = Path(__file__).parents[2]
 CODE = ROOT / "octavo"
 
-BASE = ("errors", "types", "env", "log")
-MAY_IMPORT: dict[str, tuple[str, ...]] = {
+BASE = "errors types env log"
+_MAY_IMPORT = {
     # the ground floor
-    "errors": (),
-    "types": ("errors",),
-    "env": ("errors",),
-    "log": ("errors", "env"),
+    "errors": "",
+    "types": "errors",
+    "env": "errors",
+    "log": "errors env",
     # what a model is, as files and numbers
-    "modelfiles": BASE,
-    "config": (*BASE, "modelfiles.facts"),
-    "modelfiles.hub": (*BASE, "config", "modelfiles"),
+    "modelfiles": f"{BASE}",
+    "config": f"{BASE} modelfiles.facts",
+    "modelfiles.hub": f"{BASE} config modelfiles",
     # what crosses between processes, and between the islands
-    "wire": ("errors", "types"),
-    "wire.sockets": (*BASE, "wire"),
-    "text": (*BASE, "modelfiles"),
-    "grammar": (*BASE, "text"),
+    "wire": "errors types",
+    "wire.sockets": f"{BASE} wire",
+    "text": f"{BASE} modelfiles",
+    "grammar": f"{BASE} text",
     # the engine sees integers: no sockets, no tensors
-    "engine": (*BASE, "config", "wire", "grammar", "executor.base"),
-    "engine.process": (*BASE, "config", "modelfiles", "modelfiles.hub", "wire", "wire.sockets", "engine", "executor"),
-    "executor": (*BASE, "config", "modelfiles", "wire"),
+    "engine": f"{BASE} config wire grammar executor.base",
+    "engine.assembly": f"{BASE} config modelfiles.files wire engine executor.base",
+    "engine.process": f"{BASE} config modelfiles modelfiles.hub wire wire.sockets engine engine.assembly executor",
+    "executor": f"{BASE} config modelfiles wire",
     # towards the user
-    "client": (*BASE, "config", "modelfiles", "wire", "wire.sockets", "text", "grammar"),
-    # the offline engine alone also runs the engine, in its own process
-    "client.local": (
-        *(*BASE, "config", "modelfiles", "modelfiles.hub", "wire", "text", "grammar", "client", "engine", "executor"),
-    ),
-    "client.offline": (
-        *BASE,
-        "config",
-        "modelfiles",
-        "modelfiles.hub",
-        "wire",
-        "text",
-        "client",
-        "client.local",
-        "executor",
-    ),
-    "server": (*BASE, "", "config", "wire", "text", "grammar", "client"),
-    "supervisor": (*BASE, "config", "modelfiles", "modelfiles.hub", "wire", "wire.sockets"),
-    "bench": (*BASE, "", "config", "modelfiles", "modelfiles.hub", "text", "client", "client.offline"),
+    "client": f"{BASE} config modelfiles wire wire.sockets text grammar",
+    "client.local": f"{BASE} config modelfiles modelfiles.hub wire text grammar client engine engine.assembly executor",
+    "client.offline": f"{BASE} config modelfiles wire text client client.local client.offline_async executor",
+    "client.offline_async": f"{BASE} config modelfiles wire text client client.local executor",
+    "server": f"{BASE} octavo config wire text grammar client",
+    "supervisor": f"{BASE} config modelfiles modelfiles.hub wire wire.sockets",
+    "bench": f"{BASE} octavo config modelfiles modelfiles.hub text client client.offline",
     "cli": (
-        *(*BASE, "", "config", "modelfiles", "modelfiles.hub", "text", "client", "client.offline"),
-        *("server", "supervisor", "engine.process", "bench"),
+        f"{BASE} octavo config modelfiles modelfiles.hub text client client.offline"
+        " server supervisor engine.process bench"
     ),
-    "__main__": ("cli",),
-    "": ("types", "errors", "client", "client.offline"),  # octavo/__init__.py: the public names
+    "__main__": "cli",
+    "octavo": "types errors",  # octavo/__init__.py: the public names, loaded when first asked for
     # the tensor island
-    "kernels": ("errors", "env"),
-    "distributed": ("errors", "env"),
-    "weights": ("errors", "modelfiles", "kernels.layouts", "kernels.ops"),
-    "layers": ("errors", "modelfiles.facts", "kernels.ops", "kernels.layouts", "kernels.step", "distributed"),
-    "models": (
-        *("errors", "config", "modelfiles", "weights.checkpoint", "layers"),
-        *("kernels.ops", "kernels.layouts", "kernels.step"),
-    ),
+    "kernels": "errors env",
+    "distributed": "errors env",
+    "weights": "errors modelfiles kernels.layouts kernels.ops",
+    "layers": "errors modelfiles.facts kernels.ops kernels.layouts kernels.step distributed",
+    "models": "errors config modelfiles weights.checkpoint layers kernels.ops kernels.layouts kernels.step",
     "worker": (
-        *("errors", "types", "env", "log", "config", "modelfiles", "wire", "weights", "models", "distributed"),
-        *("kernels.ops", "kernels.layouts", "kernels.step", "kernels.registry"),
+        f"{BASE} config modelfiles wire weights models distributed worker.sampler"
+        " kernels.ops kernels.layouts kernels.step kernels.registry"
     ),
-    "worker.sampler": ("errors", "types", "wire", "kernels.ops"),
+    "worker.sampler": "errors types wire kernels.ops",
 }
-ONLY_IN_FUNCTIONS: dict[str, tuple[str, ...]] = {
-    "executor": ("worker",),  # the bridge: the function that starts the worker
-    "supervisor": ("engine.process", "server"),  # each in its own child
-    "cli": ("kernels.registry",),  # doctor tells what was chosen and why
-    "": ("client", "client.offline", "kernels"),
+_ONLY_IN_FUNCTIONS = {
+    "executor": "worker",  # the bridge: the function that starts the worker
+    "supervisor": "engine.process server",  # each in its own child
+    "cli": "kernels.registry",  # doctor tells what was chosen and why
 }
+MAY_IMPORT = {name: tuple(rooms.split()) for name, rooms in _MAY_IMPORT.items()}
+ONLY_IN_FUNCTIONS = {name: tuple(rooms.split()) for name, rooms in _ONLY_IN_FUNCTIONS.items()}
 """Further imports that a module may make where it needs them, not when it is imported."""
 
 TENSOR_ISLAND = {"kernels", "distributed", "weights", "layers", "models", "worker"}
@@ -98,14 +85,14 @@ EMPTY_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}
 @dataclass(frozen=True)
 class Import:
     target: str
-    """Dotted; below octavo without the leading name."""
+    """Dotted, without the leading "octavo."; the root package itself is "octavo"."""
     line: int
     in_function: bool
 
 
 def module_name(path: Path) -> str:
     parts = path.relative_to(CODE).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts) or "octavo"
 
 
 MODULES = {module_name(path): path for path in sorted(CODE.rglob("*.py"))}
@@ -113,12 +100,12 @@ TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
 
 
 def room(module: str) -> str:
-    """The longest room that `module` is in. The root package is the room ''."""
-    parts = module.split(".") if module else []
+    """The longest room that `module` is in, or its first name where there is none."""
+    parts = module.split(".")
     for length in range(len(parts), 0, -1):
         if (name := ".".join(parts[:length])) in MAY_IMPORT:
             return name
-    return "" if not module else parts[0]
+    return parts[0]
 
 
 def imports(tree: ast.AST, in_function: bool = False) -> Iterator[Import]:
@@ -128,22 +115,19 @@ def imports(tree: ast.AST, in_function: bool = False) -> Iterator[Import]:
         if isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.name.split(".")[0] == "octavo":
-                    yield Import(alias.name.partition(".")[2], node.lineno, inside)
+                    yield Import(alias.name.partition(".")[2] or "octavo", node.lineno, inside)
         elif isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").split(".")[0] == "octavo"):
             assert node.level == 0, "relative imports hide what is imported; write octavo.…"
             base = (node.module or "").partition(".")[2]
             for alias in node.names:
                 deeper = f"{base}.{alias.name}" if base else alias.name
-                yield Import(deeper if deeper in MODULES else base, node.lineno, inside)
+                yield Import(deeper if deeper in MODULES else base or "octavo", node.lineno, inside)
         yield from imports(node, inside)
 
 
 def permits(entries: tuple[str, ...], target: str) -> bool:
     """Whether an entry covers `target`; an entry covers no room of its own inside its folder."""
-    return any(
-        room(target) == room(entry) and (target == entry or entry == "" or target.startswith(entry + "."))
-        for entry in entries
-    )
+    return any(room(target) == room(entry) and (target == entry or target.startswith(entry + ".")) for entry in entries)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -155,7 +139,7 @@ def test_imports_point_down(name: str) -> None:
         late = ONLY_IN_FUNCTIONS.get(here, ()) if found.in_function else ()
         if room(found.target) != here and not permits(MAY_IMPORT[here] + late, found.target):
             wrong.append(f"line {found.line}: octavo.{found.target}")
-    assert not wrong, f"octavo.{name} ({here or 'root'}) may not import " + "; ".join(wrong)
+    assert not wrong, f"octavo.{name} ({here}) may not import " + "; ".join(wrong)
 
 
 def test_the_table_itself_points_down() -> None:
@@ -165,7 +149,7 @@ def test_the_table_itself_points_down() -> None:
         assert name not in path, f"cycle: {' → '.join((*path, name))}"
         if name not in above:
             above[name] = {room(entry) for entry in MAY_IMPORT[name]} - {name}
-            for lower in above[name] - {""}:
+            for lower in above[name]:
                 below(lower, (*path, name))
         return above[name]
 
@@ -242,7 +226,7 @@ def test_control_island_imports_without_torch() -> None:
     code = f"""
 import importlib, sys
 for name in {control!r}:
-    importlib.import_module(("octavo." + name).rstrip("."))
+    importlib.import_module("octavo" if name == "octavo" else "octavo." + name)
 heavy = {{"torch", "transformers", "huggingface_hub", "triton"}}
 sys.exit(", ".join(sorted(heavy & set(sys.modules))) or 0)
 """
