@@ -41,7 +41,7 @@ class TokenStream:
     def __init__(self, engine: LocalEngine, request: LocalRequest) -> None:
         self._engine = engine
         self._request = request
-        self._deltas = self._read()
+        self._deltas = _read(engine, request)
 
     def __iter__(self) -> Iterator[Delta]:
         return self._deltas
@@ -64,19 +64,20 @@ class TokenStream:
             pass
         return self._request.state.output()
 
-    def _read(self) -> Generator[Delta, None, None]:
-        request = self._request
-        try:
-            while True:
-                while request.deltas:
-                    yield request.deltas.popleft()
-                if request.error is not None:
-                    raise request.error
-                if request.ended:
-                    return
-                _turn(self._engine)
-        finally:
-            self._engine.abort(request)
+
+def _read(engine: LocalEngine, request: LocalRequest) -> Generator[Delta, None, None]:
+    """Not a method of TokenStream: a stream that is dropped must end at once, so it may not be part of a cycle."""
+    try:
+        while True:
+            while request.deltas:
+                yield request.deltas.popleft()
+            if request.error is not None:
+                raise request.error
+            if request.ended:
+                return
+            _turn(engine)
+    finally:
+        engine.abort(request)
 
 
 class LLMEngine:

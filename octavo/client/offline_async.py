@@ -27,11 +27,8 @@ class AsyncStream:
     """The deltas of one request, for `async for`; it starts when first read. `metrics` are complete at its end."""
 
     def __init__(self, engine: AsyncLLMEngine, prompt: Callable[[LocalEngine], Prompt], params: SamplingParams) -> None:
-        self._engine = engine
-        self._prompt = prompt
-        self._params = params
-        self._request: LocalRequest | None = None
-        self._deltas = self._read()
+        self._started: list[LocalRequest] = []
+        self._deltas = _read(engine, prompt, params, self._started)
 
     def __aiter__(self) -> AsyncIterator[Delta]:
         return self._deltas
@@ -47,31 +44,39 @@ class AsyncStream:
         """Everything at once; reads what is left of the stream."""
         async for _ in self._deltas:
             pass
-        if self._request is None:
+        if not self._started:
             raise EngineError("the stream was closed before it was read")
-        return self._request.state.output()
+        return self._started[0].state.output()
 
     @property
     def metrics(self) -> Metrics:
-        return Metrics() if self._request is None else self._request.state.metrics
+        return self._started[0].state.metrics if self._started else Metrics()
 
-    async def _read(self) -> AsyncGenerator[Delta, None]:
-        local = await self._engine.start()
-        prompt = await asyncio.to_thread(self._prompt, local)
-        request = self._request = local.prepare(prompt, self._params)
-        news = self._engine._enter(local, request)
-        try:
-            while True:
-                while request.deltas:
-                    yield request.deltas.popleft()
-                if request.error is not None:
-                    raise request.error
-                if request.ended:
-                    return
-                news.clear()
-                await news.wait()
-        finally:
-            self._engine._leave(local, request)
+
+async def _read(
+    engine: AsyncLLMEngine,
+    prompt: Callable[[LocalEngine], Prompt],
+    params: SamplingParams,
+    started: list[LocalRequest],
+) -> AsyncGenerator[Delta, None]:
+    """Not a method of AsyncStream: a stream that is dropped must end soon, so it may not be part of a cycle.
+    `started`: where the request is put once there is one."""
+    local = await engine.start()
+    request = local.prepare(await asyncio.to_thread(prompt, local), params)
+    started.append(request)
+    news = engine._enter(local, request)
+    try:
+        while True:
+            while request.deltas:
+                yield request.deltas.popleft()
+            if request.error is not None:
+                raise request.error
+            if request.ended:
+                return
+            news.clear()
+            await news.wait()
+    finally:
+        engine._leave(local, request)
 
 
 class AsyncLLMEngine:
