@@ -1,4 +1,4 @@
-"""What the server needs of an engine, whoever stands behind it: client/engine.py over a socket, client/fake.py in tests."""
+"""What the server needs of an engine: client/engine.py over a socket, client/fake.py in tests."""
 
 from __future__ import annotations
 

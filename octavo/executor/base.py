@@ -1,4 +1,4 @@
-"""What runs plans. The engine loop submits plans and collects results in order; how many may be in flight is `depth`."""
+"""What runs plans. The engine loop submits plans, collects results in order; how many may be in flight is `depth`."""
 
 from __future__ import annotations
 

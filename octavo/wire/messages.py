@@ -1,4 +1,4 @@
-"""Client ↔ engine messages: MessagePack over a ROUTER–DEALER pair, or plain objects in one process.
+"""Client ↔ engine messages: MessagePack over a ROUTER-DEALER pair, or plain objects in one process.
 
 Every request ends in exactly one final message: a `TokenOutput` with `finish_reason`, or a `Failed`.
 After an `Abort` nothing more is sent for that id. Ids are chosen by the client, unique within it.
