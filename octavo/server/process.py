@@ -58,6 +58,7 @@ def main(config: ServerConfig, endpoint: str, fd: int | None = None) -> None:
 
 def bind(config: ServerConfig) -> socket.socket:
     """A listening socket at host and port. Raises ConfigError that says why not."""
+    listener: socket.socket | None = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -67,6 +68,8 @@ def bind(config: ServerConfig) -> socket.socket:
         listener.bind(address)
         listener.listen(BACKLOG)
     except OSError as error:
+        if listener is not None:
+            listener.close()
         reason = error.strerror or str(error)
         raise ConfigError(
             f"cannot listen on {config.host}:{config.port}: {reason}; choose another --port or --host"

@@ -1,0 +1,181 @@
+"""POST /v1/completions, /tokenize, /detokenize."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from server_harness import TEXT, Api, error_of, events, run
+
+
+def test_answer_has_the_shape_of_openai() -> None:
+    async def test(api: Api) -> None:
+        body = (await api.complete()).json()
+        assert body["id"].startswith("cmpl-") and body["object"] == "text_completion"
+        (choice,) = body["choices"]
+        assert choice["text"] == TEXT[:16] and choice["finish_reason"] == "length" and choice["logprobs"] is None
+        assert body["usage"]["prompt_tokens"] == 3 and body["usage"]["completion_tokens"] == 16
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"max_tokens": 200},
+        {"echo": True},
+        {"n": 2, "temperature": 1, "seed": 1},
+        {"prompt": ["one", "two"], "n": 2},
+        {"prompt": [97, 98]},
+        {"prompt": [[97], [98, 99]], "echo": True, "logprobs": 2},
+        {"logprobs": 3, "max_tokens": 60},
+        {"stop": "fake", "logprobs": 0, "max_tokens": 60},
+        {"echo": True, "max_tokens": 0, "logprobs": 1},
+    ],
+)
+def test_streamed_equals_plain(fields: dict[str, Any]) -> None:
+    async def test(api: Api) -> None:
+        whole = (await api.complete(**fields)).json()
+        response = await api.complete(**fields, stream=True, stream_options={"include_usage": True})
+        *chunks, last, done = events(response.text)
+        assert done == "[DONE]" and last["choices"] == []
+        texts: dict[int, str] = {}
+        logprobs: dict[int, dict[str, list[Any]]] = {}
+        reasons: dict[int, list[str]] = {}
+        for chunk in chunks:
+            (choice,) = chunk["choices"]
+            index = choice["index"]
+            texts[index] = texts.get(index, "") + choice["text"]
+            for key, values in (choice["logprobs"] or {}).items():
+                logprobs.setdefault(index, {}).setdefault(key, []).extend(values)
+            reasons.setdefault(index, []).extend([choice["finish_reason"]] if choice["finish_reason"] else [])
+        for choice in whole["choices"]:
+            assert texts[choice["index"]] == choice["text"]
+            assert reasons[choice["index"]] == [choice["finish_reason"]]
+            assert logprobs.get(choice["index"]) == choice["logprobs"]
+        for key in ("prompt_tokens", "completion_tokens", "total_tokens"):
+            assert last["usage"][key] == whole["usage"][key]
+
+    run(test)
+
+
+def test_choices_of_several_prompts_are_numbered_through() -> None:
+    async def test(api: Api) -> None:
+        body = (await api.complete(prompt=["a", "bb", "ccc"], n=2, echo=True, max_tokens=1)).json()
+        assert [c["index"] for c in body["choices"]] == list(range(6))
+        assert [c["text"] for c in body["choices"]] == ["aH", "aH", "bbH", "bbH", "cccH", "cccH"]
+        assert body["usage"]["prompt_tokens"] == 6 and body["usage"]["completion_tokens"] == 6
+
+    run(test)
+
+
+def test_echo_with_logprobs_scores_the_prompt() -> None:
+    async def test(api: Api) -> None:
+        for prompt in ("a🦊b", [[97, 240, 159, 166, 138, 98]]):
+            body = (await api.complete(prompt=prompt, echo=True, logprobs=1, max_tokens=1)).json()
+            (choice,) = body["choices"]
+            found = choice["logprobs"]
+            assert choice["text"] == "a🦊bH"
+            assert found["token_logprobs"][0] is None and found["top_logprobs"][0] is None
+            assert len(found["tokens"]) == len(found["token_logprobs"]) == len(found["text_offset"]) == 7
+            assert all(value == -0.25 for value in found["token_logprobs"][1:])
+            assert found["text_offset"][0] == 0 and found["text_offset"][-2:] == [2, 3]
+            assert choice["text"][found["text_offset"][-1] :] == "H"
+
+    run(test)
+
+
+def test_max_tokens_zero_only_scores() -> None:
+    async def test(api: Api) -> None:
+        body = (await api.complete(prompt=[[97, 98]], echo=True, logprobs=1, max_tokens=0)).json()
+        assert body["choices"][0]["text"] == "ab" and body["choices"][0]["logprobs"]["tokens"] == ["a", "b"]
+        assert body["usage"]["completion_tokens"] == 0
+
+    run(test)
+
+
+def test_logprobs_hold_the_chosen_token_and_offsets_point_into_the_text() -> None:
+    async def test(api: Api) -> None:
+        choice = (await api.complete(logprobs=2, max_tokens=5)).json()["choices"][0]
+        found = choice["logprobs"]
+        for token, offset, top in zip(found["tokens"], found["text_offset"], found["top_logprobs"], strict=True):
+            assert choice["text"][offset : offset + len(token)] == token
+            assert token in top and len(top) == 2
+
+    run(test)
+
+
+def test_best_of_counts_all_candidates_and_returns_n() -> None:
+    async def test(api: Api) -> None:
+        body = (await api.complete(best_of=3, n=1, max_tokens=4)).json()
+        assert len(body["choices"]) == 1 and body["choices"][0]["logprobs"] is None
+        assert body["usage"]["completion_tokens"] == 12
+
+    run(test)
+
+
+def test_prompt_logprobs_per_choice() -> None:
+    async def test(api: Api) -> None:
+        body = (await api.complete(prompt=["ab", "cde"], prompt_logprobs=2, max_tokens=1)).json()
+        assert [len(c["prompt_logprobs"]) for c in body["choices"]] == [2, 3]
+        assert body["choices"][0]["prompt_logprobs"][1]["98"]["rank"] == 1
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [[]]}, "prompt"),
+        ({"prompt": ["a", ""]}, "prompt"),
+        ({"prompt": ["a", 1]}, "prompt"),
+        ({"prompt": [1, [1]]}, "prompt"),
+        ({"prompt": [300]}, "prompt"),
+        ({"prompt": [-1]}, "prompt"),
+        ({"prompt": {}}, "prompt"),
+        ({"prompt": ["x"] * 2000}, "prompt"),
+        ({"prompt": "a\0b"}, "prompt"),
+        ({"suffix": "tail"}, "suffix"),
+        ({"best_of": 1, "n": 2}, "best_of"),
+        ({"best_of": 3, "stream": True}, "best_of"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"logprobs": True}, "logprobs"),
+    ],
+)
+def test_wrong_prompts_and_fields_are_named(fields: dict[str, Any], param: str) -> None:
+    async def test(api: Api) -> None:
+        for stream in (False, True) if "stream" not in fields else (True,):
+            assert error_of(await api.complete(**{**fields, "stream": stream}), 400)["param"] == param
+
+    run(test)
+
+
+def test_one_refused_prompt_leaves_none_running() -> None:
+    async def test(api: Api) -> None:
+        error = error_of(await api.complete(prompt=["fine", "x" * 5000]), 400)
+        assert error["code"] == "context_length_exceeded"
+        assert api.engine.num_running == 0
+
+    run(test, step_delay=0.01)
+
+
+def test_tokenize_and_detokenize() -> None:
+    async def test(api: Api) -> None:
+        body = (await api.post("/tokenize", prompt="hé<|im_end|>", return_token_strs=True)).json()
+        assert body["count"] == len(body["tokens"]) == len(body["token_strs"]) and body["max_model_len"] == 2048
+        assert (await api.post("/detokenize", tokens=body["tokens"])).json() == {"prompt": "hé<|im_end|>"}
+        plain = (await api.post("/tokenize", prompt="hi")).json()
+        assert plain["tokens"] == [104, 105] and plain["token_strs"] is None
+        assert (await api.post("/tokenize", prompt="")).json()["count"] == 0
+        assert (await api.post("/tokenize", prompt="x" * 10_000)).json()["count"] == 10_000
+        assert error_of(await api.post("/tokenize"), 400)["param"] == "prompt"
+        assert error_of(await api.post("/tokenize", prompt="a", messages=[]), 400)["param"] == "prompt"
+        assert error_of(await api.post("/tokenize", messages=[]), 400)["param"] == "messages"
+        assert error_of(await api.post("/detokenize", tokens=[999]), 400)["param"] == "tokens"
+        assert error_of(await api.post("/detokenize", tokens=["a"]), 400)["param"] == "tokens[0]"
+        assert error_of(await api.post("/tokenize", prompt="a", model="other"), 404)["code"] == "model_not_found"
+
+    run(test)

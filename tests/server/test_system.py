@@ -1,0 +1,131 @@
+"""Health, readiness, metrics, docs; what the server's import costs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import subprocess
+import sys
+import time
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+from server_harness import HELLO, Api, error_of, run
+
+from octavo.client.fake import FakeClient
+from octavo.config import ServerConfig
+from octavo.server.app import create_app
+
+
+def test_health_and_ready() -> None:
+    async def test(api: Api) -> None:
+        assert (await api.http.get("/health")).json() == {"status": "healthy", "service": "octavo"}
+        assert (await api.http.get("/ready")).json() == {"status": "ready", "model_loaded": True}
+        assert (await api.http.head("/health")).status_code == 200
+
+    run(test)
+
+
+def test_before_the_model_is_loaded_all_but_health_is_503_with_retry_after() -> None:
+    async def main() -> None:
+        app = create_app(FakeClient(), ServerConfig())  # its lifespan never starts: nothing was ever attached
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+            assert (await http.get("/health")).status_code == 200
+            ready = await http.get("/ready")
+            assert ready.status_code == 503 and ready.json()["model_loaded"] is False and ready.headers["retry-after"]
+            for stream in (True, False):
+                response = await http.post("/v1/chat/completions", json={"messages": HELLO, "stream": stream})
+                assert error_of(response, 503)["type"] == "unavailable_error" and response.headers["retry-after"]
+            error_of(await http.get("/v1/models"), 503)
+            error_of(await http.post("/tokenize", json={"prompt": "x"}), 503)
+            assert (await http.get("/metrics")).status_code == 200
+            assert (await http.get("/v1/metrics")).status_code == 200
+
+    asyncio.run(main())
+
+
+def test_system_metrics_have_exactly_the_documented_keys() -> None:
+    async def test(api: Api) -> None:
+        body = (await api.http.get("/v1/metrics")).json()
+        assert set(body) == {"cpu", "memory", "gpu", "kv", "queue", "timestamp"}
+        assert set(body["cpu"]) == {"utilization_percent", "core_count"}
+        assert set(body["memory"]) == {"used_mb", "total_mb", "available_mb"}
+        assert set(body["kv"]) == {"blocks_total", "blocks_used", "blocks_cached", "fragmentation"}
+        assert set(body["queue"]) == {"waiting", "running"}
+        assert body["gpu"] is None and abs(body["timestamp"] - time.time()) < 10
+        assert 0 < body["memory"]["available_mb"] <= body["memory"]["total_mb"]
+
+    run(test)
+
+
+def test_prometheus_counts_what_happened() -> None:
+    async def test(api: Api) -> None:
+        await api.chat(n=2, max_tokens=5)
+        await api.chat(stream=True)
+        error_of(await api.chat(temperature=-1), 400)
+        response = await api.http.get("/metrics")
+        assert response.headers["content-type"].startswith("text/plain; version=")
+        samples = {
+            (s.name, *sorted(v for k, v in s.labels.items() if k != "model_name")): s.value
+            for family in text_string_to_metric_families(response.text)
+            for s in family.samples
+        }
+        assert samples["octavo:request_success_total", "length"] == 2
+        assert samples["octavo:request_success_total", "stop"] == 1
+        assert samples[("octavo:time_to_first_token_seconds_count",)] == 3
+        assert samples[("octavo:inter_token_latency_seconds_count",)] > 10
+        assert samples[("octavo:e2e_request_latency_seconds_count",)] == 2
+        assert samples[("octavo:generation_tokens_total",)] >= 10 + 60
+        assert samples[("octavo:prompt_tokens_total",)] == 42
+        assert samples[("octavo:num_requests_running",)] == 0
+        assert samples[("octavo:kv_cache_usage_perc",)] == 0
+        assert samples["octavo:http_requests_total", "/v1/chat/completions", "200", "POST"] == 2
+        assert samples["octavo:http_requests_total", "/v1/chat/completions", "400", "POST"] == 1
+        assert ("octavo:num_preemptions_total",) in samples and ("octavo:engine_restarts_total",) in samples
+
+    run(test)
+
+
+def test_openapi_is_made_of_the_structs_and_complete() -> None:
+    async def test(api: Api) -> None:
+        document = (await api.http.get("/openapi.json")).json()
+        assert document["openapi"].startswith("3.1")
+        routes = {route.path.replace(":path", "") for route in api.app.routes} - {"/docs", "/openapi.json"}
+        assert set(document["paths"]) == routes
+        schemas = document["components"]["schemas"]
+        for name in re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)):
+            assert name in schemas
+        chat = schemas["ChatCompletionRequest"]["properties"]
+        assert {"temperature", "messages", "max_completion_tokens", "stream_options", "tools", "logit_bias"} <= set(
+            chat
+        )
+        assert schemas["ChatCompletionRequest"]["required"] == ["messages"]
+
+    run(test)
+
+
+def test_docs_page_needs_nothing_from_elsewhere() -> None:
+    async def test(api: Api) -> None:
+        response = await api.http.get("/docs")
+        assert response.headers["content-type"].startswith("text/html")
+        assert "https://" not in response.text and "http://" not in response.text and "src=" not in response.text
+        assert "prefers-color-scheme: dark" in response.text
+        assert "default-src 'none'" in response.headers["content-security-policy"]
+
+    run(test)
+
+
+def test_server_process_starts_without_torch_and_quickly() -> None:
+    code = (
+        "import sys, time; t = time.perf_counter(); import octavo.server.process; "
+        "print(time.perf_counter() - t, *(m for m in ('torch', 'transformers', 'numpy') if m in sys.modules))"
+    )
+    best = 9.0
+    for _ in range(3):
+        seconds, *heavy = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.split()
+        assert not heavy
+        best = min(best, float(seconds))
+    assert best < 1.0
