@@ -7,12 +7,14 @@ Made and changed by the scheduler alone. Invariant: num_computed <= len(token_id
 from __future__ import annotations
 
 import math
+import re
 
 import msgspec
 
 from octavo.types import FinishReason, Metrics, SamplingParams, TokenLogprobs
 from octavo.wire.messages import Add, Failed
 
+_FIELD = re.compile(r"\$\.(\w+)")
 _FLOATS = (
     "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
 )  # fmt: skip
@@ -159,17 +161,17 @@ def refused(add: Add, vocab_size: int, max_len: int) -> Failed | None:
     if len(add.prompt_ids) + wants_output > max_len or len(add.prompt_ids) + len(add.output_ids) > max_len:
         message = f"the prompt has {len(add.prompt_ids)} tokens, the context holds {max_len}; shorten the prompt"
         return Failed(add.id, "context_length_exceeded", message, "prompt")
+    numbers = [(name, getattr(params, name)) for name in _FLOATS]
+    if isinstance(params.logit_bias, dict):
+        numbers += [("logit_bias", value) for value in params.logit_bias.values()]
+    for name, value in numbers:  # a NaN passes all limits
+        if isinstance(value, float) and not math.isfinite(value):
+            return Failed(add.id, "invalid_value", f"{name}: {value} is not a finite number", name)
     try:
         msgspec.convert(msgspec.to_builtins(params), SamplingParams)
     except msgspec.ValidationError as error:
-        return Failed(add.id, "invalid_value", f"params: {error}", None)
-    for name in _FLOATS:
-        value = getattr(params, name)
-        if value is not None and not math.isfinite(value):
-            return Failed(add.id, "invalid_value", f"{name}: {value} is not a finite number", name)
-    for bias in (params.logit_bias or {}).values():
-        if not math.isfinite(bias):
-            return Failed(add.id, "invalid_value", f"logit_bias: {bias} is not a finite number", "logit_bias")
+        field = _FIELD.search(str(error))
+        return Failed(add.id, "invalid_value", f"params: {error}", field and field[1])
     if not -(2**63) <= add.seed < 2**64:
         return Failed(add.id, "invalid_value", f"seed: {add.seed} does not fit 64 bits", "seed")
     return _refused_ids(add, vocab_size)

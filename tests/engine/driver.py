@@ -56,6 +56,10 @@ class Driver:
         stem = pick.choice(self._stems)
         shared = pick.choice([length, pick.randint(0, length)])
         prompt = stem[:shared] + [pick.randrange(VOCAB) for _ in range(length - shared)]
+        if self.sent and pick.random() < 0.3:  # the next turn of a conversation, also of one that still runs
+            before = pick.choice(list(self.sent.values())[-6:])
+            turn = before.add.prompt_ids + before.tokens + prompt[: pick.randint(0, 2)]
+            prompt = turn[: max_len - 1]
         params = SamplingParams(
             temperature=1.0,
             max_tokens=pick.choice([0, 1, 2, 5, 12, 30, None]),
