@@ -67,7 +67,7 @@ class RequestContext:
         route = self.paths.get(scope.get("endpoint"), "other")
         method = scope["method"] if scope["method"] in ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE") else "other"
         self.answers.labels(method, route, str(status)).inc()
-        level = logging.DEBUG if route in QUIET_PATHS and status < 500 else logging.INFO
+        level = logging.DEBUG if route in QUIET_PATHS else logging.INFO
         logger.log(level, "%s %s %d %.0f ms %s", method, route, status, seconds * 1e3, request_id)
 
 

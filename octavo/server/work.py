@@ -16,6 +16,7 @@ from octavo.server.errors import ClientGone
 from octavo.server.metrics import ServerMetrics
 from octavo.types import Delta, Metrics, SamplingParams, TokenLogprobs
 
+_STARTS_PER_TURN = 16
 _MERGE_BUFFER = 256
 """Deltas of several prompts that wait for a slow reader before the pumps wait too."""
 
@@ -39,7 +40,9 @@ class Work:
         """Raises the ApiError of the first prompt that is refused; then none is left running."""
         work = cls([], metrics, sum(len(prompt.token_ids) for prompt in prompts))
         try:
-            for prompt in prompts:
+            for index, prompt in enumerate(prompts):
+                if index % _STARTS_PER_TURN == _STARTS_PER_TURN - 1:
+                    await asyncio.sleep(0)  # other streams keep their pace
                 work._generations.append(await client.generate(prompt, params))
         except BaseException as error:
             await work.aclose(error)

@@ -137,6 +137,7 @@ def test_prompt_logprobs_per_choice() -> None:
         ({"prompt": [-1]}, "prompt"),
         ({"prompt": {}}, "prompt"),
         ({"prompt": ["x"] * 2000}, "prompt"),
+        ({"prompt": ["x"] * 1000, "n": 128}, "prompt"),
         ({"prompt": "a\0b"}, "prompt"),
         ({"suffix": "tail"}, "suffix"),
         ({"best_of": 1, "n": 2}, "best_of"),
@@ -177,5 +178,16 @@ def test_tokenize_and_detokenize() -> None:
         assert error_of(await api.post("/detokenize", tokens=[999]), 400)["param"] == "tokens"
         assert error_of(await api.post("/detokenize", tokens=["a"]), 400)["param"] == "tokens[0]"
         assert error_of(await api.post("/tokenize", prompt="a", model="other"), 404)["code"] == "model_not_found"
+
+    run(test)
+
+
+def test_many_long_prompts_together() -> None:
+    async def test(api: Api) -> None:
+        prompts = [f"{i} " + "x" * 200 for i in range(100)]
+        body = (await api.complete(prompt=prompts, echo=True, max_tokens=1)).json()
+        assert [c["text"] for c in body["choices"]] == [p + "H" for p in prompts]
+        mixed = (await api.complete(prompt=["a", [98, 99]], echo=True, max_tokens=1)).json()
+        assert [c["text"] for c in mixed["choices"]] == ["aH", "bcH"]
 
     run(test)

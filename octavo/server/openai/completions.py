@@ -43,9 +43,10 @@ async def completions(request: Request) -> Response:
     asked.check()
     given = split_prompts(asked.prompt)
     header = Header.new("cmpl", serve.model(asked.model))
+    _check_fan_out(serve, asked, len(given))
 
     async def start() -> tuple[Work, list[_Choice]]:
-        prompts = [await _tokenized(serve, prompt, asked) for prompt in given]
+        prompts = await _tokenized(serve, given, asked)
         work = await Work.start(serve.client, prompts, sampling(asked), serve.metrics)
         return work, _choices(serve, asked, prompts)
 
@@ -92,12 +93,28 @@ def _checked(prompt: str | list[int]) -> str | list[int]:
     return prompt
 
 
-async def _tokenized(serve: Serving, prompt: str | list[int], asked: CompletionRequest) -> Prompt:
-    if not isinstance(prompt, str):
-        return Prompt(token_ids=prompt)
+def _check_fan_out(serve: Serving, asked: CompletionRequest, num_prompts: int) -> None:
+    """Raises RequestError for what could never be admitted, however empty the queue is."""
+    info = serve.info()
+    num_sequences = num_prompts * (asked.best_of or asked.n)
+    limit = info.max_num_seqs + info.max_queued_requests
+    if info.max_queued_requests and num_sequences > limit:
+        raise RequestError(
+            f"prompt, n and best_of ask for {num_sequences} sequences; this server holds at most {limit}",
+            param="prompt",
+        )
+
+
+async def _tokenized(serve: Serving, given: list[str | list[int]], asked: CompletionRequest) -> list[Prompt]:
+    texts = [prompt for prompt in given if isinstance(prompt, str)]
+    if not texts:
+        return [Prompt(token_ids=prompt) for prompt in given if not isinstance(prompt, str)]
     limit = serve.info().max_model_len
-    ids = await serve.encode(prompt, add_special_tokens=asked.add_special_tokens, max_tokens=limit)
-    return Prompt(token_ids=ids, text=prompt)
+    encoded = iter(await serve.encode(texts, add_special_tokens=asked.add_special_tokens, max_tokens=limit))
+    return [
+        Prompt(token_ids=next(encoded), text=prompt) if isinstance(prompt, str) else Prompt(token_ids=prompt)
+        for prompt in given
+    ]
 
 
 class _Choice:

@@ -50,13 +50,18 @@ class Serving:
             raise ModelNotFound(f"the model {asked[:100]!r} does not exist; this server has {served!r}", param="model")
         return served
 
-    async def encode(self, text: str, *, add_special_tokens: bool = True, max_tokens: int | None = None) -> list[int]:
+    async def encode(
+        self, texts: Sequence[str], *, add_special_tokens: bool = True, max_tokens: int | None = None
+    ) -> list[list[int]]:
+        """Token ids of each text, off the event loop when that takes long."""
         tokenizer = self.client.tokenizer
-        if len(text) <= INLINE_CHARS:
-            return tokenizer.encode(text, add_special_tokens=add_special_tokens, max_tokens=max_tokens)
-        return await asyncio.to_thread(
-            tokenizer.encode, text, add_special_tokens=add_special_tokens, max_tokens=max_tokens
-        )
+
+        def encode() -> list[list[int]]:
+            return [
+                tokenizer.encode(text, add_special_tokens=add_special_tokens, max_tokens=max_tokens) for text in texts
+            ]
+
+        return encode() if sum(map(len, texts)) <= INLINE_CHARS else await asyncio.to_thread(encode)
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ async def tokenize(request: Request) -> Response:
 async def _ids(serve: Serving, asked: TokenizeRequest) -> list[int]:
     if asked.prompt is not None:
         refuse_nul(asked.prompt, "prompt")
-        return await serve.encode(asked.prompt, add_special_tokens=asked.add_special_tokens is not False)
+        return (await serve.encode([asked.prompt], add_special_tokens=asked.add_special_tokens is not False))[0]
     ids = await render(
         serve,
         checked_messages(asked.messages or []),
