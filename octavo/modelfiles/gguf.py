@@ -22,6 +22,9 @@ from octavo.errors import ModelFileError
 MAX_DIMS = 4
 MAX_KEY_BYTES = 65535
 MAX_NAME_BYTES = 63
+MAX_STRING_BYTES = 16 << 20
+"""Of one value; a whole tokenizer.json is the longest there is. In arrays, where tokens and merges are:"""
+MAX_ELEMENT_BYTES = 1 << 20
 MAX_ARRAY_ELEMENTS = 1 << 22
 """Over all arrays of a file. The largest vocabularies have 0.3 million tokens and 0.5 million merges."""
 DEFAULT_ALIGNMENT = 32
@@ -153,8 +156,10 @@ class _Reader:
                 (length,) = length_at(data, pos)
                 start = pos + 8
                 pos = start + length
-                if pos > end:
-                    self.fail(f"element {len(result)} is {length} bytes long and runs past the end of the file")
+                if pos > end or length > MAX_ELEMENT_BYTES:
+                    self.fail(
+                        f"element {len(result)} is {length} bytes long; that is too long, or past the end of file"
+                    )
                 append(str(data[start:pos], "utf-8"))
         except struct.error:
             self.fail(f"the file ends in element {len(result)} of {count}")
@@ -207,7 +212,7 @@ def _read_metadata(reader: _Reader, count: int) -> tuple[dict[str, Any], dict[st
         if key == "general.alignment" and kind != _UINT32:
             reader.fail(f"has type {kind}, not uint32")
         if kind == _STRING:
-            metadata[key] = reader.string("value", reader.end)
+            metadata[key] = reader.string("value", MAX_STRING_BYTES)
         elif kind == _BOOL:
             metadata[key] = reader.boolean()
         elif kind == _ARRAY:
