@@ -292,5 +292,3 @@ class FakeClient:
                 del self._running[id]
             items.append(out)
         self._ledger.receive(Outputs(items))
-
-

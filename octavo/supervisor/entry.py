@@ -58,9 +58,7 @@ def main() -> None:
 def _engine(spec: EngineSpec, ready: Callable[[], None]) -> int:
     from octavo.engine import process
 
-    process.main(
-        spec.config, spec.endpoint, drain_timeout=spec.drain_timeout, log_level=spec.log_level, on_ready=ready
-    )
+    process.main(spec.config, spec.endpoint, drain_timeout=spec.drain_timeout, log_level=spec.log_level, on_ready=ready)
     return 0
 
 
