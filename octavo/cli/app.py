@@ -152,6 +152,28 @@ def bench_throughput(
     run_throughput(config, num_prompts, input_len, output_len, json_file)
 
 
+@bench.command("serve")
+def bench_serve(
+    *,
+    url: Annotated[str, typer.Option(help="Base of an OpenAI-compatible server.")] = "http://127.0.0.1:8000",
+    model: Annotated[str | None, typer.Option(help="Name of the model. [default: the first that is served]")] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="OCTAVO_API_KEY", help="Key to send.")] = None,
+    num_prompts: Annotated[int, typer.Option(min=1, help="Requests in all.")] = 64,
+    input_len: _InputLen = 128,
+    output_len: _OutputLen = 128,
+    max_concurrency: Annotated[int | None, typer.Option(min=1, help="Most requests at once. [default: all]")] = None,
+    request_rate: Annotated[
+        float | None, typer.Option(min=0.001, help="Requests a second. [default: all at once]")
+    ] = None,
+    json_file: _Json = None,
+) -> None:
+    """Load on a running server: tokens a second, time to first token, gaps between tokens, errors."""
+    from octavo.bench.serve import Load, run_serve
+
+    load = Load(num_prompts, input_len, output_len, concurrency=max_concurrency, request_rate=request_rate)
+    run_serve(url, load, model=model, api_key=api_key, json_file=json_file)
+
+
 def main() -> None:
     """Entry point of the `octavo` command."""
     try:
