@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ _RESERVED = frozenset(
     {"messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize"}
 )
 _CONTINUE_TAG = "CONTINUE_FINAL_MESSAGE_TAG "
-_PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
+# Rare symbols and ideographs, to mark special tokens with: printable, so that repr() and JSON leave them as they are.
+_MARKS = (range(0x1D800, 0x1DA00), range(0x20000, 0x2A6D7))
 
 
 class ChatTemplate:
@@ -300,7 +302,9 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _unused_characters(texts: Iterable[str]) -> str:
-    """Two private-use characters that none of the texts holds: nobody can forge the marks."""
+    """Two rare characters that none of the texts holds: nobody can forge the marks."""
     used = set().union(*map(set, texts))
-    found = (chr(code) for codes in _PRIVATE_USE for code in codes if chr(code) not in used)
-    return next(found) + next(found)
+    found = list(islice((chr(code) for codes in _MARKS for code in codes if chr(code) not in used), 2))
+    if len(found) < 2:
+        raise RequestError("the messages hold special tokens and every rare character", param="messages")
+    return "".join(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 
 import pytest
 from hypothesis import example, given
@@ -73,7 +74,7 @@ def test_stops_do_not_depend_on_the_pieces(text: str, stops: list[str], cuts: li
     places = sorted({0, len(text), *(c for c in cuts if c < len(text))})
     shown = ""
     match = first_stop(text, stops)
-    for start, end in zip(places, places[1:], strict=False):
+    for start, end in pairwise(places):
         shown += matcher.push(text[start:end])
         # Shown text is final, and nothing is held back without need
         assert text.startswith(shown)

@@ -55,7 +55,7 @@ WORDS = ["hello", "world", "the", "a", "in", "ing", "é", "12"]
 
 
 def sentencepiece_metadata(**changes: Any) -> dict[str, Any]:
-    """GGUF metadata of a SentencePiece vocabulary: unknown, BOS, EOS, 256 bytes, letters, and every prefix of a few words."""
+    """GGUF metadata of a SentencePiece vocabulary: unknown, BOS, EOS, bytes, letters, prefixes of a few words."""
     pieces = [METASPACE, *"abcdefghijklmnopqrstuvwxyz", "é", "1", "2", METASPACE * 2]
     for word in (METASPACE + w for w in WORDS):
         pieces += [word[:n] for n in range(2, len(word) + 1)]
@@ -87,7 +87,7 @@ def folder(path: Path, tokenizer: Any, **config: Any) -> ModelFiles:
 
 
 def byte_level_backend() -> Any:
-    """A tokenizers.Tokenizer: byte-level BPE with BOS, flags on its special tokens, and one added token that is none."""
+    """A tokenizers.Tokenizer: byte-level BPE with BOS, special tokens with flags, one added token that is none."""
     from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
     from tokenizers import Tokenizer as Backend
 
