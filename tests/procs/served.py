@@ -97,8 +97,8 @@ class Octavo:
     def running(self) -> int:
         return int(self.get("/v1/metrics")[1]["queue"]["running"])
 
-    def stream(self, num_tokens: int, prompt: str = "abc") -> Stream:
-        return Stream(self.port or 0, num_tokens, prompt)
+    def stream(self, num_tokens: int, **fields: Any) -> Stream:
+        return Stream(self.port or 0, num_tokens, fields)
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
@@ -126,15 +126,14 @@ class Octavo:
 class Stream:
     """One streamed completion, read by a thread of its own."""
 
-    def __init__(self, port: int, num_tokens: int, prompt: str) -> None:
+    def __init__(self, port: int, num_tokens: int, fields: dict[str, Any]) -> None:
         self.pieces: list[str] = []
         self.error: dict[str, Any] | None = None
         self.finish_reason: str | None = None
         self.done = False
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        self._body = json.dumps(
-            {"prompt": prompt, "max_tokens": num_tokens, "temperature": 0, "ignore_eos": True, "stream": True}
-        )
+        request = {"prompt": "abc", "max_tokens": num_tokens, "temperature": 0, "ignore_eos": True, "stream": True}
+        self._body = json.dumps({**request, **fields})
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 

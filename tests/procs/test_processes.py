@@ -76,7 +76,9 @@ def test_idle_costs_next_to_nothing(octavo: Octavo, undisturbed: str) -> None:
 
 def test_streams_go_on_after_the_engine_is_killed(octavo: Octavo, undisturbed: str) -> None:
     engine = octavo.child("octavo-engine")
+    sampled = octavo.stream(TOKENS, temperature=1.0, seed=5).result()
     streams = [octavo.stream(TOKENS).begun() for _ in range(3)]
+    dice = octavo.stream(TOKENS, temperature=1.0, seed=5).begun()
     engine.kill()
     wait_until(lambda: octavo.get("/ready")[0] == 503, "/ready to say 503", 1.0)
     refused = octavo.stream(5)
@@ -84,6 +86,7 @@ def test_streams_go_on_after_the_engine_is_killed(octavo: Octavo, undisturbed: s
     assert refused.error is not None
     assert refused.error["code"] == "unavailable"
     assert [stream.result() for stream in streams] == [undisturbed] * 3
+    assert dice.result() == sampled != undisturbed
     assert all(stream.error is None and stream.finish_reason == "length" for stream in streams)
     assert octavo.get("/ready")[0] == 200
     assert octavo.child("octavo-engine").pid != engine.pid
