@@ -57,7 +57,7 @@ def engine(
     if not endpoint.startswith("ipc://"):
         raise ConfigError(f"--endpoint {endpoint}: give ipc://PATH")
     fetch_with_progress(config)
-    process.main(config, endpoint)
+    process.main(config, endpoint, log_level=log_level)
 
 
 @app.command()
