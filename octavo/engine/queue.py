@@ -59,10 +59,6 @@ class WaitingQueue:
     def has_short(self) -> bool:
         return self._front(self._short) is not None
 
-    @property
-    def has_long(self) -> bool:
-        return self._front(self._long) is not None
-
     def _is_long(self, request: Request) -> bool:
         return len(request.token_ids) > self._long_prompt
 

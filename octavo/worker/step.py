@@ -30,7 +30,8 @@ def gather(batch: Batch, runs: list[Run], block_size: int) -> Step:
     num_pages = -(-contexts // block_size)
     assert (lengths > 0).all() and len(set(rows.tolist())) == len(rows), "a row runs once a step, at least one token"
     assert (contexts <= batch.num_tokens[rows]).all(), "a run goes beyond the tokens its row has"
-    assert ((contexts == batch.num_tokens[rows]) == samples).all(), "a run samples when it reaches its row's end"
+    at_end = contexts == batch.num_tokens[rows]  # and still no sample for max_tokens=0
+    assert at_end[samples].all(), "a run samples only where it reaches its row's end"
     assert (num_pages <= batch.num_blocks[rows]).all(), "a row has too few pages"
 
     starts, run_of, place = _ragged(lengths)
