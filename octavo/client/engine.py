@@ -242,10 +242,11 @@ class EngineClient:
         logger.info("attached to engine %d, model %s; requests going on: %d", info.pid, info.model, count)
 
     def _fatal(self, error: OctavoError) -> None:
-        logger.error("%s", error.message)
-        if self._on_fatal is not None:
-            on_fatal, self._on_fatal = self._on_fatal, None
-            on_fatal(error)
+        if self._on_fatal is None:
+            logger.error("%s", error.message)
+            return
+        on_fatal, self._on_fatal = self._on_fatal, lambda _error: None
+        on_fatal(error)
 
     async def _beat(self) -> None:
         """Heartbeats while the engine holds a session; an end to waiting when the engine does not come back."""

@@ -55,6 +55,11 @@ class Child:
         return None if self._process is None else self._process.pid
 
     @property
+    def uptime(self) -> float:
+        """Seconds since its process was started."""
+        return time.monotonic() - self._started
+
+    @property
     def ready_fd(self) -> int | None:
         """Readable when the child reports ready, or ends before it does."""
         return self._ready_read
@@ -104,7 +109,7 @@ class Child:
         Negative codes are signals."""
         if self._process is None or (code := self._process.poll()) is None:
             return None
-        uptime = time.monotonic() - self._started
+        uptime = self.uptime
         self.check_ready()  # it may have said so just before its end
         good = self.ready
         self._process, self._kill_at, self.ready = None, None, False

@@ -124,7 +124,6 @@ class Supervisor:
 
     def run(self) -> int:
         """Until all children have stopped for good; → exit code."""
-        started = time.monotonic()
         for child in reversed(self._children):
             child.start()
         while True:
@@ -138,7 +137,7 @@ class Supervisor:
                 self._stopping = True
             for child in self._children:
                 if child.ready_fd in self._readable and child.check_ready() and all(c.ready for c in self._children):
-                    logger.info("ready after %.1f s: %s", time.monotonic() - started, self._address)
+                    logger.info("ready after %.1f s: %s", child.uptime, self._address)
                 self._look_after(child)
             if self._stopping and self._stop_in_order():
                 return self._exit_code
