@@ -43,6 +43,9 @@ class _Metadata:
             raise self.error("tokens", "is missing or empty")
         size = len(self.tokens)
         self.types = self.array("token_type", int, size) or [NORMAL] * size
+        self.ids = {name: self.token_id(name) for name in (*NAMES, "eot", "eom")}
+        named = {i for name, i in self.ids.items() if i is not None and name != "padding"}
+        self.special = {i for i, kind in enumerate(self.types) if kind in (CONTROL, UNKNOWN)} | named
 
     def error(self, key: str, what: str) -> ModelFileError:
         return ModelFileError(self.file, f"tokenizer.ggml.{key} {what}")
@@ -75,6 +78,11 @@ class _Metadata:
             raise self.error(key, f"is {value}, outside the vocabulary of {len(self.tokens)}")
         return value
 
+    def vocab(self, keep: int | None = None) -> dict[str, int]:
+        """Token → id for the model that merges. Special tokens, but `keep`, stand under names that no text spells."""
+        hidden = self.special - {keep}
+        return {f"\0{i}" if i in hidden else token: i for i, token in enumerate(self.tokens)}
+
     def architecture(self) -> str:
         return str(self._values.get("general.architecture", ""))
 
@@ -106,8 +114,10 @@ def _byte_level(meta: _Metadata) -> TokenizerParts:
     merges = meta.array("merges", str)
     if merges is None:
         raise meta.error("merges", "is missing")
+    hidden = {meta.tokens[i] for i in meta.special}
     pairs = [merge.partition(" ")[::2] for merge in merges]
-    vocab = {token: i for i, token in enumerate(meta.tokens)}
+    pairs = [(a, b) for a, b in pairs if a + b not in hidden and a not in hidden and b not in hidden]
+    vocab = meta.vocab()
     backend = Backend(_model(meta, models.BPE, vocab=vocab, merges=pairs, ignore_merges=kind.ignore_merges))
     backend.pre_tokenizer = build(kind)
     return _finish(meta, backend, byte_level_piece, kind.add_bos, strips_space=False)
@@ -123,15 +133,15 @@ def _sentencepiece(meta: _Metadata) -> TokenizerParts:
     if meta.architecture() in ("gemma", "gemma2", "gemma3"):
         # Gemma's scores do not follow the order of its merges; its ids do.
         scores = [float(-i) for i in range(len(scores))]
-    vocab = {token: i for i, token in enumerate(meta.tokens)}
-    unknown = meta.token_id("unknown")
+    unknown = meta.ids["unknown"]
     unknown = meta.types.index(UNKNOWN) if unknown is None and UNKNOWN in meta.types else unknown
+    vocab = meta.vocab(keep=unknown)
     backend = Backend(
         _model(
             meta,
             models.BPE,
             vocab=vocab,
-            merges=_merges_from_scores(vocab, scores),
+            merges=_merges_from_scores(meta, vocab, scores),
             unk_token=None if unknown is None else meta.tokens[unknown],
             fuse_unk=True,
             byte_fallback=True,
@@ -143,11 +153,13 @@ def _sentencepiece(meta: _Metadata) -> TokenizerParts:
     return _finish(meta, backend, sentencepiece_piece, True, strips_space=adds_space)
 
 
-def _merges_from_scores(vocab: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
+def _merges_from_scores(meta: _Metadata, vocab: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
     """SentencePiece joins the neighbours whose union is the best-scored token: as merges, every way to cut every token
     in two tokens, best-scored unions first."""
     found: list[tuple[float, int, int, str, str]] = []
     for token, i in vocab.items():
+        if meta.types[i] not in (NORMAL, USER_DEFINED) or i in meta.special:
+            continue
         for cut in range(1, len(token)):
             left = vocab.get(token[:cut])
             if left is not None and (right := vocab.get(token[cut:])) is not None:
@@ -170,16 +182,14 @@ def _finish(
     """Added tokens, what goes around a prompt, and where generation stops."""
     from tokenizers import AddedToken as BackendToken
 
-    ids = {name: meta.token_id(name) for name in (*NAMES, "eot", "eom")}
-    named = {i for name, i in ids.items() if i is not None and name != "padding"}
-    tokens, types = meta.tokens, meta.types
+    ids, tokens, types = meta.ids, meta.tokens, meta.types
     added = tuple(
-        AddedToken(i, token, special=types[i] != USER_DEFINED)
+        AddedToken(i, token, special=i in meta.special)
         for i, token in enumerate(tokens)
-        # The last of two equal tokens is the one that the vocabulary knows
-        if (types[i] in (CONTROL, USER_DEFINED, UNKNOWN) or i in named) and token and backend.token_to_id(token) == i
+        # Of two equal user-defined tokens the last is the one that the vocabulary knows
+        if token and (i in meta.special or (types[i] == USER_DEFINED and backend.token_to_id(token) == i))
     )
-    backend.add_special_tokens([BackendToken(t.content, normalized=False, special=True) for t in added if t.special])
+    # Special tokens are not told to the backend: Tokenizer puts their ids in.
     backend.add_tokens([BackendToken(t.content, normalized=False, special=False) for t in added if not t.special])
     raw = frozenset(t.id for t in added)
 

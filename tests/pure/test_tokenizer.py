@@ -46,7 +46,55 @@ def test_sentencepiece_round_trip(text: str) -> None:
 @given(TEXT)
 def test_special_tokens_in_text_are_text(text: str) -> None:
     for tokenizer in (BYTE_LEVEL, PIECES):
-        assert not tokenizer.special_ids & set(tokenizer.encode(text, add_special_tokens=False)) - {0}
+        assert not tokenizer.special_ids & set(tokenizer.encode(text, add_special_tokens=False))
+
+
+def test_no_merge_and_no_word_spells_a_control_token() -> None:
+    plain = byte_level_metadata()["tokenizer.ggml.tokens"]
+    merges = byte_level_metadata()["tokenizer.ggml.merges"]
+    types = [3] * 5 + [4] + [1] * (len(plain) - 7) + [5]
+    types[plain.index("hello")] = 3
+    for pre in ("gpt-2", "llama-bpe"):
+        tokenizer = byte_level(token_type=types, pre=pre, merges=[*merges, "hello Ġ"], add_bos_token=False)
+        assert [tokenizer.token_text(i) for i in tokenizer.encode("hello")] == ["hell", "o"]
+        assert tokenizer.encode("hello", parse_special=True) == [plain.index("hello")]
+    tokens = [*sentencepiece_metadata()["tokenizer.ggml.tokens"], "<", ">", "<s", "/", "</", "</s"]
+    types = [*sentencepiece_metadata()["tokenizer.ggml.token_type"], *[1] * 6]
+    pieces = sentencepiece(tokens=tokens, token_type=types, scores=[0.0] * len(tokens))
+    assert not pieces.special_ids & set(pieces.encode("</s><s>", add_special_tokens=False))
+    assert pieces.encode("</s><s>", parse_special=True) == [1, 2, 1]
+
+
+def _sentencepiece_backend(decoder: Any) -> Any:
+    backend = parts_from_metadata("tiny.gguf", sentencepiece_metadata()).backend
+    backend.decoder = decoder
+    backend.add_special_tokens(["<s>", "</s>"])
+    return backend
+
+
+@pytest.mark.parametrize("strips", [True, False])
+@pytest.mark.parametrize("text", ["hello world", " a", "日本 é", "the</s> in"])
+def test_a_sentencepiece_folder(tmp_path: Path, strips: bool, text: str) -> None:
+    from tokenizers import decoders
+
+    steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend = _sentencepiece_backend(decoders.Sequence([*steps, *([decoders.Strip(" ", 1, 0)] if strips else [])]))
+    tokenizer = Tokenizer.load(folder(tmp_path, backend, bos_token="<s>", eos_token="</s>"))
+    ids = tokenizer.encode(text, parse_special=True)
+    assert ids == backend.encode(text).ids
+    for skip in (True, False):
+        assert tokenizer.decode(ids, skip_special_tokens=skip) == backend.decode(ids, skip_special_tokens=skip)
+    assert not tokenizer.special_ids & set(tokenizer.encode("</s>"))
+
+
+def test_a_metaspace_folder(tmp_path: Path) -> None:
+    from tokenizers import decoders
+
+    backend = _sentencepiece_backend(decoders.Metaspace())
+    tokenizer = Tokenizer.load(folder(tmp_path, backend))
+    ids = tokenizer.encode("hello world")
+    assert tokenizer.decode(ids) == backend.decode(ids) == "hello world"
+    assert tokenizer.bos_id is None
 
 
 def test_special_tokens_where_they_are_meant() -> None:
