@@ -325,3 +325,27 @@ def test_messages_hold_no_path_and_no_address() -> None:
 
     assert clean("bad tensor in /home/me/model.gguf at 0x7ffee4c0ffee") == "bad tensor in … at …"
     assert clean("max 1/2, and/or see /docs; org/name; 0x10") == "max 1/2, and/or see /docs; org/name; 0x10"
+
+
+def test_null_stands_for_a_field_left_out() -> None:
+    async def test(api: Api) -> None:
+        assert (await api.raw(b'{"messages":[{"role":"user","content":"x"}],"n":null,"seed":null}')).status_code == 200
+        for body, param in (
+            (b'{"messages":[{"role":"user","content":"x"}],"n":null,"top_p":"x"}', "top_p"),
+            (b'{"n":null,"messages":[{"role":null}]}', "messages[0].role"),
+            (b'{"n":null,"messages":[{"role":"user"}]', "messages"),
+            (b'{"n":null}', "messages"),
+        ):
+            assert error_of(await api.raw(body), 400)["param"] in (param, "n")
+
+    run(test)
+
+
+def test_errors_far_into_a_long_body_come_quickly_and_without_a_name() -> None:
+    async def test(api: Api) -> None:
+        body = b'{"pad": "' + b"x" * (2 << 20) + b'", "temperature": NaN}'
+        assert error_of(await api.raw(body), 400)["param"] is None
+        body = b'{"messages": [{"role": "user", "content": "\xff"}]}'
+        assert error_of(await api.raw(body), 400)["code"] == "invalid_json"
+
+    run(test)

@@ -11,15 +11,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import httpx
 import openai
 import pytest
 from server_harness import HELLO, TEXT, Live, events, live
 
+from octavo.client.fake import FakeClient
 from octavo.config import ServerConfig
-from octavo.errors import ConfigError
+from octavo.errors import ConfigError, ModelFileError, OctavoError
+from octavo.server import process as server_process
 from octavo.server.process import bind
 
 LONG = {"messages": HELLO, "temperature": 0, "max_tokens": 1500, "ignore_eos": True}
@@ -198,6 +200,46 @@ def test_signal_cuts_off_what_does_not_end() -> None:
         assert time.perf_counter() - started < 3
         thread.join(5)
         assert events(answers[0].text)[-1]["error"]["code"] == "draining"
+
+
+def test_second_signal_ends_at_once() -> None:
+    with live(ServerConfig(drain_timeout=30), step_delay=0.01) as found:
+        failures: list[Exception] = []
+
+        def ask() -> None:
+            try:
+                events(httpx.post(found.url + "/v1/chat/completions", json={**LONG, "stream": True}).text)
+            except (httpx.HTTPError, AssertionError) as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        time.sleep(0.2)
+        started = time.perf_counter()
+        found.signal()
+        time.sleep(0.1)
+        found.signal()
+        found.thread.join(10)
+        assert time.perf_counter() - started < 3
+        thread.join(5)
+
+
+def test_engine_that_can_never_be_served_ends_the_process_with_its_error() -> None:
+    class Broken(FakeClient):
+        def __init__(self, endpoint: str, on_fatal: Callable[[OctavoError], None]) -> None:
+            super().__init__()
+            self.on_fatal = on_fatal
+
+        async def start(self) -> None:
+            await super().start()
+            self.on_fatal(ModelFileError("model.gguf", "its tokenizer is of an unknown kind"))
+
+    listener = bind(ServerConfig(port=0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server_process, "EngineClient", Broken)
+        patch.setattr("octavo.log.setup", lambda *_: None)
+        with pytest.raises(ModelFileError, match="unknown kind"):
+            server_process.main(ServerConfig(), "ipc://nowhere", listener.detach())
 
 
 def test_bind_says_why_not(server: Live) -> None:
