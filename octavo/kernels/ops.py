@@ -41,9 +41,7 @@ class Ops(Protocol):
         """residual' = x + residual; → (rms_norm(residual'), residual'). May overwrite both inputs."""
         ...
 
-    def rope_cache(
-        self, q: Tensor, k: Tensor, v: Tensor, cos_sin: Tensor, kv: Tensor, step: Step
-    ) -> Tensor:
+    def rope_cache(self, q: Tensor, k: Tensor, v: Tensor, cos_sin: Tensor, kv: Tensor, step: Step) -> Tensor:
         """Rotate q and k by their positions and write k, v into the pages.
 
         q [tokens, heads, head_dim], k and v [tokens, kv_heads, head_dim] (may be views of one fused projection);
