@@ -47,7 +47,7 @@ _MAY_IMPORT = {
     "client.offline_async": f"{BASE} config modelfiles wire text client client.local executor",
     "server": f"{BASE} octavo config wire text grammar client",
     "supervisor": f"{BASE} config modelfiles modelfiles.hub wire wire.sockets",
-    "bench": f"{BASE} octavo config modelfiles modelfiles.hub wire text client client.local client.offline executor.base",
+    "bench": f"{BASE} octavo config modelfiles modelfiles.hub wire text client client.local executor.base",
     "cli": (
         f"{BASE} octavo config modelfiles modelfiles.hub text client client.offline"
         " server supervisor engine.process bench"
