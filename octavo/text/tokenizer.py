@@ -89,6 +89,7 @@ class Tokenizer:
             if isinstance(segment, int):
                 special.append(segment)
                 texts.append(self._separator)
+                _check_length(len(special), max_tokens)
             else:
                 texts.append(segment)
         text = "".join(texts)
@@ -98,11 +99,7 @@ class Tokenizer:
         waiting = iter(special)
         for chunk in self._encode_chunks(text):
             ids += [next(waiting) if i == self._separator_id else i for i in chunk] if special else chunk
-            if max_tokens is not None and len(ids) + len(after) > max_tokens:
-                raise ContextLengthExceeded(
-                    f"the prompt has at least {len(ids) + len(after)} tokens, but at most {max_tokens} fit the context",
-                    param="prompt",
-                )
+            _check_length(len(ids) + len(after), max_tokens)
         return [*ids, *after]
 
     @property
@@ -206,6 +203,13 @@ class SpecialMatcher:
                 position = len(text) - len(text[end:].lstrip())
         if position < len(text):
             yield text[position:]
+
+
+def _check_length(count: int, max_tokens: int | None) -> None:
+    if max_tokens is not None and count > max_tokens:
+        raise ContextLengthExceeded(
+            f"the prompt has at least {count} tokens, but at most {max_tokens} fit the context", param="prompt"
+        )
 
 
 def check_unicode(text: str) -> None:

@@ -99,12 +99,12 @@ def test_below_min_tokens_a_stop_may_begin_but_not_end() -> None:
 
 def test_hostile_stops_stay_linear() -> None:
     stops = ["a" * n + "b" for n in range(20_000, 20_016)]
-    start = time.monotonic()
+    start = time.thread_time()
     matcher = StopMatcher(stops)
     for _ in range(300):
         matcher.push("a" * 100)
     assert matcher.push("c" * 10) != ""
-    assert time.monotonic() - start < 5
+    assert time.thread_time() - start < 5
 
 
 def run(

@@ -168,10 +168,10 @@ def test_long_texts_in_chunks_are_the_same_tokens(tokenizer: Tokenizer) -> None:
 
 @pytest.mark.parametrize("text", ["a", " ", "1", "\n ", "😀", "hello ", "<|im_end|>", "̈"])
 def test_a_16_mib_prompt_is_refused_in_time(text: str) -> None:
-    start = time.monotonic()
+    start = time.thread_time()
     with pytest.raises(ContextLengthExceeded, match="at most 8192"):
         BYTE_LEVEL.encode(text * ((16 << 20) // len(text.encode())), parse_special=True, max_tokens=8192)
-    assert time.monotonic() - start < 10
+    assert time.thread_time() - start < 5
 
 
 def test_a_context_limit_counts_bos() -> None:
