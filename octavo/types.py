@@ -97,7 +97,8 @@ class Metrics(msgspec.Struct, array_like=False, kw_only=True):
 
 
 class Delta(msgspec.Struct, kw_only=True):
-    """What one step added to one choice of a request."""
+    """What one step added to one choice of a request. `token_ids`: all that came. `logprobs`: of the tokens whose text
+    is shown by now, so that they join to the text; not of stop tokens and skipped special tokens."""
 
     index: int = 0
     text: str = ""
