@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import pickle
 import stat
 import time
-from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 import zmq
-from paced import PacedEngine, model_folder
+from paced import PacedEngine
 
-from octavo.client.base import Prompt
-from octavo.client.engine import EngineClient
-from octavo.errors import ConfigError, OctavoError, Unavailable
-from octavo.types import SamplingParams
+from octavo.errors import ConfigError
 from octavo.wire import sockets
 from octavo.wire.messages import Abort, Hello, Outputs, Ping, Pong, Stats, ToEngine, TokenOutput
 from octavo.wire.sockets import MAX_PATH_BYTES, RouterTransport, check_endpoint, private_endpoint
-
-
-@pytest.fixture
-def endpoint() -> Iterator[str]:
-    with private_endpoint() as address:
-        yield address
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return model_folder(tmp_path)
 
 
 def _wait(condition: Any, seconds: float = 3.0) -> None:
@@ -41,17 +25,6 @@ def _wait(condition: Any, seconds: float = 3.0) -> None:
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.005)
-
-
-async def _until(condition: Any, seconds: float = 5.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        await asyncio.sleep(0.005)
-
-
-def _run(work: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(work, 30))
 
 
 # -- endpoints
@@ -210,160 +183,6 @@ def test_client_that_does_not_read_is_dropped_without_blocking(endpoint: str) ->
     assert time.monotonic() - started < 10
     raw.close()
     transport.close()
-
-
-# -- the client
-
-
-async def _text(client: EngineClient, prompt: str, max_tokens: int) -> str:
-    generation = await client.generate(
-        Prompt(token_ids=list(prompt.encode())), SamplingParams(temperature=0, max_tokens=max_tokens)
-    )
-    return "".join([delta.text async for delta in generation])
-
-
-def _counted(prompt: str, max_tokens: int) -> str:
-    last = prompt.encode()[-1]
-    return bytes((last + 1 + i) % 256 for i in range(max_tokens)).decode()
-
-
-def test_answers_and_leaves_in_order(endpoint: str, model: Path) -> None:
-    async def work() -> None:
-        client = EngineClient(endpoint)
-        await client.start()
-        assert not client.ready
-        with pytest.raises(Unavailable):
-            await _text(client, "A", 5)
-        engine = PacedEngine(endpoint, model)
-        await _until(lambda: client.ready)
-        assert client.info is not None
-        assert client.info.model == "counting"
-        texts = await asyncio.gather(*[_text(client, "A" + "xyz"[i % 3], 4) for i in range(12)])
-        assert texts == [_counted("A" + "xyz"[i % 3], 4) for i in range(12)]
-        generation = await client.generate(Prompt(token_ids=[1]), SamplingParams(temperature=0, max_tokens=900))
-        await anext(aiter(generation))
-        await client.close()
-        _wait(lambda: not engine.scheduler.has_requests, 1.0)
-        assert engine.scheduler.counters.aborts == 1
-        engine.kill()
-
-    _run(work())
-
-
-def test_streams_go_on_when_the_engine_is_killed(endpoint: str, model: Path) -> None:
-    async def work() -> None:
-        engine = PacedEngine(endpoint, model)
-        client = EngineClient(endpoint)
-        await client.start()
-        await _until(lambda: client.ready)
-        prompts = [chr(33 + i) for i in range(6)]
-        tasks = [asyncio.create_task(_text(client, prompt, 60)) for prompt in prompts]
-        await _until(lambda: engine.scheduler.counters.generated_tokens > 60)
-        await asyncio.to_thread(engine.kill)
-        killed = time.monotonic()
-        await _until(lambda: not client.ready)
-        assert time.monotonic() - killed < 1.0
-        with pytest.raises(Unavailable, match="restarting"):
-            await _text(client, "A", 1)
-        engine = PacedEngine(endpoint, model)
-        assert await asyncio.gather(*tasks) == [_counted(prompt, 60) for prompt in prompts]
-        assert client.engine_restarts == 1
-        assert engine.scheduler.pool is not None
-        await client.close()
-        engine.kill()
-
-    _run(work())
-
-
-def test_client_that_was_silent_brings_everything_back(
-    endpoint: str, model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def work() -> None:
-        engine = PacedEngine(endpoint, model, delay=0.01)
-        engine.loop._client_timeout = 0.6
-        client = EngineClient(endpoint)
-        await client.start()
-        await _until(lambda: client.ready)
-        task = asyncio.create_task(_text(client, "!", 80))
-        await asyncio.sleep(0.1)
-        time.sleep(1.2)
-        assert engine.scheduler.counters.aborts == 1
-        assert await task == _counted("!", 80)
-        assert client.engine_restarts == 0
-        await client.close()
-        engine.kill()
-
-    _run(work())
-
-
-def test_draining_engine_finishes_and_refuses(endpoint: str, model: Path) -> None:
-    async def work() -> None:
-        engine = PacedEngine(endpoint, model)
-        client = EngineClient(endpoint)
-        await client.start()
-        await _until(lambda: client.ready)
-        task = asyncio.create_task(_text(client, "!", 50))
-        await _until(lambda: engine.scheduler.has_requests)
-        drained = asyncio.create_task(asyncio.to_thread(engine.drain))
-        await _until(lambda: not client.ready)
-        with pytest.raises(Unavailable, match="shutting down"):
-            await _text(client, "A", 1)
-        assert await task == _counted("!", 50)
-        await drained
-        await client.close()
-
-    _run(work())
-
-
-def test_several_clients_share_an_engine(endpoint: str, model: Path) -> None:
-    async def work() -> None:
-        engine = PacedEngine(endpoint, model)
-        clients = [EngineClient(endpoint) for _ in range(3)]
-        for client in clients:
-            await client.start()
-        await _until(lambda: all(client.ready for client in clients))
-        texts = await asyncio.gather(*[_text(client, "#", 20) for client in clients])
-        assert texts == [_counted("#", 20)] * 3
-        for client in clients:
-            await client.close()
-        engine.kill()
-
-    _run(work())
-
-
-def test_model_without_tokenizer_is_fatal(endpoint: str, tmp_path: Path) -> None:
-    async def work() -> None:
-        (tmp_path / "config.json").write_text("{}")
-        engine = PacedEngine(endpoint, tmp_path)
-        errors: list[OctavoError] = []
-        client = EngineClient(endpoint, on_fatal=errors.append)
-        await client.start()
-        await _until(lambda: errors)
-        assert errors[0].exit_code == 3
-        assert not client.ready
-        await client.close()
-        engine.kill()
-
-    _run(work())
-
-
-def test_slow_reader_costs_one_merged_delta(endpoint: str, model: Path) -> None:
-    async def work() -> None:
-        engine = PacedEngine(endpoint, model, delay=0.0)
-        client = EngineClient(endpoint)
-        await client.start()
-        await _until(lambda: client.ready)
-        generation = await client.generate(Prompt(token_ids=[32]), SamplingParams(temperature=0, max_tokens=90))
-        await _until(lambda: client.num_in_flight == 0)
-        deltas = [delta async for delta in generation]
-        assert len(deltas) == 1
-        assert deltas[0].text == _counted(" ", 90)
-        assert deltas[0].finish_reason == "length"
-        assert generation.metrics.completion_tokens == 90
-        await client.close()
-        engine.kill()
-
-    _run(work())
 
 
 def test_abort_of_unknown_ids_is_harmless(endpoint: str, model: Path) -> None:

@@ -1,0 +1,238 @@
+"""EngineClient on a real socket: attached, lost, forgotten, replaced, and what becomes of its requests."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+from paced import PacedEngine, model_folder
+from served import wait_until
+
+from octavo.client.base import Prompt
+from octavo.client.engine import EngineClient
+from octavo.errors import EngineError, OctavoError, Unavailable
+from octavo.types import SamplingParams
+from octavo.wire.messages import Hello
+
+
+async def _until(condition: Any, seconds: float = 5.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        await asyncio.sleep(0.005)
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(work, 30))
+
+
+async def _text(client: EngineClient, prompt: str, max_tokens: int) -> str:
+    generation = await client.generate(
+        Prompt(token_ids=list(prompt.encode())), SamplingParams(temperature=0, max_tokens=max_tokens)
+    )
+    return "".join([delta.text async for delta in generation])
+
+
+def _counted(prompt: str, max_tokens: int) -> str:
+    last = prompt.encode()[-1]
+    return bytes((last + 1 + i) % 256 for i in range(max_tokens)).decode()
+
+
+def test_answers_and_leaves_in_order(endpoint: str, model: Path) -> None:
+    async def work() -> None:
+        client = EngineClient(endpoint)
+        await client.start()
+        assert not client.ready
+        with pytest.raises(Unavailable):
+            await _text(client, "A", 5)
+        engine = PacedEngine(endpoint, model)
+        await _until(lambda: client.ready)
+        assert client.info is not None
+        assert client.info.model == "counting"
+        texts = await asyncio.gather(*[_text(client, "A" + "xyz"[i % 3], 4) for i in range(12)])
+        assert texts == [_counted("A" + "xyz"[i % 3], 4) for i in range(12)]
+        generation = await client.generate(Prompt(token_ids=[1]), SamplingParams(temperature=0, max_tokens=900))
+        await anext(aiter(generation))
+        await client.close()
+        wait_until(lambda: not engine.scheduler.has_requests, "the abort", 1.0)
+        assert engine.scheduler.counters.aborts == 1
+        engine.kill()
+
+    _run(work())
+
+
+def test_streams_go_on_when_the_engine_is_killed(endpoint: str, model: Path) -> None:
+    async def work() -> None:
+        engine = PacedEngine(endpoint, model)
+        client = EngineClient(endpoint)
+        await client.start()
+        await _until(lambda: client.ready)
+        prompts = [chr(33 + i) for i in range(6)]
+        tasks = [asyncio.create_task(_text(client, prompt, 60)) for prompt in prompts]
+        await _until(lambda: engine.scheduler.counters.generated_tokens > 60)
+        await asyncio.to_thread(engine.kill)
+        killed = time.monotonic()
+        await _until(lambda: not client.ready)
+        assert time.monotonic() - killed < 1.0
+        with pytest.raises(Unavailable, match="restarting"):
+            await _text(client, "A", 1)
+        engine = PacedEngine(endpoint, model)
+        assert await asyncio.gather(*tasks) == [_counted(prompt, 60) for prompt in prompts]
+        assert client.engine_restarts == 1
+        assert engine.scheduler.pool is not None
+        await client.close()
+        engine.kill()
+
+    _run(work())
+
+
+def test_client_that_was_silent_brings_everything_back(
+    endpoint: str, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work() -> None:
+        engine = PacedEngine(endpoint, model, delay=0.01)
+        engine.loop._client_timeout = 0.6
+        client = EngineClient(endpoint)
+        await client.start()
+        await _until(lambda: client.ready)
+        task = asyncio.create_task(_text(client, "!", 80))
+        await asyncio.sleep(0.1)
+        time.sleep(1.2)
+        assert engine.scheduler.counters.aborts == 1
+        assert await task == _counted("!", 80)
+        assert client.engine_restarts == 0
+        await client.close()
+        engine.kill()
+
+    _run(work())
+
+
+def test_draining_engine_finishes_and_refuses(endpoint: str, model: Path) -> None:
+    async def work() -> None:
+        engine = PacedEngine(endpoint, model)
+        client = EngineClient(endpoint)
+        await client.start()
+        await _until(lambda: client.ready)
+        task = asyncio.create_task(_text(client, "!", 50))
+        await _until(lambda: engine.scheduler.has_requests)
+        drained = asyncio.create_task(asyncio.to_thread(engine.drain))
+        await _until(lambda: not client.ready)
+        with pytest.raises(Unavailable, match="shutting down"):
+            await _text(client, "A", 1)
+        assert await task == _counted("!", 50)
+        await drained
+        await client.close()
+
+    _run(work())
+
+
+def test_several_clients_share_an_engine(endpoint: str, model: Path) -> None:
+    async def work() -> None:
+        engine = PacedEngine(endpoint, model)
+        clients = [EngineClient(endpoint) for _ in range(3)]
+        for client in clients:
+            await client.start()
+        await _until(lambda: all(client.ready for client in clients))
+        texts = await asyncio.gather(*[_text(client, "#", 20) for client in clients])
+        assert texts == [_counted("#", 20)] * 3
+        for client in clients:
+            await client.close()
+        engine.kill()
+
+    _run(work())
+
+
+def test_model_without_tokenizer_is_fatal(endpoint: str, tmp_path: Path) -> None:
+    async def work() -> None:
+        (tmp_path / "config.json").write_text("{}")
+        engine = PacedEngine(endpoint, tmp_path)
+        errors: list[OctavoError] = []
+        client = EngineClient(endpoint, on_fatal=errors.append)
+        await client.start()
+        await _until(lambda: errors)
+        assert errors[0].exit_code == 3
+        assert not client.ready
+        await client.close()
+        engine.kill()
+
+    _run(work())
+
+
+def test_slow_reader_costs_one_merged_delta(endpoint: str, model: Path) -> None:
+    async def work() -> None:
+        engine = PacedEngine(endpoint, model, delay=0.0)
+        client = EngineClient(endpoint)
+        await client.start()
+        await _until(lambda: client.ready)
+        generation = await client.generate(Prompt(token_ids=[32]), SamplingParams(temperature=0, max_tokens=90))
+        await _until(lambda: client.num_in_flight == 0)
+        deltas = [delta async for delta in generation]
+        assert len(deltas) == 1
+        assert deltas[0].text == _counted(" ", 90)
+        assert deltas[0].finish_reason == "length"
+        assert generation.metrics.completion_tokens == 90
+        await client.close()
+        engine.kill()
+
+    _run(work())
+
+
+def test_engine_of_another_protocol_is_fatal(endpoint: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        engine = PacedEngine(endpoint, model)
+        errors: list[OctavoError] = []
+        client = EngineClient(endpoint, on_fatal=errors.append)
+        await client.start()
+        await _until(lambda: errors)
+        assert errors[0].exit_code == 2
+        assert "protocol" in errors[0].message
+        assert not client.ready
+        await client.close()
+        engine.kill()
+
+    monkeypatch.setattr("octavo.client.engine.Hello", lambda: Hello(version=99))
+    _run(work())
+
+
+def test_engine_that_does_not_come_back_ends_the_wait(
+    endpoint: str, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work() -> None:
+        engine = PacedEngine(endpoint, model)
+        client = EngineClient(endpoint)
+        await client.start()
+        await _until(lambda: client.ready)
+        task = asyncio.create_task(_text(client, "!", 200))
+        await _until(lambda: engine.scheduler.counters.generated_tokens > 3)
+        await asyncio.to_thread(engine.kill)
+        with pytest.raises(EngineError, match="did not come back"):
+            await task
+        await client.close()
+
+    monkeypatch.setattr("octavo.client.engine.HOLD_S", 0.2)
+    _run(work())
+
+
+def test_engine_with_another_model_fails_what_waits(endpoint: str, model: Path, tmp_path: Path) -> None:
+    async def work() -> None:
+        (tmp_path / "other").mkdir()
+        engine = PacedEngine(endpoint, model)
+        client = EngineClient(endpoint)
+        await client.start()
+        await _until(lambda: client.ready)
+        task = asyncio.create_task(_text(client, "!", 200))
+        await _until(lambda: engine.scheduler.counters.generated_tokens > 3)
+        await asyncio.to_thread(engine.kill)
+        engine = PacedEngine(endpoint, model_folder(tmp_path / "other"))
+        with pytest.raises(EngineError, match="another model"):
+            await task
+        await _until(lambda: client.ready)
+        assert await _text(client, "!", 5) == _counted("!", 5)
+        await client.close()
+        engine.kill()
+
+    _run(work())
