@@ -32,7 +32,8 @@ VOCAB = 160
 
 def resolved_config(dtype: str = "float32", max_model_len: int = 128, **changes: Any) -> ResolvedConfig:
     values: dict[str, Any] = {
-        "device": "cpu", "dtype": dtype, "max_model_len": max_model_len, "max_num_seqs": 8, "max_num_batched_tokens": 64,
+        "device": "cpu", "dtype": dtype, "max_model_len": max_model_len, "max_num_seqs": 8,
+        "max_num_batched_tokens": 64,
         "block_size": BLOCK_SIZE, "kv_cache_memory": None, "memory_budget": 1 << 30, "prefix_cache": True,
         "max_queued_requests": 8, "threads": 1, "seed": 0, "watchdog_timeout": 60.0, "served_model_name": "tiny",
         "reasons": [],
@@ -44,7 +45,8 @@ def make_reference(kind: str = "llama", **changes: Any) -> LlamaForCausalLM | Mi
     """Random weights of a size that makes logits differ clearly; 2 layers, 4 heads over 2 KV heads of 8."""
     torch.manual_seed(1)
     values: dict[str, Any] = {
-        "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4,
         "num_key_value_heads": 2, "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
         "initializer_range": 0.3, "bos_token_id": 1, "eos_token_id": 2,
     }  # fmt: skip
@@ -66,7 +68,8 @@ def permuted(rows: np.ndarray, heads: int) -> np.ndarray:
 
 
 _PARTS = {
-    "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
 }  # fmt: skip
