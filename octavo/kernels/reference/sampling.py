@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CANDIDATES = 512
-"""Largest values of a row that are looked at first; only rows that keep more than these are sorted whole."""
+CANDIDATES = (512, 8192)
+"""How many of a row's largest values are looked at first; only rows that keep more are looked at again, and only those
+that keep more than the last number are sorted whole. On one core, 32 rows of 49,152: 7, 25 and 96 ms."""
 
 BLOCK = 64
 """Token ids per block of the two-stage draw."""
@@ -87,10 +88,12 @@ def _draw(
 def _truncation(scaled: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     """[samples] smallest scaled logit that top_k, then top_p keep."""
     vocab = scaled.shape[-1]
-    floor, settled = _truncation_within(scaled, top_k, top_p, min(CANDIDATES, vocab))
-    wide = (~settled).nonzero().squeeze(-1)
-    if wide.numel():
-        floor[wide] = _truncation_within(scaled[wide], top_k[wide], top_p[wide], vocab)[0]
+    floor, settled = _truncation_within(scaled, top_k, top_p, min(CANDIDATES[0], vocab))
+    for width in (*CANDIDATES[1:], vocab):
+        rows = (~settled).nonzero().squeeze(-1)
+        if rows.numel() == 0:
+            break
+        floor[rows], settled[rows] = _truncation_within(scaled[rows], top_k[rows], top_p[rows], min(width, vocab))
     return floor
 
 
