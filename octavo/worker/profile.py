@@ -17,6 +17,9 @@ from octavo.types import SamplingParams
 from octavo.wire.plan import Admit, Plan, Run
 from octavo.worker.runner import Runner
 
+FEW_TOKENS = 16
+SHORT_CONTEXT = 256
+
 
 def _admit(row: int, length: int, computed: int, block_size: int) -> Admit:
     pages = [0] * -(-length // block_size)
@@ -24,24 +27,41 @@ def _admit(row: int, length: int, computed: int, block_size: int) -> Admit:
     return Admit(row, [0] * length, length, computed, pages, params, row, [], [])
 
 
-def _plans(resolved: ResolvedConfig) -> list[Plan]:
-    """One prefill of the whole budget at the end of the longest context; and as many rows as run at once."""
+def _plans(resolved: ResolvedConfig) -> tuple[Plan, Plan, Plan]:
+    """A prefill of the whole budget; as many rows as run at once; and a few tokens at the end of the longest context,
+    whose cost is in gathering it (all of the budget there would take long and hold little more)."""
     length, size = resolved.max_model_len, resolved.block_size
     tokens = min(resolved.max_num_batched_tokens, length)
+    few = min(FEW_TOKENS, tokens)
     rows = min(resolved.max_num_seqs, resolved.max_num_batched_tokens)
-    long = Plan(0, admit=[_admit(0, length, length - tokens, size)], run=[Run(0, tokens, True)])
-    short = min(256, length)
-    wide = Plan(1, release=[0])
-    wide.admit = [_admit(row, short, short - 1, size) for row in range(rows)]
-    wide.run = [Run(row, 1, True) for row in range(rows)]
-    return [long, wide, Plan(2, release=list(range(rows)))]
+    short = min(SHORT_CONTEXT, length)
+    return (
+        Plan(0, admit=[_admit(0, tokens, 0, size)], run=[Run(0, tokens, True)]),
+        Plan(
+            1,
+            release=[0],
+            admit=[_admit(row, short, short - 1, size) for row in range(rows)],
+            run=[Run(row, 1, True) for row in range(rows)],
+        ),
+        Plan(
+            2,
+            release=list(range(rows)),
+            admit=[_admit(0, length, length - few, size)],
+            run=[Run(0, few, True)],
+        ),
+    )
 
 
 def measure(runner: Runner, resolved: ResolvedConfig) -> int:
     """Bytes that the largest steps take beyond what is resident now."""
+    prefill, wide, long = (_grown(runner, plan) for plan in _plans(resolved))
+    runner.run(Plan(3, release=[0]))
+    return max(prefill, wide) + long
+
+
+def _grown(runner: Runner, plan: Plan) -> int:
     before = _reset_peak()
-    for plan in _plans(resolved):
-        runner.run(plan)
+    runner.run(plan)
     return max(_peak() - before, 0)
 
 

@@ -105,6 +105,29 @@ def test_batched_rows_equal_rows_alone(variant: str, tmp_path: Path) -> None:
         agree(torch.cat(found[row]), expected(reference, ids))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_neither_chunks_nor_company_change_a_bit(dtype: str, tmp_path: Path) -> None:
+    reference = make_reference(num_key_value_heads=1, hidden_size=96, num_attention_heads=3, intermediate_size=192)
+    paged = Paged.load(save_safetensors(reference, tmp_path), dtype)
+    rows = {row: random_ids(length, row) for row, length in enumerate([100, 3, 37, 64])}
+    alone = {row: paged.whole(ids) for row, ids in rows.items()}
+    assert torch.equal(paged.whole(rows[0], [1] * 100), alone[0])
+    assert torch.equal(paged.whole(rows[0], [2, 3, 5, 7, 11, 13, 17, 19, 23]), alone[0])
+    paged.batch.release(0)
+    for row, ids in rows.items():
+        paged.admit(row, ids)
+    found: dict[int, list[Tensor]] = {row: [] for row in rows}
+    for step in range(100):
+        lengths = {
+            row: 1 if row == 0 else 3 for row in rows if sum(map(len, found[row])) < len(rows[row]) and step >= row
+        }
+        lengths = {row: min(n, len(rows[row]) - sum(map(len, found[row]))) for row, n in lengths.items()}
+        for row, logits in paged.run(lengths).items():
+            found[row].append(logits)
+    for row, logits in alone.items():
+        assert torch.equal(torch.cat(found[row]), logits)
+
+
 def test_bfloat16_is_near(tmp_path: Path) -> None:
     reference = make_reference(initializer_range=0.1)
     ids = random_ids(60)

@@ -5,7 +5,9 @@ once per step. Rows with one new token are batched in groups of similar length, 
 work; rows with more are computed one by one in chunks of queries that see only the pages they may. K and V are never
 repeated for grouped queries.
 
-Invariant: padding is masked with -inf, so it adds exact zeros; a row's result does not depend on the group it is in.
+Invariant: a row's result does not depend on what else is in the step. Padded keys are masked with -inf and so add exact
+zeros, provided that the keys are whole vectors; queries are padded to a multiple of 4, because below 4 the matrix
+products round in another order.
 """
 
 from __future__ import annotations
@@ -18,8 +20,11 @@ from torch import Tensor
 
 from octavo.kernels.step import Step
 
-QUERY_CHUNK = 256
+QUERY_CHUNK = 128
 """Queries of one row computed at once: bounds the mask, and skips keys that all of them are too early for."""
+
+QUERY_MULTIPLE = 4
+KEY_MULTIPLE = 32
 
 MIN_GROUP_PAGES = 16
 """Rows shorter than this many pages share one group."""
@@ -46,10 +51,15 @@ class QueryChunk:
     end: int
     context: int
 
+    @property
+    def num_keys(self) -> int:
+        """Keys that are looked at, the padding included."""
+        return _padded(self.context, KEY_MULTIPLE)
+
 
 @dataclass(frozen=True)
 class PrefillRow:
-    pages: Tensor  # [pages] int64
+    pages: Tensor  # [pages] int64, padded like those of a group
     chunks: list[QueryChunk]
 
 
@@ -75,11 +85,12 @@ class AttentionPlan:
         return self.masks[key]
 
     def chunk_mask(self, chunk: QueryChunk, window: int | None, dtype: torch.dtype) -> Tensor:
-        """[queries, context] of one chunk, likewise."""
+        """[queries, keys, both padded] of one chunk, likewise; the padding sees everything."""
         key = (1, chunk.start, window)
         if key not in self.masks:
-            keys = torch.arange(chunk.context)
-            last = torch.arange(chunk.context - (chunk.end - chunk.start), chunk.context).unsqueeze(1)
+            keys = torch.arange(chunk.num_keys)
+            first, queries = chunk.context - (chunk.end - chunk.start), chunk.end - chunk.start
+            last = torch.arange(first, first + queries + -queries % QUERY_MULTIPLE).unsqueeze(1)
             hidden = keys > last
             if window is not None:
                 hidden |= keys <= last - window
@@ -101,7 +112,7 @@ def make_plan(step: Step) -> AttentionPlan:
     prefills = []
     for row in (query_lens > 1).nonzero().squeeze(1).tolist():
         start, end = int(starts[row]), int(starts[row + 1])
-        pages = step.page_ids[int(page_start[row]) : int(page_start[row + 1])].long()
+        pages = _padded_pages(step, page_start[row : row + 2])
         context = int(step.context_lens[row])
         chunks = [
             QueryChunk(at, min(at + QUERY_CHUNK, end), context - (end - min(at + QUERY_CHUNK, end)))
@@ -111,6 +122,19 @@ def make_plan(step: Step) -> AttentionPlan:
     return AttentionPlan(groups, prefills)
 
 
+def _padded(count: int, multiple: int) -> int:
+    return count + -count % multiple
+
+
+def _padded_pages(step: Step, spans: Tensor) -> Tensor:
+    """spans [..., 2]: first and last + 1 of some rows' pages in the step's page_ids → those pages, as many for each row
+    as for the longest and whole KEY_MULTIPLEs, int64, flat."""
+    first, count = spans[..., :1], spans[..., 1:] - spans[..., :1]
+    longest = _padded(int(count.max()) * step.block_size, KEY_MULTIPLE) // step.block_size
+    place = torch.minimum(torch.arange(longest), count - 1) + first
+    return step.page_ids[place.flatten()].long()
+
+
 def _decode_groups(step: Step, rows: Tensor, starts: Tensor, page_start: Tensor) -> list[DecodeGroup]:
     """Rows whose page count has the same next power of two go together."""
     num_pages = page_start[rows + 1] - page_start[rows]
@@ -118,14 +142,12 @@ def _decode_groups(step: Step, rows: Tensor, starts: Tensor, page_start: Tensor)
     groups = []
     for bucket in sorted(set(buckets.tolist())):
         chosen = (buckets == bucket).nonzero().squeeze(1)
-        picked, counts = rows[chosen], num_pages[chosen]
-        place = torch.arange(int(counts.max())).expand(len(picked), -1)
-        place = torch.minimum(place, counts.unsqueeze(1) - 1) + page_start[picked].unsqueeze(1)
+        picked = rows[chosen]
         everything = picked.shape[0] == step.num_tokens
         groups.append(
             DecodeGroup(
                 tokens=None if everything else starts[picked],
-                pages=step.page_ids.long()[place.flatten()],
+                pages=_padded_pages(step, torch.stack((page_start[picked], page_start[picked + 1]), dim=-1)),
                 context_lens=step.context_lens[picked].long(),
             )
         )
@@ -155,8 +177,8 @@ def attention(
         for chunk in row.chunks:
             length = chunk.end - chunk.start
             queries = q[chunk.start : chunk.end].view(length, kv_heads, -1, head_dim).permute(1, 2, 0, 3)
-            seen = (kv_heads, queries.shape[1], chunk.context, head_dim)
-            keys, values = k[:, :, : chunk.context].expand(seen), v[:, :, : chunk.context].expand(seen)
+            seen = (kv_heads, queries.shape[1], chunk.num_keys, head_dim)
+            keys, values = k[:, :, : chunk.num_keys].expand(seen), v[:, :, : chunk.num_keys].expand(seen)
             mask = plan.chunk_mask(chunk, window, q.dtype)
             found = _attend(queries, keys, values, mask, scale, soft_cap)  # [kv_heads, group, queries, head_dim]
             out[chunk.start : chunk.end] = found.permute(2, 0, 1, 3).reshape(-1, q.shape[1], head_dim)
@@ -169,9 +191,12 @@ def _gather(kv: Tensor, pages: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, soft_cap: float | None) -> Tensor:
-    """q [a, b, n, d], k and v [a, b, context, d], mask broadcast to [a, b, n, context] → [a, b, n, d]."""
+    """q [a, b, n, d], k and v [a, b, context, d], mask broadcast to [a, b, padded n, context] → [a, b, n, d]."""
+    num_queries = q.shape[2]
+    if num_queries % QUERY_MULTIPLE:
+        q = F.pad(q, (0, 0, 0, -num_queries % QUERY_MULTIPLE))
     if soft_cap is None:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)[:, :, :num_queries]
     scores = torch.matmul(q.float(), k.float().transpose(-1, -2)).mul_(scale)
     scores = scores.div_(soft_cap).tanh_().mul_(soft_cap).add_(mask.float())
-    return torch.matmul(scores.softmax(-1), v.float()).to(q.dtype)
+    return torch.matmul(scores.softmax(-1), v.float()).to(q.dtype)[:, :, :num_queries]

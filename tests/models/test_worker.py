@@ -1,0 +1,203 @@
+"""The worker on a tiny model: plans in, tokens out; rows, pages, copies, prompt log-probabilities, sizes, failures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import BLOCK_SIZE, VOCAB, make_reference, resolved_config, save_safetensors
+
+from octavo.errors import ConfigError, ModelFileError, OutOfMemory
+from octavo.kernels import registry
+from octavo.modelfiles.facts import read_facts
+from octavo.modelfiles.files import ModelFiles
+from octavo.types import SamplingParams
+from octavo.wire.plan import Admit, BlockCopy, Extend, Plan, Run
+from octavo.worker import kv
+from octavo.worker.worker import State, Worker
+
+GREEDY = SamplingParams(temperature=0.0)
+PROMPT = [5, 80, 3, 17, 99, 120, 44, 8, 8, 61, 140, 2]
+
+
+@pytest.fixture(scope="module")
+def reference() -> Any:
+    return make_reference()
+
+
+@pytest.fixture(scope="module")
+def files(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
+    return save_safetensors(reference, tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def worker(files: ModelFiles) -> Worker:
+    worker = Worker(resolved_config(), files)
+    info = worker.start()
+    assert (info.vocab_size, info.max_model_len, info.dtype, info.backend) == (VOCAB, 128, "float32", "reference")
+    assert info.num_blocks == 8 * 128 // BLOCK_SIZE
+    assert info.kv_bytes == info.num_blocks * BLOCK_SIZE * 2 * 2 * 2 * 8 * 4
+    assert worker.state is State.READY
+    return worker
+
+
+def admit(row: int, ids: list[int], blocks: list[int], params: SamplingParams = GREEDY, computed: int = 0) -> Admit:
+    return Admit(row, ids, len(ids), computed, blocks, params, row, [], [])
+
+
+def greedy(reference: Any, ids: list[int], count: int) -> list[int]:
+    ids = list(ids)
+    for _ in range(count):
+        with torch.no_grad():
+            ids.append(int(reference(torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[-count:]
+
+
+def test_decode_over_extended_pages(worker: Worker, reference: Any) -> None:
+    result = worker.run(Plan(1, admit=[admit(3, PROMPT, [9, 2])], run=[Run(3, len(PROMPT), True)]))
+    found = result.token_ids
+    for index in range(9):
+        extend = [Extend(3, [30])] if len(PROMPT) + len(found) == 2 * BLOCK_SIZE + 1 else []
+        found += worker.run(Plan(index, extend=extend, run=[Run(3, 1, True)])).token_ids
+    assert worker.state is State.RUNNING
+    assert found == greedy(reference, PROMPT, 10)
+    worker.run(Plan(0, release=[3]))
+
+
+def test_preempted_row_goes_on_elsewhere(worker: Worker, reference: Any) -> None:
+    wanted = greedy(reference, PROMPT, 6)
+    found = worker.run(Plan(1, admit=[admit(0, PROMPT, [0, 1, 2])], run=[Run(0, len(PROMPT), True)])).token_ids
+    found += worker.run(Plan(2, run=[Run(0, 1, True)])).token_ids
+    again = Admit(1, PROMPT + found, len(PROMPT), 0, [7, 6, 5], GREEDY, 0, [], [])
+    found += worker.run(Plan(3, release=[0], admit=[again], run=[Run(1, len(PROMPT) + 2, True)])).token_ids
+    for index in range(3):
+        found += worker.run(Plan(index, run=[Run(1, 1, True)])).token_ids
+    assert found == wanted
+    worker.run(Plan(0, release=[1]))
+
+
+def test_shared_and_copied_pages(worker: Worker, reference: Any) -> None:
+    """A second row starts on the first one's full page, and on a copy of its partial page."""
+    wanted = greedy(reference, PROMPT, 3)
+    first = worker.run(Plan(1, admit=[admit(0, PROMPT, [20, 21])], run=[Run(0, len(PROMPT), True)])).token_ids
+    second = admit(1, PROMPT, [20, 22], computed=len(PROMPT) - 1)
+    plan = Plan(2, admit=[second], copies=[BlockCopy(21, 22)], run=[Run(0, 1, True), Run(1, 1, True)])
+    assert first == wanted[:1]
+    assert worker.run(plan).token_ids == [wanted[1], wanted[0]]
+    assert worker.run(Plan(3, run=[Run(1, 1, True), Run(0, 1, True)])).token_ids == [wanted[1], wanted[2]]
+    worker.run(Plan(4, release=[0, 1]))
+
+
+def test_copies_read_before_they_write(worker: Worker, reference: Any) -> None:
+    """Two full pages are exchanged; the row that is admitted on them in the other order must not notice."""
+    ids = [*PROMPT, *PROMPT][: 2 * BLOCK_SIZE + 1]
+    wanted = worker.run(Plan(1, admit=[admit(0, ids, [40, 41, 42])], run=[Run(0, len(ids), True)])).token_ids
+    plan = Plan(
+        2,
+        release=[0],
+        admit=[admit(1, ids, [41, 40, 43], computed=2 * BLOCK_SIZE)],
+        copies=[BlockCopy(40, 41), BlockCopy(41, 40)],
+        run=[Run(1, len(ids) - 2 * BLOCK_SIZE, True)],
+    )
+    assert worker.run(plan).token_ids == wanted
+    worker.run(Plan(3, release=[1]))
+
+
+def test_prompt_logprobs(worker: Worker, reference: Any) -> None:
+    params = SamplingParams(temperature=0.0, prompt_logprobs=3, logprobs=2)
+    other = admit(2, PROMPT[:5], [10])
+    plan = Plan(1, admit=[other, admit(0, PROMPT, [0, 1], params)], run=[Run(2, 5, True), Run(0, 7, False)])
+    found = worker.run(plan).prompt_logprobs
+    assert list(found) == [0]
+    entries = found[0]
+    result = worker.run(Plan(2, run=[Run(0, len(PROMPT) - 7, True)]))
+    entries += result.prompt_logprobs[0]
+    with torch.no_grad():
+        wanted = reference(torch.tensor([PROMPT])).logits[0].log_softmax(-1)
+    assert [entry.token_id for entry in entries] == PROMPT[1:]
+    for position, entry in enumerate(entries):
+        assert entry.logprob == pytest.approx(float(wanted[position, PROMPT[position + 1]]), abs=1e-4)
+        assert [top.token_id for top in entry.top] == wanted[position].topk(3).indices.tolist()
+    assert result.logprobs[0] is not None
+    assert result.logprobs[0].token_id == result.token_ids[0]
+    worker.run(Plan(3, release=[0, 2]))
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (Run(0, 13, True), "beyond the tokens"),
+        (Run(0, 3, True), "samples only where"),
+        (Run(0, 0, False), "at least one token"),
+        (Run(4, 1, True), "beyond the tokens"),
+    ],
+)
+def test_broken_promises_raise_and_the_worker_goes_on(worker: Worker, run: Run, message: str, reference: Any) -> None:
+    with pytest.raises(AssertionError, match=message):
+        worker.run(Plan(1, admit=[admit(0, PROMPT, [0, 1])], run=[run]))
+    result = worker.run(Plan(2, release=[0, 4], admit=[admit(0, PROMPT, [0, 1])], run=[Run(0, 12, True)]))
+    assert result.token_ids == greedy(reference, PROMPT, 1)
+    worker.run(Plan(3, release=[0]))
+
+
+def test_too_few_pages_and_taken_rows(worker: Worker) -> None:
+    with pytest.raises(AssertionError, match="too few pages"):
+        worker.run(Plan(1, admit=[admit(0, PROMPT, [0])], run=[Run(0, 12, True)]))
+    with pytest.raises(AssertionError, match="row 0 is taken"):
+        worker.run(Plan(2, admit=[admit(0, PROMPT, [0])]))
+    worker.run(Plan(3, release=[0]))
+
+
+def test_shutdown_is_idempotent_and_final(files: ModelFiles) -> None:
+    worker = Worker(resolved_config(), files)
+    worker.start()
+    worker.shutdown()
+    worker.shutdown()
+    assert worker.state is State.DRAINING
+    with pytest.raises(AssertionError, match="draining"):
+        worker.run(Plan(1))
+
+
+def test_failed_load(tmp_path: Path, files: ModelFiles) -> None:
+    (tmp_path / "config.json").write_bytes((files.path / "config.json").read_bytes())
+    worker = Worker(resolved_config(), ModelFiles("empty", tmp_path))
+    with pytest.raises(ModelFileError):
+        worker.start()
+    assert worker.state is State.FAILED
+
+
+def test_kv_sizes(files: ModelFiles) -> None:
+    facts = read_facts(files)
+    page = kv.block_bytes(facts, resolved_config())
+    assert page == BLOCK_SIZE * 2 * 2 * 2 * 8 * 4
+    assert kv.num_blocks(facts, resolved_config(kv_cache_memory=40 * page + 5), 0, 0) == 40
+    assert kv.num_blocks(facts, resolved_config(memory_budget=4 * 50 * page), 0, 0) == 50
+    # The least is one whole sequence, the most what all rows can hold.
+    assert kv.num_blocks(facts, resolved_config(memory_budget=20 * page), 0, 0) == 16
+    assert kv.num_blocks(facts, resolved_config(max_num_seqs=2), 0, 0) == 32
+
+
+def test_too_little_memory_is_refused_with_numbers(files: ModelFiles) -> None:
+    facts = read_facts(files)
+    page = kv.block_bytes(facts, resolved_config())
+    with pytest.raises(OutOfMemory, match=r"holds 120 tokens.*max_model_len 128.*raise --kv-cache-memory or lower"):
+        kv.num_blocks(facts, resolved_config(kv_cache_memory=15 * page), 0, 0)
+    with pytest.raises(OutOfMemory, match="lower --max-model-len"):
+        kv.num_blocks(facts, resolved_config(memory_budget=20 * page), 3 * page, 2 * page)
+    with pytest.raises(OutOfMemory, match="lower --kv-cache-memory"):
+        kv.num_blocks(facts, resolved_config(memory_budget=20 * page, kv_cache_memory=40 * page), 0, 0)
+
+
+def test_backends_are_chosen_with_reasons() -> None:
+    (choice,) = registry.report("cpu", "bfloat16")
+    assert (choice.name, choice.chosen, choice.reason) == ("reference", True, "plain PyTorch")
+    (choice,) = registry.report("cuda:0", "bfloat16")
+    assert not choice.chosen
+    assert "cuda:0" in choice.reason
+    with pytest.raises(ConfigError, match="float16 is slow"):
+        registry.choose("cpu", "float16")
+    with pytest.raises(ConfigError, match="OCTAVO_BACKEND=fast: no such backend; there are reference"):
+        registry.choose("cpu", "bfloat16", "fast")
+    assert registry.choose("cpu", "float32", "reference").name == "reference"
