@@ -47,7 +47,6 @@ HOLD_S = 300.0
 """How long requests in flight wait for a lost engine to come back before they fail."""
 HOLD_AFTER_DRAIN_S = 20.0
 """The same for an engine that was told to stop and did not finish them: somebody may be replacing it."""
-RETRY_S = 0.01
 
 
 class _State(enum.IntEnum):
@@ -179,13 +178,9 @@ class EngineClient:
 
     def _greet(self) -> None:
         """Say Hello; the engine answers once its model is loaded."""
-        if not self._connection.connected or self._state is not _State.LOST:
-            return
-        if self._connection.send(Hello()):
+        if self._connection.connected and self._state is _State.LOST and self._connection.send(Hello()):
             self._state = _State.GREETED
             self._session += 1
-        else:  # the connection is made, but not quite ready to be written
-            asyncio.get_running_loop().call_later(RETRY_S, self._greet)
 
     def _lose(self) -> None:
         logger.warning("lost the engine; %d requests in flight wait for it", len(self._ledger))

@@ -191,8 +191,9 @@ class RouterTransport:
 class DealerConnection:
     """The client's end, on the running event loop; reconnects by itself.
 
-    Calls `on_message(message)`, `on_connected()` and `on_lost()` from the loop. What was queued for a lost engine is
-    gone with it (the ledger knows better).
+    Calls `on_message(message)`, `on_connected()` and `on_lost()` from the loop, in this order of events: all that an
+    engine said comes before its loss. What was queued for a lost engine may reach the next one, ahead of the Hello of
+    `on_connected`: engines ignore what comes from strangers.
     """
 
     def __init__(
@@ -213,7 +214,6 @@ class DealerConnection:
         self._socket = self._context.socket(zmq.DEALER)
         for option, value in [
             (zmq.LINGER, 0),
-            (zmq.IMMEDIATE, 1),
             (zmq.SNDHWM, CLIENT_QUEUE),
             (zmq.RCVHWM, ENGINE_QUEUE),
             (zmq.RECONNECT_IVL, RECONNECT_MS),
@@ -238,7 +238,7 @@ class DealerConnection:
         self._on_event()
 
     def send(self, message: ToEngine) -> bool:
-        """Queue a message without blocking; False when there is no engine to take it, or its queue is full."""
+        """Queue a message without blocking; False when the queue is full."""
         if self._closed or self._loop is None:
             return False
         try:
@@ -263,18 +263,21 @@ class DealerConnection:
         self._context.term()
 
     def _on_readable(self) -> None:
-        if self._closed:
-            return
+        if not self._closed and self._receive():
+            assert self._loop is not None
+            self._loop.call_soon(self._on_readable)
+
+    def _receive(self) -> bool:
+        """Hands on a batch of messages; True when there may be more."""
         for _ in range(RECEIVE_BATCH):
+            if self._closed:
+                return False
             try:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
-                return
+                return False
             self._dispatch(frames)
-            if self._closed:
-                return
-        assert self._loop is not None
-        self._loop.call_soon(self._on_readable)
+        return True
 
     def _dispatch(self, frames: list[bytes]) -> None:
         try:
@@ -295,5 +298,6 @@ class DealerConnection:
                 self._on_connected()
             elif event["event"] == zmq.EVENT_DISCONNECTED and self._connected:
                 self._connected = False
-                self._on_readable()  # what the engine said last comes before the news of its end
+                while self._receive():  # what the engine said last comes before the news of its end
+                    pass
                 self._on_lost()
