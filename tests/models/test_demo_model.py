@@ -1,0 +1,112 @@
+"""SmolLM2-135M from its GGUF file: greedy text token for token that of Transformers on the dequantized weights in f32,
+whether a prompt runs alone, in a batch or in chunks."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import resolved_config
+
+from octavo.modelfiles.files import ModelFiles, locate
+from octavo.text.tokenizer import Tokenizer
+from octavo.types import SamplingParams
+from octavo.wire.plan import Admit, Plan, Run
+from octavo.worker.worker import Worker
+
+NUM_OUTPUT = 64
+PROMPTS = [
+    "The capital of France is", "2 + 2 =", "Once upon a time there was a", "def fibonacci(n):", "Water boils at",
+    "The three primary colours are", "To make bread you need", "In 1969, Neil Armstrong", "The opposite of hot is",
+    "A haiku about autumn:", "Photosynthesis is the process by which", "My favourite food is", "import numpy as np\n",
+    "Dear Sir or Madam,", "The largest planet in the solar system", "Q: What is a prime number?\nA:", "Roses are red,",
+    "SELECT name FROM users WHERE", "La capitale de l'Espagne est", "It was a dark and stormy night;",
+]  # fmt: skip
+BLOCK_SIZE = 16
+
+
+@pytest.fixture(scope="module")
+def files(demo_gguf: Path) -> ModelFiles:
+    return locate(demo_gguf)
+
+
+@pytest.fixture(scope="module")
+def prompts(files: ModelFiles) -> list[list[int]]:
+    tokenizer = Tokenizer.load(files)
+    return [tokenizer.encode(prompt) for prompt in PROMPTS]
+
+
+@pytest.fixture(scope="module")
+def worker(files: ModelFiles) -> Worker:
+    resolved = resolved_config(
+        max_model_len=128,
+        max_num_seqs=20,
+        max_num_batched_tokens=512,
+        block_size=BLOCK_SIZE,
+        memory_budget=4 << 30,
+        threads=2,
+    )
+    worker = Worker(resolved, files)
+    worker.start()
+    return worker
+
+
+def generate(worker: Worker, prompts: list[list[int]], budget: int) -> list[list[int]]:
+    """Greedy, all rows at once, prompts in chunks of at most `budget` tokens that start in different steps."""
+    pages = -(-128 // BLOCK_SIZE)
+    params = SamplingParams(temperature=0.0)
+    admits = [
+        Admit(row, ids, len(ids), 0, list(range(row * pages, (row + 1) * pages)), params, 0, [], [])
+        for row, ids in enumerate(prompts)
+    ]
+    worker.run(Plan(0, admit=admits))
+    left = [len(ids) for ids in prompts]
+    outputs: list[list[int]] = [[] for _ in prompts]
+    while any(len(output) < NUM_OUTPUT for output in outputs):
+        runs = [
+            Run(row, min(n, budget), n <= budget)
+            for row, (n, output) in enumerate(zip(left, outputs, strict=True))
+            if len(output) < NUM_OUTPUT
+        ]
+        result = worker.run(Plan(0, run=runs))
+        for run in runs:
+            left[run.row] -= run.num_tokens
+        for run, token_id in zip([run for run in runs if run.samples], result.token_ids, strict=True):
+            outputs[run.row].append(token_id)
+            left[run.row] = 1
+    worker.run(Plan(0, release=list(range(len(prompts)))))
+    return outputs
+
+
+@pytest.fixture(scope="module")
+def batched(worker: Worker, prompts: list[list[int]]) -> list[list[int]]:
+    return generate(worker, prompts, 512)
+
+
+def test_batched_text_is_that_of_transformers(
+    files: ModelFiles, prompts: list[list[int]], batched: list[list[int]]
+) -> None:
+    """One forward over prompt + output: each token must be the most likely after those before it. That holds for all
+    positions exactly when greedy generation gives these tokens."""
+    from transformers import AutoModelForCausalLM
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reference = AutoModelForCausalLM.from_pretrained(
+            files.path.parent, gguf_file=files.path.name, dtype=torch.float32
+        ).eval()
+    for ids, output in zip(prompts, batched, strict=True):
+        with torch.no_grad():
+            logits = reference(torch.tensor([ids + output])).logits[0, len(ids) - 1 : -1]
+        assert logits.argmax(-1).tolist() == output
+
+
+def test_chunked_text_is_the_same(worker: Worker, prompts: list[list[int]], batched: list[list[int]]) -> None:
+    assert generate(worker, prompts[::2], 3) == batched[::2]
+
+
+def test_prompts_alone_give_the_same(worker: Worker, prompts: list[list[int]], batched: list[list[int]]) -> None:
+    for index in (0, 7, 15):
+        assert generate(worker, prompts[index : index + 1], 512) == batched[index : index + 1]
