@@ -33,12 +33,22 @@ class Ops(Protocol):
         """[tokens, in], [out, in] → [tokens, out]; f32 accumulation."""
         ...
 
+    def prepare_head(self, weight: Layout) -> Layout:
+        """Likewise for the matrix that `logits` multiplies."""
+        ...
+
+    def logits(self, x: Tensor, weight: Layout) -> Tensor:
+        """[samples, hidden], [vocab, hidden] → [samples, vocab] f32, never rounded to less: bf16 has steps of 1/8 where
+        logits lie, which would choose among the best by chance."""
+        ...
+
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x / sqrt(mean(x²) + eps) * weight over the last axis, in f32, rounded to x's dtype."""
         ...
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """residual' = x + residual; → (rms_norm(residual'), residual'). May overwrite both inputs."""
+        """residual' = x + residual; → (rms_norm(residual') in x's dtype, residual'). May overwrite both inputs.
+        The residual is f32 in every dtype: what all layers add to is not rounded at each."""
         ...
 
     def rope_cache(self, q: Tensor, k: Tensor, v: Tensor, cos_sin: Tensor, kv: Tensor, step: Step) -> Tensor:

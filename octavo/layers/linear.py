@@ -37,3 +37,18 @@ class Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._ops.linear(x, self.weight, self._bias)
+
+
+class Head:
+    """The projection to the vocabulary: f32 logits, x [samples, hidden] → [samples, vocab]."""
+
+    def __init__(self, ops: Ops, weight: Layout) -> None:
+        self._ops = ops
+        self.weight = ops.prepare_head(weight)
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight.nbytes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._ops.logits(x, self.weight)

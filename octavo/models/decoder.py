@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from octavo.kernels.step import Step
 from octavo.layers.attention import Attention
 from octavo.layers.embedding import Embedding
-from octavo.layers.linear import Linear
+from octavo.layers.linear import Head
 from octavo.layers.mlp import GatedMLP
 from octavo.layers.norm import RMSNorm
 
@@ -48,12 +49,9 @@ class Block:
     def nbytes(self) -> int:
         return sum(part.nbytes for part in (self._attention_norm, self._attention, self._mlp_norm, self._mlp))
 
-    def __call__(self, x: Tensor, residual: Tensor | None, kv: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-        """x [tokens, hidden] → (this block's last contribution, the sum before it)."""
-        if residual is None:
-            x, residual = self._attention_norm(x), x
-        else:
-            x, residual = self._attention_norm.add(x, residual)
+    def __call__(self, x: Tensor, residual: Tensor, kv: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """x [tokens, hidden], residual the same in f32 → (this block's last contribution, the sum before it)."""
+        x, residual = self._attention_norm.add(x, residual)
         x, residual = self._mlp_norm.add(self._attention(x, kv, step), residual)
         return self._mlp(x), residual
 
@@ -61,7 +59,7 @@ class Block:
 class Decoder:
     """Implements Model. `tied`: the head's weight is the embedding's table (counted once)."""
 
-    def __init__(self, embedding: Embedding, blocks: Sequence[Block], norm: RMSNorm, head: Linear, tied: bool) -> None:
+    def __init__(self, embedding: Embedding, blocks: Sequence[Block], norm: RMSNorm, head: Head, tied: bool) -> None:
         self._embedding, self._blocks, self._norm, self._head = embedding, list(blocks), norm, head
         self._tied = tied
 
@@ -71,11 +69,11 @@ class Decoder:
         return shared + sum(block.nbytes for block in self._blocks) + self._norm.nbytes + self._head.nbytes
 
     def __call__(self, step: Step, kv: Sequence[Tensor]) -> Tensor:
-        x, residual = self._embedding(step.token_ids), None
+        x = self._embedding(step.token_ids)
+        residual = torch.zeros_like(x, dtype=torch.float32)
         for block, pages in zip(self._blocks, kv, strict=True):
             x, residual = block(x, residual, pages, step)
-        assert residual is not None
         return self._norm.add(x, residual)[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self._head(hidden).float()
+        return self._head(hidden)

@@ -10,7 +10,7 @@ from octavo.kernels.layouts import Layout
 from octavo.kernels.ops import Ops
 from octavo.layers.attention import Attention, AttentionShape
 from octavo.layers.embedding import Embedding
-from octavo.layers.linear import Linear
+from octavo.layers.linear import Head, Linear
 from octavo.layers.mlp import GatedMLP
 from octavo.layers.norm import RMSNorm
 from octavo.layers.rope import cos_sin_table
@@ -64,11 +64,11 @@ class _Builder:
         table = reader.matrix("model.embed_tokens.weight", facts.vocab_size, facts.hidden_size)
         if facts.tie_embeddings:
             reader.ignore("lm_head.weight")
-            head = Linear(self.ops, table)
-            table = head.weight
+            head = Head(self.ops, table)
+            embedding = Embedding(self.ops, head.weight, shared=True)
         else:
-            head = Linear(self.ops, reader.matrix("lm_head.weight", facts.vocab_size, facts.hidden_size))
-        embedding = Embedding(self.ops, table)
+            head = Head(self.ops, reader.matrix("lm_head.weight", facts.vocab_size, facts.hidden_size))
+            embedding = Embedding(self.ops, table)
         blocks = [self.block(f"model.layers.{i}", cos_sin) for i in range(facts.num_layers)]
         norm = self.norm("model.norm")
         reader.finish(IGNORABLE)

@@ -180,7 +180,7 @@ def test_prepare_and_embedding_of_quantized_matrices(kind: str) -> None:
 @pytest.mark.parametrize("dtype", [F32, BF16])
 @pytest.mark.parametrize("shape", [(0, 8), (1, 1), (5, 33), (40, 576)])
 def test_rms_norm(shape: tuple[int, int], dtype: torch.dtype) -> None:
-    x, residual, weight = randn(*shape, dtype=dtype), randn(*shape, seed=1, dtype=dtype), randn(shape[1], seed=2)
+    x, residual, weight = randn(*shape, dtype=dtype), randn(*shape, seed=1), randn(shape[1], seed=2)
     ops = ReferenceOps(dtype)
 
     def naive(values: Tensor) -> Tensor:
@@ -189,11 +189,19 @@ def test_rms_norm(shape: tuple[int, int], dtype: torch.dtype) -> None:
 
     tolerance = {"atol": 1e-5} if dtype == F32 else {"rtol": 2**-7, "atol": 1e-3}
     assert torch.allclose(ops.rms_norm(x, weight, 1e-3).double(), naive(x), **tolerance)
-    total = x + residual
+    total = x.float() + residual
     normed, kept = ops.add_rms_norm(x.clone(), residual.clone(), weight, 1e-3)
     assert torch.equal(kept, total)
     assert normed.dtype == dtype
     assert torch.allclose(normed.double(), naive(total), **tolerance)
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_logits_are_not_rounded(dtype: torch.dtype) -> None:
+    ops, x, weight = ReferenceOps(dtype), randn(3, 64, seed=1, dtype=dtype), randn(50, 64, seed=2)
+    found = ops.logits(x, ops.prepare_head(Dense(weight)))
+    assert found.dtype == F32
+    assert torch.allclose(found.double(), x.double() @ weight.double().T, atol=1e-5)
 
 
 @pytest.mark.parametrize("rotary_dim", [4, 6, 12])

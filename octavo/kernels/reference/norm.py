@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -12,6 +13,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """residual' = x + residual → (rms_norm(residual'), residual'); residual is overwritten."""
+    """residual' = x + residual → (rms_norm(residual') in x's dtype, residual'); residual, f32, is overwritten."""
+    assert residual.dtype == torch.float32
     residual = residual.add_(x)
-    return rms_norm(residual, weight, eps), residual
+    return rms_norm(residual, weight, eps).to(x.dtype), residual
