@@ -11,6 +11,7 @@ from collections import deque
 from typing import Protocol
 
 from octavo.config.resolve import ResolvedConfig
+from octavo.env import limit_openmp_spinning
 from octavo.executor.base import StepFailed
 from octavo.modelfiles.files import ModelFiles
 from octavo.wire.plan import Plan, Result, WorkerInfo
@@ -37,6 +38,7 @@ class InlineExecutor:
 
     def start(self) -> WorkerInfo:
         """Loads the model. Raises OctavoError (ModelFileError, OutOfMemory, ...)."""
+        limit_openmp_spinning()
         from octavo.worker.worker import Worker
 
         worker = Worker(self._resolved, self._files)
