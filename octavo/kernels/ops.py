@@ -33,10 +33,6 @@ class Ops(Protocol):
         """[tokens, in], [out, in] → [tokens, out]; f32 accumulation."""
         ...
 
-    def prepare_head(self, weight: Layout) -> Layout:
-        """Likewise for the matrix that `logits` multiplies."""
-        ...
-
     def logits(self, x: Tensor, weight: Layout) -> Tensor:
         """[samples, hidden], [vocab, hidden] → [samples, vocab] f32, never rounded to less: bf16 has steps of 1/8 where
         logits lie, which would choose among the best by chance."""

@@ -9,12 +9,12 @@ from octavo.kernels.ops import Ops
 
 
 class Embedding:
-    """A quantized table stays as the file has it: only the rows of a step are made dense. `shared`: the table is the
-    head's weight, which has been prepared."""
+    """A quantized table that is not shared with the head stays as the file has it: only the rows of a step are made
+    dense."""
 
-    def __init__(self, ops: Ops, table: Layout, shared: bool = False) -> None:
+    def __init__(self, ops: Ops, table: Layout) -> None:
         self._ops = ops
-        self._table = ops.prepare(table) if isinstance(table, Dense) and not shared else table
+        self._table = ops.prepare(table) if isinstance(table, Dense) else table
 
     @property
     def nbytes(self) -> int:

@@ -44,7 +44,7 @@ class Head:
 
     def __init__(self, ops: Ops, weight: Layout) -> None:
         self._ops = ops
-        self.weight = ops.prepare_head(weight)
+        self.weight = ops.prepare(weight)
 
     @property
     def nbytes(self) -> int:

@@ -65,7 +65,7 @@ class _Builder:
         if facts.tie_embeddings:
             reader.ignore("lm_head.weight")
             head = Head(self.ops, table)
-            embedding = Embedding(self.ops, head.weight, shared=True)
+            embedding = Embedding(self.ops, head.weight)
         else:
             head = Head(self.ops, reader.matrix("lm_head.weight", facts.vocab_size, facts.hidden_size))
             embedding = Embedding(self.ops, table)

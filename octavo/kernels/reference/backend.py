@@ -49,9 +49,6 @@ class ReferenceOps:
     def prepare(self, weight: Layout) -> Layout:
         return linear.prepare(weight, self.dtype, self.device)
 
-    def prepare_head(self, weight: Layout) -> Layout:
-        return linear.prepare(weight, torch.float32, self.device)
-
     def embedding(self, token_ids: Tensor, table: Layout) -> Tensor:
         return embedding.embedding(token_ids, table, self.dtype)
 
@@ -59,7 +56,7 @@ class ReferenceOps:
         return linear.linear(x, weight, bias)
 
     def logits(self, x: Tensor, weight: Layout) -> Tensor:
-        return linear.linear(x.float(), weight, None)
+        return linear.logits(x, weight)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return norm.rms_norm(x, weight, eps)
