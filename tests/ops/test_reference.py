@@ -197,7 +197,7 @@ def test_rms_norm(shape: tuple[int, int], dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16])
-def test_logits_are_not_rounded(dtype: torch.dtype) -> None:
+def test_logits_are_not_rounded_to_bf16(dtype: torch.dtype) -> None:
     ops, x, weight = ReferenceOps(dtype), randn(3, 64, seed=1, dtype=dtype), randn(50, 64, seed=2)
     found = ops.logits(x, ops.prepare(Dense(weight)))
     assert found.dtype == F32
