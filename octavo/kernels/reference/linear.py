@@ -51,16 +51,3 @@ def logits(x: Tensor, weight: Layout) -> Tensor:
         return rounded[: x.shape[0]]
     rest = torch.addmm(rounded, padded, weight.data.t(), beta=-1)
     return rounded[: x.shape[0]].float().add_(rest[: x.shape[0]])
-
-
-def logits(x: Tensor, weight: Layout) -> Tensor:
-    """[samples, hidden], [vocab, hidden] → [samples, vocab] f32, also from bf16, whose products come back rounded to 8
-    bits: a second product, from which the rounded first is taken before it is rounded, holds the next 8. That is half
-    the time and memory of an f32 copy of the matrix (1 row of SmolLM2: 4 ms, not 8; 32 rows: 13 ms, not 19)."""
-    if x.dtype == torch.float32:
-        return linear(x, weight, None)
-    assert isinstance(weight, Dense), f"{type(weight).__name__} was not prepared for the reference backend"
-    rows = x.expand(2, -1) if x.shape[0] == 1 else x
-    rounded = F.linear(rows, weight.data)
-    rest = torch.addmm(rounded, rows, weight.data.t(), beta=-1)
-    return rounded.float().add_(rest)[: x.shape[0]]
