@@ -227,6 +227,7 @@ class EngineClient:
             if self._model is not None:
                 self._ledger.fail_all(EngineError("the engine came back with another model"))
             self._model = model
+            self._seeds = Seeds(info.seed)
         if self._session != session or self._state is not _State.WELCOMED:  # lost again meanwhile
             return
         if self._info is not None and self._info.instance != info.instance:

@@ -54,6 +54,7 @@ def build_loop(
         dtype=worker.dtype,
         backend=worker.backend,
         max_queued_requests=resolved.max_queued_requests,
+        seed=resolved.seed,
     )
     loop = EngineLoop(scheduler, executor, transport, info, client_timeout=client_timeout, memory_mb=memory_mb)
     return loop, info

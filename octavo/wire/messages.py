@@ -71,6 +71,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str
     backend: str
     max_queued_requests: int
+    seed: int | None = None
+    """Base of the seeds of requests that give none, when the engine was given one."""
 
 
 class Welcome(msgspec.Struct, tag="welcome", array_like=True, frozen=True):

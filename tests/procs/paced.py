@@ -83,6 +83,7 @@ class PacedEngine:
             dtype="none",
             backend="none",
             max_queued_requests=16,
+            seed=11,
         )
         self.executor = CountingExecutor(delay)
         self.loop = EngineLoop(self.scheduler, self.executor, self.transport, self.info, time.monotonic)

@@ -14,6 +14,7 @@ from served import wait_until
 
 from octavo.client.base import Prompt
 from octavo.client.engine import EngineClient
+from octavo.client.prepare import Seeds
 from octavo.errors import EngineError, OctavoError, Unavailable
 from octavo.types import SamplingParams
 from octavo.wire.messages import Hello
@@ -61,6 +62,32 @@ def test_answers_and_leaves_in_order(endpoint: str, model: Path) -> None:
         wait_until(lambda: not engine.scheduler.has_requests, "the abort", 1.0)
         assert engine.scheduler.counters.aborts == 1
         engine.kill()
+
+    _run(work())
+
+
+def test_requests_without_a_seed_take_the_engines(endpoint: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same engine seed gives the same series of seeds, whichever server asks."""
+
+    async def seeds_sent(engine: PacedEngine) -> list[int]:
+        sent: list[int] = []
+        add = engine.scheduler.add
+        monkeypatch.setattr(engine.scheduler, "add", lambda c, a, now: (sent.append(a.seed), add(c, a, now))[1])
+        client = EngineClient(endpoint)
+        await client.start()
+        await _until(lambda: client.ready)
+        for _ in range(3):
+            await _text(client, "A", 2)
+        await client.close()
+        return sent
+
+    async def work() -> None:
+        engine = PacedEngine(endpoint, model)
+        first, second = await seeds_sent(engine), await seeds_sent(engine)
+        engine.kill()
+        expected = Seeds(11)
+        assert first[:3] == second == [expected.next() for _ in range(3)]
+        assert len(set(second)) == 3
 
     _run(work())
 
