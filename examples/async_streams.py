@@ -1,4 +1,7 @@
-"""Two streams at once on one event loop; the second is left half-way. Run: .venv/bin/python examples/async_streams.py"""
+"""Two streams at once on one event loop; the second is left half-way.
+
+Run: .venv/bin/python examples/async_streams.py
+"""
 
 import asyncio
 

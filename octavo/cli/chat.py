@@ -137,7 +137,7 @@ def _read(prompt: str) -> str:
 
 
 def run_chat(config: EngineConfig, *, system: str | None, temperature: float | None, max_tokens: int) -> None:
-    """Run until /exit, end of input or Ctrl-C at an empty prompt."""
+    """Run until /exit, end of input or Ctrl-C twice at the prompt."""
     if sys.stdin.isatty():
         import readline  # noqa: F401  (gives input() editing and history)
     console = Console(highlight=False)
@@ -149,12 +149,20 @@ def run_chat(config: EngineConfig, *, system: str | None, temperature: float | N
     with engine:
         console.print(f"{files.name} · /help lists the commands\n", style="dim")
         talk = Conversation(system)
+        interrupted = False
         while True:
             try:
                 line = _read(prompt)
-            except (EOFError, KeyboardInterrupt):
+            except KeyboardInterrupt:  # may be meant for an answer that has just ended: leave at the second
+                if interrupted:
+                    return
+                interrupted = True
+                console.print("\nCtrl-C once more, Ctrl-D or /exit leaves", style="dim", markup=False)
+                continue
+            except EOFError:
                 console.print()
                 return
+            interrupted = False
             if line.startswith("/"):
                 if not _command(console, talk, line):
                     return

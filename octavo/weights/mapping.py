@@ -14,6 +14,8 @@ from torch import Tensor
 from octavo.errors import ModelFileError
 
 PIECE_BYTES = 4 << 20
+HUGE_PAGE = 2 << 20
+"""Divisible by every page size; the page cache of a file just written may hold pages of this size."""
 
 
 class MappedFile:
@@ -39,9 +41,11 @@ class MappedFile:
                 self._release(offset + start, offset + end)
 
     def _release(self, start: int, end: int) -> None:
-        first = start - start % mmap.PAGESIZE
+        """Whole huge pages, as the kernel may have mapped them: nothing points into the mapping, so neighbours that
+        are read later are only mapped again."""
+        first, last = start - start % HUGE_PAGE, min(end + -end % HUGE_PAGE, len(self._map))
         if hasattr(mmap, "MADV_DONTNEED"):  # not on every platform; without it the pages stay until close
-            self._map.madvise(mmap.MADV_DONTNEED, first, end - first)
+            self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
 
     def close(self) -> None:
         self._map.close()

@@ -41,8 +41,8 @@ def logits(x: Tensor, weight: Layout) -> Tensor:
     """[samples, hidden], [vocab, hidden] → [samples, vocab] f32.
 
     PyTorch rounds a bf16 product to bf16. What the rounding took is the same product less its rounded self, which
-    oneDNN subtracts before it rounds: a second product brings the rest, 16 bits in all, at a third of the cost of an
-    f32 product and without a copy of the weight.
+    oneDNN subtracts before it rounds: a second product brings the rest, 16 bits in all, for less than an
+    f32 product costs and without a copy of the weight.
     """
     assert isinstance(weight, Dense), f"{type(weight).__name__} was not prepared for the reference backend"
     padded = _padded(x)
