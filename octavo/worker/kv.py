@@ -19,7 +19,7 @@ from octavo.modelfiles.facts import ModelFacts
 MIB = 1 << 20
 CPU_SHARE = 0.25
 """Of what the budget leaves: a CPU's memory is shared with everything else on the machine."""
-CPU_DEFAULT_LIMIT = 320 * MIB
+CPU_DEFAULT_LIMIT = 224 * MIB
 
 
 def block_bytes(facts: ModelFacts, resolved: ResolvedConfig) -> int:

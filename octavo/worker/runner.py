@@ -21,8 +21,8 @@ from octavo.worker.batch import Batch
 from octavo.worker.sampler import Sampler
 from octavo.worker.step import gather
 
-PROMPT_LOGITS_BYTES = 32 << 20
-"""Most logits of prompt tokens held at once."""
+LOGITS_BYTES = 8 << 20
+"""Most f32 logits held at once: of a wide batch or a whole prompt they would be the largest thing in memory."""
 
 
 class Runner:
@@ -31,6 +31,7 @@ class Runner:
     def __init__(self, model: Model, ops: Ops, kv: Sequence[Tensor], batch: Batch, sampler: Sampler) -> None:
         self._model, self._ops, self._kv = model, ops, kv
         self._batch, self._sampler = batch, sampler
+        self._logits_rows = max(1, LOGITS_BYTES // (4 * sampler.vocab_size))
 
     @torch.inference_mode()
     def run(self, plan: Plan) -> Result:
@@ -42,16 +43,23 @@ class Runner:
         hidden = self._model(step, self._kv)
         prompt_logprobs = self._prompt_logprobs(plan, step, hidden)
         rows = [run.row for run in plan.run if run.samples]
-        token_ids: list[int] = []
-        logprobs: list[TokenLogprobs | None] = []
-        if rows:
-            logits = self._model.logits(self._ops.gather_rows(hidden, step.logits_index))
-            token_ids, logprobs = self._sampler.sample(rows, logits)
+        token_ids, logprobs = self._sample(rows, self._ops.gather_rows(hidden, step.logits_index))
         for run in plan.run:
             self._batch.num_computed[run.row] += run.num_tokens
         if rows:
             self._batch.append(np.array(rows, np.int32), token_ids)
         return Result(plan.index, token_ids, logprobs, prompt_logprobs)
+
+    def _sample(self, rows: list[int], hidden: Tensor) -> tuple[list[int], list[TokenLogprobs | None]]:
+        """One token per row from hidden [samples, hidden]."""
+        token_ids: list[int] = []
+        logprobs: list[TokenLogprobs | None] = []
+        for at in range(0, len(rows), self._logits_rows):
+            part = slice(at, at + self._logits_rows)
+            found = self._sampler.sample(rows[part], self._model.logits(hidden[part]))
+            token_ids += found[0]
+            logprobs += found[1]
+        return token_ids, logprobs
 
     def _apply(self, plan: Plan) -> None:
         for row in plan.release:
@@ -89,10 +97,7 @@ class Runner:
     def _score(self, hidden: Tensor, following: list[int], num_top: int) -> list[TokenLogprobs]:
         """A few positions at a time: the logits of a whole prompt would be gigabytes."""
         scored: list[TokenLogprobs] = []
-        at, size = 0, 1
-        while at < len(following):
-            logits = self._model.logits(hidden[at : at + size])
-            scored += self._sampler.prompt_logprobs(logits, following[at : at + size], num_top)
-            at += size
-            size = max(1, PROMPT_LOGITS_BYTES // (4 * logits.shape[1]))
+        for at in range(0, len(following), self._logits_rows):
+            part = slice(at, at + self._logits_rows)
+            scored += self._sampler.prompt_logprobs(self._model.logits(hidden[part]), following[part], num_top)
         return scored

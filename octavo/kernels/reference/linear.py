@@ -12,6 +12,9 @@ from torch import Tensor
 
 from octavo.kernels.layouts import Dense, Layout
 
+BF16_MULTIPLE = 16
+"""Above this, products have one of few heights: oneDNN compiles and keeps a kernel for each that it meets."""
+
 F32_MULTIPLE = 8
 F32_PADDED_BELOW = 128
 
@@ -28,7 +31,9 @@ def _padded(x: Tensor) -> Tensor:
     if x.dtype == torch.float32:
         few = x.shape[0] < F32_PADDED_BELOW and x.shape[0] % F32_MULTIPLE
         return F.pad(x, (0, 0, 0, -x.shape[0] % F32_MULTIPLE)) if few else x
-    return x.expand(2, -1) if x.shape[0] == 1 else x
+    if x.shape[0] == 1:
+        return x.expand(2, -1)
+    return F.pad(x, (0, 0, 0, -x.shape[0] % BF16_MULTIPLE)) if x.shape[0] > BF16_MULTIPLE else x
 
 
 def linear(x: Tensor, weight: Layout, bias: Tensor | None) -> Tensor:

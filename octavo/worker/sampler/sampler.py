@@ -31,7 +31,7 @@ class Sampler:
     def __init__(self, ops: Ops, max_rows: int, vocab_size: int, device: torch.device | str) -> None:
         device = torch.device(device)
         self._ops = ops
-        self._vocab_size = vocab_size
+        self.vocab_size = vocab_size
         self._device = device
         self._needs = np.zeros(max_rows, dtype=np.uint8)
         self._num_top = np.zeros(max_rows, dtype=np.int64)
@@ -108,7 +108,7 @@ class Sampler:
         of their rows. Raises EngineError when a row's logits are not numbers."""
         if not rows:
             return [], []
-        assert logits.shape == (len(rows), self._vocab_size), f"{tuple(logits.shape)} logits for {len(rows)} rows"
+        assert logits.shape == (len(rows), self.vocab_size), f"{tuple(logits.shape)} logits for {len(rows)} rows"
         self._check_finite(rows, logits)
         places = np.asarray(rows)
         needs = int(np.bitwise_or.reduce(self._needs[places]))
@@ -167,7 +167,7 @@ class Sampler:
 
     def _logprobs(self, logits: Tensor, token_ids: list[int], tops: list[int]) -> list[TokenLogprobs]:
         ids = torch.tensor(token_ids, dtype=torch.int64, device=logits.device)
-        chosen, values, top_ids = self._ops.logprobs(logits, ids, min(max(tops, default=0), self._vocab_size))
+        chosen, values, top_ids = self._ops.logprobs(logits, ids, min(max(tops, default=0), self.vocab_size))
         columns = (chosen.clamp_min(LOGPROB_FLOOR).tolist(), values.clamp_min(LOGPROB_FLOOR).tolist(), top_ids.tolist())
         return [
             TokenLogprobs(token_id, logprob, [TopLogprob(i, v) for i, v in zip(best[:n], value[:n], strict=True)])
