@@ -69,7 +69,8 @@ class Scheduler:
             message = f"id {add.id} was given to a request before; every request needs its own"
             return [(client, Failed(add.id, "duplicate_id", message))]
         failed = refused(add, self.config.vocab_size, self.max_len)
-        if failed is None and self._planner.queue.full(self._planner.num_free_rows):
+        resumed = bool(add.output_ids)  # accepted before an engine restart: it stays accepted
+        if failed is None and not resumed and self._planner.queue.full(self._planner.num_free_rows):
             message = f"{self.num_waiting} requests are waiting already; try again later"
             failed = Failed(add.id, "queue_full", message)
         if failed is not None:

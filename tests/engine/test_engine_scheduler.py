@@ -340,6 +340,15 @@ def test_the_queue_is_bounded_beyond_the_free_rows() -> None:
     assert sorted(house.tokens) == [0, 1, 2, 3, 7]
 
 
+def test_a_stream_that_goes_on_after_a_restart_passes_the_full_queue() -> None:
+    house = House(max_num_seqs=1, max_queued_requests=1)
+    assert house.add(0, [1]) == house.add(1, [1]) == []
+    assert failed(house.add(2, [1])).code == "queue_full"
+    assert house.add(3, [1], output_ids=[5, 6]) == []
+    house.run()
+    assert sorted(house.tokens) == [0, 1, 3]
+
+
 def test_aborted_waiters_do_not_pile_up() -> None:
     house = House(max_num_seqs=1)
     house.add(0, [1], max_tokens=60)
