@@ -40,7 +40,7 @@ from octavo.wire.transport import Transport
 
 logger = logging.getLogger(__name__)
 
-IDLE_WAIT_S = 0.25
+IDLE_WAIT_S = 1.0
 """Longest sleep of `run`: how late it may notice that it is to stop."""
 
 _STEP_FAILED = "the engine failed while computing this request; try again"

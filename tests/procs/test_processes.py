@@ -68,10 +68,16 @@ def test_idle_costs_next_to_nothing(octavo: Octavo, undisturbed: str) -> None:
     def used() -> float:
         return sum(sum(p.cpu_times()[:2]) for p in everyone)
 
-    before, started = used(), time.monotonic()
-    time.sleep(4.0)
-    share = (used() - before) / (time.monotonic() - started)
-    assert share < 0.01
+    def share() -> float:
+        before, started = used(), time.monotonic()
+        time.sleep(4.0)
+        return (used() - before) / (time.monotonic() - started)
+
+    # The rest of a start-up or a neighbour on the machine may fall into one window, not into all.
+    shares = [share()]
+    while shares[-1] >= 0.01 and len(shares) < 3:
+        shares.append(share())
+    assert shares[-1] < 0.01, shares
 
 
 def test_streams_go_on_after_the_engine_is_killed(octavo: Octavo, undisturbed: str) -> None:

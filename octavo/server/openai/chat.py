@@ -16,7 +16,7 @@ from starlette.responses import Response
 from octavo.client.base import Prompt
 from octavo.errors import ApiError, RequestError, Unsupported
 from octavo.server.decode import decode
-from octavo.server.openai.logprobs import chat_logprobs, prompt_logprobs
+from octavo.server.openai.logprobs import ChatLogprobsBuilder, prompt_logprobs
 from octavo.server.openai.protocol import (
     ChatChoice,
     ChatChunkChoice,
@@ -31,7 +31,7 @@ from octavo.server.openai.protocol import (
 from octavo.server.openai.serving import Header, Serving, UsageTally, json_response, renamed, serving, usage_of
 from octavo.server.sse import DONE, Close, Events, EventStream, event
 from octavo.server.work import Work
-from octavo.types import FinishReason, Message, SamplingParams, TokenLogprobs
+from octavo.types import Delta, FinishReason, Message, SamplingParams, TokenLogprobs
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 TEMPLATE_KWARGS = frozenset(
@@ -185,7 +185,7 @@ async def _whole(serve: Serving, asked: ChatCompletionRequest, header: Header, w
             ChatChoice(
                 index=index,
                 message=ResponseMessage(content="".join(choice.texts)),
-                logprobs=chat_logprobs(tokenizer, choice.logprobs) if asked.logprobs else None,
+                logprobs=ChatLogprobsBuilder(tokenizer).build(choice.logprobs, final=True) if asked.logprobs else None,
                 finish_reason=choice.finish_reason,
                 stop_reason=choice.stop_reason,
             )
@@ -202,6 +202,7 @@ async def _chunks(
     tokenizer = serve.client.tokenizer
     begun = [False] * asked.n
     waiting: list[list[TokenLogprobs]] = [[] for _ in range(asked.n)]
+    builders = [ChatLogprobsBuilder(tokenizer) for _ in range(asked.n)]
 
     def chunk(choices: list[ChatChunkChoice]) -> bytes:
         return event(
@@ -212,11 +213,9 @@ async def _chunks(
             )
         )
 
-    def shown(index: int) -> ChatLogprobs | None:
-        if not waiting[index]:
-            return None
-        entries, waiting[index] = waiting[index], []
-        return chat_logprobs(tokenizer, entries)
+    def shown(delta: Delta) -> ChatLogprobs | None:
+        entries, waiting[delta.index] = waiting[delta.index], []
+        return builders[delta.index].build(entries, delta.finish_reason is not None) if entries else None
 
     async for _, delta in work:
         index, out = delta.index, b""
@@ -227,9 +226,9 @@ async def _chunks(
         if delta.logprobs:
             waiting[index] += delta.logprobs
         if delta.text:
-            out += chunk([ChatChunkChoice(index=index, delta=ChatDelta(content=delta.text), logprobs=shown(index))])
+            out += chunk([ChatChunkChoice(index=index, delta=ChatDelta(content=delta.text), logprobs=shown(delta))])
         if delta.finish_reason is not None:
-            last = ChatChunkChoice(index=index, delta=ChatDelta(), logprobs=shown(index))
+            last = ChatChunkChoice(index=index, delta=ChatDelta(), logprobs=shown(delta))
             last.finish_reason, last.stop_reason = delta.finish_reason, delta.stop_reason
             out += chunk([last])
         if out:

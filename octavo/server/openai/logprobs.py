@@ -20,18 +20,23 @@ FLOOR = -9999.0
 """Stands for -inf, which JSON cannot say."""
 
 
-def chat_logprobs(tokenizer: Tokenizer, entries: Sequence[TokenLogprobs]) -> ChatLogprobs:
-    """One entry per token of the content."""
-    content: list[LogprobEntry] = []
-    for entry in entries:
-        raw = tokenizer.token_bytes(entry.token_id)
-        top = [_top(tokenizer, t.token_id, t.logprob) for t in entry.top]
-        content.append(
-            LogprobEntry(
-                token=raw.decode(errors="replace"), logprob=_finite(entry.logprob), bytes=list(raw), top_logprobs=top
-            )
-        )
-    return ChatLogprobs(content=content)
+class ChatLogprobsBuilder:
+    """Of one choice, chunk by chunk: one entry per token of the content. A code point of several tokens is the text of
+    the last of them, so that the joined tokens are the content; `bytes` say what each brought."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def build(self, entries: Sequence[TokenLogprobs], final: bool) -> ChatLogprobs:
+        """`final`: no more will come, an unfinished code point ends as U+FFFD."""
+        content: list[LogprobEntry] = []
+        for number, entry in enumerate(entries, 1):
+            raw = self._tokenizer.token_bytes(entry.token_id)
+            text = self._decoder.decode(raw, final=final and number == len(entries))
+            top = [_top(self._tokenizer, t.token_id, t.logprob) for t in entry.top]
+            content.append(LogprobEntry(token=text, logprob=_finite(entry.logprob), bytes=list(raw), top_logprobs=top))
+        return ChatLogprobs(content=content)
 
 
 class CompletionLogprobsBuilder:
