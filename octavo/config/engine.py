@@ -62,7 +62,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     host: Annotated[str, Meta(description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="TCP port; 0 takes a free one.")] = 8000
     connect: Annotated[str, Meta(description="Serve an engine that runs elsewhere: ipc://PATH.")] | None = None
-    api_key: Annotated[str, Meta(description="Key that clients must send.")] | None = None
+    api_key: Annotated[str, Meta(description="Key that clients must send (not supported yet).")] | None = None
     drain_timeout: Annotated[float, Meta(ge=0, description="Seconds that running requests get at shutdown.")] = 30.0
     max_body_size: Annotated[str, Meta(description="Largest request body.")] = "32MiB"
     log_level: Annotated[

@@ -19,7 +19,7 @@ import setproctitle
 from octavo import log
 from octavo.config.engine import EngineConfig, ServerConfig
 from octavo.config.hardware import detect
-from octavo.config.resolve import resolve
+from octavo.config.resolve import refuse_unsupported, resolve
 from octavo.modelfiles.facts import read_facts
 from octavo.modelfiles.hub import fetch
 from octavo.modelfiles.hub.progress import console_progress
@@ -41,10 +41,11 @@ def run(config: EngineConfig, server: ServerConfig) -> int:
     a port in use, a model that cannot be found or read, options that contradict each other."""
     setproctitle.setproctitle("octavo-supervisor")
     log.setup("supervisor", server.log_level)
+    refuse_unsupported(server)
     with ExitStack() as stack:
         listener = stack.enter_context(listen(server.host, server.port))
-        if not is_loopback(listener) and server.api_key is None:
-            logger.warning("anyone who reaches %s may use it: no --api-key is set", url(listener))
+        if not is_loopback(listener):
+            logger.warning("anyone who reaches %s may use it: there are no API keys yet", url(listener))
         if server.connect is not None:
             check_endpoint(server.connect)
             endpoint = server.connect

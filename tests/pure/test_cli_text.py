@@ -51,6 +51,7 @@ def _octavo(*arguments: str) -> subprocess.CompletedProcess[str]:
     "arguments,needle",
     [
         (["serve", "--port", "70000"], "--port: '70000'"),
+        (["serve", "--api-key", "secret"], "--api-key is not supported yet"),
         (["complete", "/no/such/model", "--prompts", "x"], "/no/such/model"),
         (["engine", "--endpoint", "tcp://1.2.3.4:5"], "ipc://"),
     ],

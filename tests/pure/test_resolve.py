@@ -42,6 +42,7 @@ def test_defaults_have_reasons() -> None:
     [
         ({"kv_cache_dtype": "fp8"}, "--kv-cache-dtype fp8"),
         ({"isq": "q4k"}, "--isq q4k"),
+        ({"gpu_memory_utilization": 0.5}, "--gpu-memory-utilization"),
         ({"device": "cuda"}, "--device cuda"),
         ({"max_model_len": 513}, "--max-model-len 513"),
         ({"block_size": 24}, "--block-size 24"),
