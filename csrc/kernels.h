@@ -1,0 +1,130 @@
+// What each instruction set implements: one table of functions, compiled once per set (kernels/*.cpp), chosen at run time
+// (dispatch.cpp). Every function computes a range of its work on the calling thread; sharing out is program.cpp's.
+// A result depends on its inputs alone, to the bit: not on the range, on other rows of the call or on the thread.
+#pragma once
+#include "types.h"
+
+namespace octavo {
+
+// y[r, n] = x[r] · W[n] (+ bias[n]); rows x tiles of a rectangle.
+struct LinearArgs {
+  Rows x;                       // in weight.format()
+  Matrix weight;
+  const float* bias = nullptr;  // [n] or null
+  float* out = nullptr;         // [rows, ld] f32, columns 0 .. n
+  int64_t ld = 0;               // elements
+  bool add = false;             // out += instead of out =
+};
+
+// silu(x · G[n]) * (x · U[n]) for the halves G, U of one matrix [2 * inner, k]; inner % 32 == 0.
+struct GateUpArgs {
+  Rows x;
+  Matrix weight;
+  const float* bias = nullptr;  // [2 * inner] or null
+  Rows out;                     // [rows, inner] in any format
+};
+
+// out = x / sqrt(mean(x²) + eps) * weight, in f32, rounded to out.format. When `add` is there: x += add first, in place.
+struct NormArgs {
+  float* x = nullptr;
+  int64_t x_ld = 0;
+  const float* add = nullptr;
+  int64_t add_ld = 0;
+  const float* weight = nullptr;  // [k]
+  float eps = 0;
+  Rows out;
+};
+
+struct SiluMulArgs {  // x [rows, 2 * k] → [rows, k]
+  const float* x = nullptr;
+  int64_t ld = 0;
+  Rows out;
+};
+
+struct EmbedArgs {  // rows of a packed matrix, made f32
+  Matrix table;
+  const int64_t* ids = nullptr;
+  float* out = nullptr;
+  int64_t ld = 0;
+};
+
+// Rotates q and k (halves convention, first rotary_dim features) and writes k, v to the pages at the step's slots.
+struct RopeArgs {
+  const float* q = nullptr;  // [tokens, heads, d], row stride q_ld; k, v [tokens, kv_heads, d] likewise
+  const float* k = nullptr;
+  const float* v = nullptr;
+  int64_t q_ld = 0, k_ld = 0, v_ld = 0;
+  int32_t heads = 0;
+  const float* cos_sin = nullptr;  // [positions, rotary_dim]: cosines then sines
+  int32_t rotary_dim = 0;
+  KvPages kv;
+  float* q_out = nullptr;  // [tokens, heads, d] f32
+  int64_t q_out_ld = 0;
+};
+
+// Paged causal attention. A row's keys are taken in partitions of PARTITION positions counted from 0, each reduced by
+// itself; partial results are merged in ascending order, whoever computed them: so no result depends on how work is cut.
+struct AttentionArgs {
+  const float* q = nullptr;  // [tokens, heads, d] f32, rotated
+  int64_t q_ld = 0;
+  int32_t heads = 0;
+  KvPages kv;
+  float scale = 1;
+  int32_t window = 0;   // 0: all
+  float soft_cap = 0;   // 0: none
+  float* out = nullptr;  // [tokens, heads * d] f32
+  int64_t out_ld = 0;
+};
+
+constexpr int PARTITION = 128;
+
+// One piece of attention work: queries token_begin .. token_end of one row (absolute token indices), one KV head, keys of
+// partitions first .. last of that row. `partial` < 0: all its partitions are here, the result goes to `out`; otherwise the
+// partitions' (max, sum, values) go to slots partial, partial + 1, … of the scratch, to be merged by attention_merge.
+struct AttentionItem {
+  int32_t row, kv_head, token_begin, token_end, first, last, partial;
+};
+
+// Sampling of one row of logits [vocab] f32, as kernels/reference/sampling.py says.
+struct SampleRow {
+  float temperature = 0, top_p = 1, min_p = 0;
+  int64_t top_k = 0, seed = 0, index = 0;
+};
+
+struct Kernels {
+  const char* name;  // "avx512", "avx2", "portable"
+
+  // matmul_int.cpp, matmul_dense.cpp; rows [r0, r1) x tiles [t0, t1)
+  void (*linear)(const LinearArgs&, int64_t r0, int64_t r1, int64_t t0, int64_t t1);
+  // units of 32 inner outputs [u0, u1): writes whole groups of out's format, group sums included
+  void (*gate_up)(const GateUpArgs&, int64_t r0, int64_t r1, int64_t u0, int64_t u1);
+
+  // rows.cpp; rows [r0, r1)
+  void (*convert)(const float* x, int64_t ld, const Rows& out, int64_t r0, int64_t r1);
+  void (*norm)(const NormArgs&, int64_t r0, int64_t r1);
+  void (*silu_mul)(const SiluMulArgs&, int64_t r0, int64_t r1);
+  void (*embed)(const EmbedArgs&, int64_t r0, int64_t r1);
+
+  // attention.cpp
+  void (*rope_cache)(const RopeArgs&, const Step&, int64_t token0, int64_t token1);
+  // bytes of scratch one thread needs
+  int64_t (*attention_scratch)(int32_t heads, int32_t kv_heads, int32_t head_dim);
+  void (*attention)(const AttentionArgs&, const Step&, const AttentionItem&, float* partials, void* scratch);
+  // partial slot layout: for each of (token_end - token_begin) * heads/kv_heads query heads: max, sum, d values
+  void (*attention_merge)(const AttentionArgs&, const AttentionItem& first, int32_t count, const float* partials);
+
+  // sampling.cpp; scratch: at least 3 * vocab * 4 bytes
+  int64_t (*sample)(const float* logits, int64_t vocab, const SampleRow&, void* scratch);
+  // first index of the largest; -1 when any logit is NaN or the largest is not finite
+  int64_t (*argmax)(const float* logits, int64_t vocab);
+  // log-softmax of `count` ids, in place of `values`; log of the sum returned too
+  void (*logprobs)(const float* logits, int64_t vocab, const int64_t* ids, int64_t count, float* values);
+  // the `count` largest in descending order (lower id first on ties)
+  void (*top)(const float* logits, int64_t vocab, int64_t count, float* values, int64_t* ids, void* scratch);
+};
+
+// dispatch.cpp
+const Kernels* kernels_for(const char* name);  // null: not compiled in or not supported by this CPU
+const Kernels* best_kernels();
+
+}  // namespace octavo
