@@ -1,5 +1,6 @@
 // Which instruction sets were compiled in and run here. Order of preference: avx512, avx2, portable.
 #include <cstring>
+#include <initializer_list>
 
 #include "kernels.h"
 
