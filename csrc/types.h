@@ -17,8 +17,9 @@ inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; 
 
 // How a row of K values is stored for the product that reads it. Int8 rows are quantized symmetrically by groups of 32
 // along K (the last group may be shorter; K is padded with zeros to a multiple of 32):
-//   [Kp int8 q][Kp / 32 f32 scale][Kp / G f32 scale * sum(q of the G)][Kp / G int32 sum(q of the G)], Kp = round_up(K, 32)
-// G = 32 or 16 is the group of the weight. bf16 rows are padded with zeros to a multiple of 32, f32 rows are not padded.
+//   [Kp int8 q][Kp / 32 f32 scale][Kp / G f32 scale * sum(q of the G)][Kp / G int32 -128 * sum(q of the G)],
+// Kp = round_up(K, 32), G = 32 or 16 the group of the weight. (-128 * sum: int8 weights are multiplied as q + 128.)
+// bf16 rows are padded with zeros to a multiple of 32, f32 rows are not padded.
 enum class Format : int32_t { F32 = 0, BF16 = 1, Q8_32 = 2, Q8_16 = 3 };
 
 inline int format_group(Format f) { return f == Format::Q8_16 ? 16 : 32; }
@@ -44,7 +45,9 @@ struct Rows {  // [rows, k]; row r begins at data + r * stride, 64-byte aligned 
   int64_t kp() const { return round_up(k, 32); }
   const float* scale(int64_t r) const { return reinterpret_cast<const float*>(row(r) + kp()); }
   const float* scaled_sum(int64_t r) const { return scale(r) + kp() / 32; }
-  const int32_t* sum(int64_t r) const { return reinterpret_cast<const int32_t*>(scaled_sum(r) + kp() / format_group(format)); }
+  const int32_t* offset(int64_t r) const {
+    return reinterpret_cast<const int32_t*>(scaled_sum(r) + kp() / format_group(format));
+  }
 };
 
 // --- matrices
