@@ -1,0 +1,100 @@
+#include "inputs.h"
+
+#include <stdexcept>
+#include <string>
+
+namespace octavo {
+
+Inputs::Inputs(int64_t max_tokens, int64_t max_rows, int64_t max_pages, int32_t block_size)
+    : block_size_(block_size), max_rows_(max_rows), max_pages_(max_pages), token_ids_(max_tokens), positions_(max_tokens),
+      slots_(max_tokens) {
+  logits_index_.reserve(max_rows);
+  query_start_.reserve(max_rows + 1);
+  context_lens_.reserve(max_rows);
+  page_start_.reserve(max_rows + 1);
+  page_ids_.reserve(max_pages);
+  rows_.reserve(max_rows);
+  counts_.reserve(max_rows);
+  sample_rows_.reserve(max_rows);
+}
+
+static void check(bool holds, int32_t row, const char* what) {
+  if (!holds) throw std::runtime_error("row " + std::to_string(row) + ": " + what);
+}
+
+void Inputs::gather(const std::vector<int32_t>& rows, const std::vector<int32_t>& counts,
+                    const std::vector<bool>& samples) {
+  if (rows.size() != counts.size() || rows.size() != samples.size() || int64_t(rows.size()) > max_rows_)
+    throw std::runtime_error("a step of " + std::to_string(rows.size()) + " rows was not planned for");
+  seen_.resize(size_t(permanent_.count), 0);
+  ++gathers_;
+  step_ = Step{};
+  step_.block_size = block_size_;
+  rows_ = rows;
+  counts_ = counts;
+  query_start_.assign(1, 0);
+  page_start_.assign(1, 0);
+  page_ids_.clear();
+  context_lens_.clear();
+  sample_rows_.clear();
+  logits_index_.clear();
+  for (size_t i = 0; i < rows.size(); ++i) gather_row(rows[i], counts[i], samples[i]);
+  step_.rows = int32_t(rows.size());
+  step_.samples = int32_t(sample_rows_.size());
+  step_.token_ids = token_ids_.data();
+  step_.positions = positions_.data();
+  step_.slots = slots_.data();
+  step_.query_start = query_start_.data();
+  step_.context_lens = context_lens_.data();
+  step_.page_start = page_start_.data();
+  step_.page_ids = page_ids_.data();
+  step_.logits_index = logits_index_.data();
+}
+
+void Inputs::gather_row(int32_t row, int32_t count, bool samples) {
+  check(row >= 0 && row < permanent_.count, row, "there is no such row");
+  check(seen_[size_t(row)] != gathers_, row, "runs twice in one step");
+  seen_[size_t(row)] = gathers_;
+  const int64_t first = permanent_.num_computed[row], end = first + count;
+  const int64_t pages = (end + block_size_ - 1) / block_size_;
+  check(count > 0, row, "a run has at least one token");
+  check(end <= permanent_.num_tokens[row], row, "a run goes beyond the tokens its row has");
+  check(!samples || end == permanent_.num_tokens[row], row, "a run samples only where it reaches its row's end");
+  check(pages <= permanent_.num_blocks[row], row, "has too few pages");
+  check(step_.tokens + count <= max_tokens(), row, "the step has more tokens than planned for");
+  check(int64_t(page_ids_.size()) + pages <= max_pages_, row, "the step has more pages than planned for");
+  const int32_t* tokens = permanent_.token_ids + row * permanent_.token_stride;
+  const int32_t* table = permanent_.block_tables + row * permanent_.table_stride;
+  for (int64_t at = first; at < end; ++at, ++step_.tokens) {
+    token_ids_[step_.tokens] = tokens[at];
+    positions_[step_.tokens] = at;
+    slots_[step_.tokens] = int64_t{table[at / block_size_]} * block_size_ + at % block_size_;
+  }
+  query_start_.push_back(step_.tokens);
+  context_lens_.push_back(int32_t(end));
+  page_ids_.insert(page_ids_.end(), table, table + pages);
+  page_start_.push_back(int32_t(page_ids_.size()));
+  if (samples) {
+    sample_rows_.push_back(row);
+    logits_index_.push_back(step_.tokens - 1);
+  }
+}
+
+void Inputs::advance(const std::vector<int64_t>& token_ids) {
+  if (!token_ids.empty() && token_ids.size() != sample_rows_.size())
+    throw std::runtime_error(std::to_string(token_ids.size()) + " tokens for " + std::to_string(sample_rows_.size()) + " samples");
+  for (size_t i = 0; i < rows_.size(); ++i) permanent_.num_computed[rows_[i]] += counts_[i];
+  for (size_t i = 0; i < token_ids.size(); ++i) {
+    const int32_t row = sample_rows_[i];
+    permanent_.token_ids[row * permanent_.token_stride + permanent_.num_tokens[row]++] = int32_t(token_ids[i]);
+  }
+  rows_.clear();
+}
+
+void Inputs::assign(const Step& step) {
+  step_ = step;
+  rows_.clear();
+  sample_rows_.clear();
+}
+
+}  // namespace octavo

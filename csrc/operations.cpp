@@ -1,0 +1,226 @@
+#include "operations.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "attention_plan.h"
+
+namespace octavo {
+
+namespace {
+
+// f(begin, end) over [0, items): each thread has a share of its own, contiguous so that memory streams, and what is left of
+// the last quarter is taken piece by piece, so that a thread the system held up does not hold up the others.
+template <class F>
+void share(const Operation& op, const Moment& now, int thread, int64_t items, int64_t grain, F f) {
+  const int64_t threads = now.pool->threads();
+  if (threads == 1) {
+    if (items > 0) f(int64_t{0}, items);
+    return;
+  }
+  const int64_t own = items * 3 / 4 / threads / grain * grain;
+  if (own > 0) f(thread * own, (thread + 1) * own);
+  for (const int64_t base = own * threads; base + op.claimed->load(std::memory_order_relaxed) < items;) {
+    const int64_t at = base + op.claimed->fetch_add(grain, std::memory_order_relaxed);
+    if (at < items) f(at, std::min(at + grain, items));
+  }
+}
+
+constexpr int64_t BLOCK_BYTES = 384 << 10;  // rows that stay in a core's L2 while the weights pass by
+constexpr int64_t ROW_MULTIPLE = 48;        // whole register blocks of the kernels
+
+// Rows and columns of a product: blocks of rows, all columns of one block before the next.
+template <class F>
+void share_product(const Operation& op, const Moment& now, int thread, int64_t columns, int64_t bytes_per_row, F f) {
+  const int64_t block = std::max(ROW_MULTIPLE, BLOCK_BYTES / bytes_per_row / ROW_MULTIPLE * ROW_MULTIPLE);
+  const int64_t blocks = (now.rows + block - 1) / block;
+  const int64_t grain = now.rows < ROW_MULTIPLE ? 4 : 1;
+  share(op, now, thread, blocks * columns, grain, [&](int64_t begin, int64_t end) {
+    while (begin < end) {
+      const int64_t b = begin / columns, c = begin % columns, stop = std::min(columns, c + end - begin);
+      f(b * block, std::min(now.rows, (b + 1) * block), c, stop);
+      begin += stop - c;
+    }
+  });
+}
+
+double weight_bytes(const Matrix& w) { return double(w.tiles()) * double(w.tile_bytes); }
+
+struct Embed : Operation {
+  EmbedArgs args;
+  bool step_ids;
+  Embed(const EmbedArgs& a, bool s) : args(a), step_ids(s) {}
+  const char* name() const override { return "embed"; }
+  void run(const Moment& now, int thread) override {
+    EmbedArgs a = args;
+    if (step_ids) a.ids = now.step.token_ids;
+    share(*this, now, thread, now.rows, 4, [&](int64_t r0, int64_t r1) { now.kernels->embed(a, r0, r1); });
+  }
+  Cost cost(const Moment& now) const override { return {now.rows * args.table.k * 4.0, 0}; }
+};
+
+struct Convert : Operation {
+  const float* x;
+  int64_t ld;
+  Rows out;
+  Convert(const float* x_, int64_t ld_, const Rows& o) : x(x_), ld(ld_), out(o) {}
+  const char* name() const override { return "convert"; }
+  void run(const Moment& now, int thread) override {
+    share(*this, now, thread, now.rows, 4, [&](int64_t r0, int64_t r1) { now.kernels->convert(x, ld, out, r0, r1); });
+  }
+  Cost cost(const Moment& now) const override { return {now.rows * (out.k * 4.0 + double(out.stride)), 0}; }
+};
+
+struct Norm : Operation {
+  NormArgs args;
+  explicit Norm(const NormArgs& a) : args(a) {}
+  const char* name() const override { return "norm"; }
+  void run(const Moment& now, int thread) override {
+    share(*this, now, thread, now.rows, 4, [&](int64_t r0, int64_t r1) { now.kernels->norm(args, r0, r1); });
+  }
+  Cost cost(const Moment& now) const override { return {now.rows * (args.out.k * 4.0 + double(args.out.stride)), 0}; }
+};
+
+struct SiluMul : Operation {
+  SiluMulArgs args;
+  explicit SiluMul(const SiluMulArgs& a) : args(a) {}
+  const char* name() const override { return "silu_mul"; }
+  void run(const Moment& now, int thread) override {
+    share(*this, now, thread, now.rows, 4, [&](int64_t r0, int64_t r1) { now.kernels->silu_mul(args, r0, r1); });
+  }
+  Cost cost(const Moment& now) const override { return {now.rows * (args.out.k * 8.0 + double(args.out.stride)), 0}; }
+};
+
+struct Linear : Operation {
+  LinearArgs args;
+  explicit Linear(const LinearArgs& a) : args(a) {}
+  const char* name() const override { return args.add ? "linear_add" : "linear"; }
+  void run(const Moment& now, int thread) override {
+    share_product(*this, now, thread, args.weight.tiles(), args.x.stride,
+                  [&](int64_t r0, int64_t r1, int64_t t0, int64_t t1) { now.kernels->linear(args, r0, r1, t0, t1); });
+  }
+  Cost cost(const Moment& now) const override {
+    const double rows = double(now.rows);
+    return {weight_bytes(args.weight) + rows * (double(args.x.stride) + args.weight.n * 4.0),
+            2.0 * rows * args.weight.n * args.weight.k};
+  }
+};
+
+struct GateUp : Operation {
+  GateUpArgs args;
+  explicit GateUp(const GateUpArgs& a) : args(a) {}
+  const char* name() const override { return "gate_up"; }
+  void run(const Moment& now, int thread) override {
+    share_product(*this, now, thread, args.weight.n / 2 / 32, args.x.stride,
+                  [&](int64_t r0, int64_t r1, int64_t u0, int64_t u1) { now.kernels->gate_up(args, r0, r1, u0, u1); });
+  }
+  Cost cost(const Moment& now) const override {
+    const double rows = double(now.rows);
+    return {weight_bytes(args.weight) + rows * double(args.x.stride + args.out.stride),
+            2.0 * rows * args.weight.n * args.weight.k};
+  }
+};
+
+struct RopeCache : Operation {
+  RopeArgs args;
+  explicit RopeCache(const RopeArgs& a) : args(a) {}
+  const char* name() const override { return "rope_cache"; }
+  void run(const Moment& now, int thread) override {
+    share(*this, now, thread, now.rows, 4,
+          [&](int64_t t0, int64_t t1) { now.kernels->rope_cache(args, now.step, t0, t1); });
+  }
+  Cost cost(const Moment& now) const override {
+    return {now.rows * (args.heads * 8.0 + args.kv.kv_heads * 12.0) * args.kv.head_dim, 0};
+  }
+};
+
+struct Attention : Operation {
+  AttentionArgs args;
+  AttentionPlan* plan;
+  Attention(const AttentionArgs& a, AttentionPlan* p) : args(a), plan(p) {}
+  const char* name() const override { return "attention"; }
+  void run(const Moment& now, int thread) override {
+    for (int64_t i; (i = claimed->fetch_add(1, std::memory_order_relaxed)) < int64_t(plan->items.size());)
+      now.kernels->attention(args, now.step, plan->items[size_t(i)], plan->partials.data(), plan->thread_scratch(thread));
+    if (plan->merges.empty()) return;
+    now.pool->barrier(thread);
+    for (size_t i = size_t(thread); i < plan->merges.size(); i += size_t(now.pool->threads())) {
+      const AttentionPlan::Merge& merge = plan->merges[i];
+      now.kernels->attention_merge(args, plan->items[merge.item], merge.partitions, plan->partials.data());
+    }
+  }
+  Cost cost(const Moment& now) const override {
+    double keys = 0, products = 0;  // keys read, and pairs of query and key
+    for (int32_t row = 0; row < now.step.rows; ++row) {
+      const double n = now.step.query_start[row + 1] - now.step.query_start[row], c = now.step.context_lens[row];
+      keys += c;
+      products += n * (c - n) + n * (n + 1) / 2;
+    }
+    const double position = double(args.kv.page_bytes()) / args.kv.block_size * 2;
+    return {keys * position, products * 4 * args.heads * args.kv.head_dim};
+  }
+};
+
+struct GatherRows : Operation {
+  const float* x;
+  int64_t ld, n;
+  float* out;
+  int64_t out_ld;
+  GatherRows(const float* x_, int64_t ld_, int64_t n_, float* o, int64_t ol) : x(x_), ld(ld_), n(n_), out(o), out_ld(ol) {}
+  const char* name() const override { return "gather_rows"; }
+  void run(const Moment& now, int thread) override {
+    const int64_t* index = now.step.logits_index + now.first_sample;
+    share(*this, now, thread, std::min<int64_t>(now.rows, now.step.samples), 4, [&](int64_t r0, int64_t r1) {
+      for (int64_t r = r0; r < r1; ++r) std::memcpy(out + r * out_ld, x + index[r] * ld, size_t(n) * 4);
+    });
+  }
+};
+
+struct Sample : Operation {
+  const float* logits;
+  int64_t vocab;
+  SamplerRows rows;
+  std::vector<std::vector<uint8_t>> scratch;  // by thread, 3 * vocab * 4 bytes
+  Sample(const float* l, int64_t v, const SamplerRows& r, int threads) : logits(l), vocab(v), rows(r) {
+    scratch.resize(size_t(threads));
+    for (auto& s : scratch) s.resize(size_t(v) * 12 + 64);
+  }
+  const char* name() const override { return "sample"; }
+  void run(const Moment& now, int thread) override {
+    if (now.sampled == nullptr) return;
+    for (int64_t r; (r = claimed->fetch_add(1, std::memory_order_relaxed)) < now.rows;) {
+      const int64_t sample = now.first_sample + r;
+      now.sampled[sample] = sample_one(*now.kernels, logits + r * vocab, vocab, rows.row(now.inputs->sample_row(sample)),
+                                       scratch[size_t(thread)].data());
+    }
+  }
+  Cost cost(const Moment& now) const override { return {now.rows * double(vocab) * 4, 0}; }
+};
+
+}  // namespace
+
+int64_t sample_one(const Kernels& kernels, const float* logits, int64_t vocab, const SampleRow& row, void* scratch) {
+  if (row.temperature <= 0 || row.top_k == 1) return kernels.argmax(logits, vocab);
+  return kernels.sample(logits, vocab, row, scratch);
+}
+
+std::unique_ptr<Operation> make_embed(const EmbedArgs& a, bool step_ids) { return std::make_unique<Embed>(a, step_ids); }
+std::unique_ptr<Operation> make_convert(const float* x, int64_t ld, const Rows& out) {
+  return std::make_unique<Convert>(x, ld, out);
+}
+std::unique_ptr<Operation> make_norm(const NormArgs& a) { return std::make_unique<Norm>(a); }
+std::unique_ptr<Operation> make_silu_mul(const SiluMulArgs& a) { return std::make_unique<SiluMul>(a); }
+std::unique_ptr<Operation> make_linear(const LinearArgs& a) { return std::make_unique<Linear>(a); }
+std::unique_ptr<Operation> make_gate_up(const GateUpArgs& a) { return std::make_unique<GateUp>(a); }
+std::unique_ptr<Operation> make_rope_cache(const RopeArgs& a) { return std::make_unique<RopeCache>(a); }
+std::unique_ptr<Operation> make_attention(const AttentionArgs& a, AttentionPlan* p) {
+  return std::make_unique<Attention>(a, p);
+}
+std::unique_ptr<Operation> make_gather_rows(const float* x, int64_t ld, int64_t n, float* out, int64_t out_ld) {
+  return std::make_unique<GatherRows>(x, ld, n, out, out_ld);
+}
+std::unique_ptr<Operation> make_sample(const float* logits, int64_t vocab, const SamplerRows& rows, int threads) {
+  return std::make_unique<Sample>(logits, vocab, rows, threads);
+}
+
+}  // namespace octavo

@@ -1,0 +1,40 @@
+// The operations a Program can hold: each shares one kernel out over the threads.
+#pragma once
+#include <memory>
+
+#include "program.h"
+
+namespace octavo {
+
+std::unique_ptr<Operation> make_embed(const EmbedArgs&, bool step_ids);
+std::unique_ptr<Operation> make_convert(const float* x, int64_t ld, const Rows& out);
+std::unique_ptr<Operation> make_norm(const NormArgs&);
+std::unique_ptr<Operation> make_silu_mul(const SiluMulArgs&);
+std::unique_ptr<Operation> make_linear(const LinearArgs&);
+std::unique_ptr<Operation> make_gate_up(const GateUpArgs&);
+std::unique_ptr<Operation> make_rope_cache(const RopeArgs&);
+std::unique_ptr<Operation> make_attention(const AttentionArgs&, AttentionPlan*);
+// Rows of x at the step's logits_index (in a tail: those of its chunk).
+std::unique_ptr<Operation> make_gather_rows(const float* x, int64_t ld, int64_t n, float* out, int64_t out_ld);
+
+// The permanent state of rows that the sampler keeps: [rows, float_stride] f32 (temperature, top_p, min_p, …) and
+// [rows, int_stride] int64 (top_k, seed, output tokens so far).
+struct SamplerRows {
+  const float* floats = nullptr;
+  int64_t float_stride = 0;
+  const int64_t* ints = nullptr;
+  int64_t int_stride = 0;
+  SampleRow row(int64_t r) const {
+    const float* f = floats + r * float_stride;
+    const int64_t* i = ints + r * int_stride;
+    return {f[0], f[1], f[2], i[0], i[1], i[2]};
+  }
+};
+
+// Token ids from logits [chunk, vocab]; does nothing when the caller samples.
+std::unique_ptr<Operation> make_sample(const float* logits, int64_t vocab, const SamplerRows&, int threads);
+
+// One row's token: the argmax where temperature is 0 or top_k 1. -1 when its logits are not finite.
+int64_t sample_one(const Kernels&, const float* logits, int64_t vocab, const SampleRow&, void* scratch);
+
+}  // namespace octavo

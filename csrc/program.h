@@ -1,0 +1,92 @@
+// A step recorded once: a list of operations over a fixed workspace, replayed with the sizes of the moment. All threads of
+// the pool walk the list together, with a barrier between two operations; there is nothing else between two kernels.
+//
+// The list has a body, whose rows are the step's tokens, and a tail (after begin_tail), whose rows are its samples, a chunk
+// at a time so that the logits of many samples need not be held at once.
+#pragma once
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "inputs.h"
+#include "kernels.h"
+#include "pool.h"
+
+namespace octavo {
+
+struct AttentionPlan;  // which pieces the attention of this step is cut into; one per kind of attention in the model
+
+// What an operation sees while it runs.
+struct Moment {
+  const Kernels* kernels = nullptr;
+  Pool* pool = nullptr;
+  const Inputs* inputs = nullptr;
+  Step step;
+  int64_t rows = 0;          // tokens, or the samples of this chunk
+  int64_t first_sample = 0;  // of this chunk
+  int64_t* sampled = nullptr;  // [step.samples] token ids; null when the caller samples
+};
+
+struct Cost {  // of one execution at the moment's sizes, as far as the limits go
+  double bytes = 0, operations = 0;
+};
+
+class Operation {
+ public:
+  virtual ~Operation() = default;
+  virtual const char* name() const = 0;
+  virtual void run(const Moment&, int thread) = 0;  // this thread's share
+  virtual void begin(const Moment&) {}              // once, on thread 0, before the threads start
+  virtual Cost cost(const Moment&) const { return {}; }
+  std::atomic<int64_t>* claimed = nullptr;  // next item of the shared rest (see share() in operations.h)
+};
+
+struct Measured {
+  std::string name;
+  double seconds;
+  Cost cost;
+};
+
+class Program {
+ public:
+  Program(std::shared_ptr<Pool> pool, std::shared_ptr<Inputs> inputs, const Kernels* kernels);
+  ~Program();
+
+  void add(std::unique_ptr<Operation> operation);
+  void begin_tail(int64_t chunk);  // what is added from here on runs over at most `chunk` samples at a time
+  AttentionPlan* attention_plan(int32_t heads, int32_t kv_heads, int32_t head_dim, int32_t window);
+
+  // Body and, when `sampled` is there, tail. `sampled` [samples] receives the tail's token ids.
+  void run(int64_t* sampled);
+  // The tail alone, for samples [first, first + count), count <= chunk, of the step run last.
+  void tail(int64_t first, int64_t count);
+
+  int64_t chunk() const { return chunk_; }
+  const Inputs& inputs() const { return *inputs_; }
+  const Kernels& kernels() const { return *kernels_; }
+  Pool& pool() { return *pool_; }
+
+  bool profiling = false;
+  std::vector<Measured> measured;  // of the last run, when profiling
+
+ private:
+  using List = std::vector<std::unique_ptr<Operation>>;
+  struct alignas(64) Counter {
+    std::atomic<int64_t> value{0};
+  };
+  void begin(const List& list, const Moment& moment);
+  void walk(const List& list, const Moment& moment, int thread);
+  Moment moment_now() const;
+  Moment chunk_of(Moment moment, int64_t first) const;
+
+  std::shared_ptr<Pool> pool_;
+  std::shared_ptr<Inputs> inputs_;
+  const Kernels* kernels_;
+  List body_, tail_;
+  bool in_tail_ = false;
+  int64_t chunk_ = 1;
+  std::vector<std::unique_ptr<Counter>> counters_;
+  std::vector<std::unique_ptr<AttentionPlan>> plans_;
+};
+
+}  // namespace octavo
