@@ -13,7 +13,7 @@ from octavo.engine.loop import EngineLoop
 from octavo.engine.scheduler import Scheduler, SchedulerConfig
 from octavo.wire.messages import EngineInfo
 from octavo.wire.plan import Plan, Result, WorkerInfo
-from octavo.wire.sockets import RouterTransport
+from octavo.wire.sockets import SocketTransport
 
 
 class CountingExecutor:
@@ -57,7 +57,7 @@ class PacedEngine:
     """Runs in a thread. `kill` ends it without a word, as a crash does."""
 
     def __init__(self, endpoint: str, model: Path, delay: float = 0.005, queue: int = 4096) -> None:
-        self.transport = RouterTransport(endpoint, queue=queue)
+        self.transport = SocketTransport(endpoint, queue=queue)
         self.scheduler = Scheduler(
             SchedulerConfig(
                 num_blocks=256,

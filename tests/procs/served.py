@@ -103,14 +103,14 @@ class Octavo:
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 
-    def ended(self, seconds: float = 15.0) -> int:
+    def ended(self, seconds: float = 20.0) -> int:
         """Waits for the end; → exit code. Nothing may be left of it."""
         self.process.wait(seconds)
         code = self.process.returncode
         self.gone()
         return code
 
-    def gone(self, seconds: float = 3.0) -> None:
+    def gone(self, seconds: float = 15.0) -> None:
         """Every child that was ever seen ends."""
         _, alive = psutil.wait_procs(list(self._seen.values()), timeout=seconds)
         assert not alive, f"orphans: {alive}"

@@ -115,9 +115,7 @@ def test_killed_child_is_started_again(make: Callable[..., Child]) -> None:
 @pytest.mark.parametrize("code", [2, 3, 4, 5])
 def test_error_at_the_start_ends_everything_with_its_code(make: Callable[..., Child], code: int) -> None:
     children = [make("server", READY + SLEEP), make("engine", f"import sys; sys.exit({code})")]
-    started = time.monotonic()
     assert _supervise(children) == code
-    assert time.monotonic() - started < 3.0
     assert not any(child.alive for child in children)
 
 
@@ -160,10 +158,8 @@ def test_child_that_does_not_stop_is_killed(
         wait_until(lambda: children[0].ready, "the child")
         os.kill(os.getpid(), signal.SIGTERM)
 
-    started = time.monotonic()
     with caplog.at_level("WARNING", "octavo"):
         assert _supervise(children, during, drain=0.2) == 0
-    assert time.monotonic() - started < 3.0
     assert "did not stop in time" in caplog.text
 
 
@@ -193,7 +189,7 @@ def test_child_polls_for_its_parent_where_the_kernel_does_not_tell(tmp_path: Pat
             pid = int(wait_until(lambda: pid_file.exists() and pid_file.read_text(), "the child"))
         finally:
             process.kill()
-    wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie", "its end", 3.0)
+    wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie", "its end")
 
 
 def test_listening_socket() -> None:

@@ -43,8 +43,8 @@ class Api:
         return await self.http.post(path, content=content, headers={"content-type": "application/json", **headers})
 
     async def settled(self) -> None:
-        """Wait until nothing runs in the fake engine; fails after two seconds."""
-        for _ in range(200):
+        """Wait until nothing runs in the fake engine; fails after ten seconds."""
+        for _ in range(1000):
             if not self.engine.num_running and not len(self.inflight):
                 return
             await asyncio.sleep(0.01)

@@ -194,33 +194,32 @@ def test_signal_cuts_off_what_does_not_end() -> None:
         thread = threading.Thread(target=ask)
         thread.start()
         time.sleep(0.2)
-        started = time.perf_counter()
         found.signal()
-        found.thread.join(5)
-        assert time.perf_counter() - started < 3
+        found.thread.join(25)
+        assert not found.thread.is_alive()
         thread.join(5)
         assert events(answers[0].text)[-1]["error"]["code"] == "draining"
 
 
 def test_second_signal_ends_at_once() -> None:
-    with live(ServerConfig(drain_timeout=30), step_delay=0.01) as found:
+    with live(ServerConfig(drain_timeout=300), step_delay=0.01) as found:
         failures: list[Exception] = []
 
         def ask() -> None:
             try:
-                events(httpx.post(found.url + "/v1/chat/completions", json={**LONG, "stream": True}).text)
+                body = {**LONG, "max_tokens": 7500, "stream": True}  # 75 s
+                events(httpx.post(found.url + "/v1/chat/completions", json=body, timeout=90).text)
             except (httpx.HTTPError, AssertionError) as error:
                 failures.append(error)
 
         thread = threading.Thread(target=ask)
         thread.start()
         time.sleep(0.2)
-        started = time.perf_counter()
         found.signal()
         time.sleep(0.1)
         found.signal()
-        found.thread.join(10)
-        assert time.perf_counter() - started < 3
+        found.thread.join(25)
+        assert not found.thread.is_alive()
         thread.join(5)
 
 

@@ -116,16 +116,12 @@ def test_docs_page_needs_nothing_from_elsewhere() -> None:
     run(test)
 
 
-def test_server_process_starts_without_torch_and_quickly() -> None:
+def test_server_process_starts_without_torch_and_little_else() -> None:
     code = (
-        "import sys, time; t = time.perf_counter(); import octavo.server.process; "
-        "print(time.perf_counter() - t, *(m for m in ('torch', 'transformers', 'numpy') if m in sys.modules))"
+        "import sys; before = len(sys.modules); import octavo.server.process; print(len(sys.modules) - before, "
+        "*(m for m in ('torch', 'transformers', 'numpy', 'huggingface_hub', 'rich', 'typer') if m in sys.modules))"
     )
-    best = 9.0
-    for _ in range(3):
-        seconds, *heavy = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        ).stdout.split()
-        assert not heavy
-        best = min(best, float(seconds))
-    assert best < 1.0
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    count, *heavy = printed.split()
+    assert not heavy
+    assert int(count) < 1000  # what an import takes goes by their number; benchmarks/startup.py measures the seconds
