@@ -1,5 +1,5 @@
-// Brings matrices into the tiles of types.h, once at load. pack.cpp defines the arrangement inside a tile; unpack is its
-// inverse, for the embedding, for dequantize() and for tests.
+// Brings matrices into the tiles of types.h, once at load. pack_int.cpp and pack_dense.cpp define the arrangement inside
+// a tile; unpack is its inverse, for the embedding, for dequantize() and for tests.
 #pragma once
 #include "types.h"
 
@@ -18,5 +18,9 @@ void pack_int4(const uint8_t* packed, const void* scales, const void* minimums, 
 
 // Row r of W as f32 [k].
 void unpack_row(const Matrix& w, int64_t r, float* out);
+
+// The same for int4 and int8 (pack_int.cpp), called by the two above.
+int64_t tile_bytes_int(Kind kind, int64_t k, int group, bool f32_scales);
+void unpack_row_int(const Matrix& w, int64_t r, float* out);
 
 }  // namespace octavo
