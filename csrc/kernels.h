@@ -113,13 +113,13 @@ struct Kernels {
   // partial slot layout: for each of (token_end - token_begin) * heads/kv_heads query heads: max, sum, d values
   void (*attention_merge)(const AttentionArgs&, const AttentionItem& first, int32_t count, const float* partials);
 
-  // sampling.cpp; scratch: at least 3 * vocab * 4 bytes
+  // sampling.cpp; scratch: at least 3 * vocab * 4 + 64 bytes, aligned to 8. sample gives -1 where argmax does.
   int64_t (*sample)(const float* logits, int64_t vocab, const SampleRow&, void* scratch);
   // first index of the largest; -1 when any logit is NaN or the largest is not finite
   int64_t (*argmax)(const float* logits, int64_t vocab);
-  // log-softmax of `count` ids, in place of `values`; log of the sum returned too
+  // log-softmax of `count` ids into `values`; NaN when argmax would give -1
   void (*logprobs)(const float* logits, int64_t vocab, const int64_t* ids, int64_t count, float* values);
-  // the `count` largest in descending order (lower id first on ties)
+  // the `count` <= vocab largest in descending order (lower id first on ties)
   void (*top)(const float* logits, int64_t vocab, int64_t count, float* values, int64_t* ids, void* scratch);
 };
 
