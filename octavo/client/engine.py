@@ -39,7 +39,7 @@ from octavo.wire.messages import (
     ToClient,
     Welcome,
 )
-from octavo.wire.sockets import VERSION_MISMATCH, DealerConnection
+from octavo.wire.sockets import VERSION_MISMATCH, SocketConnection
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class EngineClient:
         self.engine_restarts = 0
         """Engines that took the place of a lost one."""
         self._on_fatal = on_fatal
-        self._connection = DealerConnection(
+        self._connection = SocketConnection(
             endpoint, on_message=self._receive, on_connected=self._greet, on_lost=self._lose
         )
         self._ledger = Ledger(self._connection.send)

@@ -31,7 +31,7 @@ from octavo.executor.inline import InlineExecutor
 from octavo.modelfiles.facts import read_facts
 from octavo.modelfiles.hub import fetch
 from octavo.wire.plan import WorkerInfo
-from octavo.wire.sockets import RouterTransport
+from octavo.wire.sockets import SocketTransport
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def main(
     log.setup("engine", log_level)
     stop = _Stop(drain_timeout)
     started = time.monotonic()
-    transport = RouterTransport(endpoint)
+    transport = SocketTransport(endpoint)
     try:
         files = fetch(config)
         resolved = resolve(config, detect(), read_facts(files), files.name)
@@ -94,11 +94,11 @@ class _Stop:
         self._drain_timeout = drain_timeout
         self._deadline: float | None = None
         self._loop: EngineLoop | None = None
-        self._transport: RouterTransport | None = None
+        self._transport: SocketTransport | None = None
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
 
-    def attach(self, loop: EngineLoop, transport: RouterTransport) -> None:
+    def attach(self, loop: EngineLoop, transport: SocketTransport) -> None:
         """From now on there is something to drain."""
         self._loop, self._transport = loop, transport
 

@@ -26,7 +26,7 @@ from octavo.modelfiles.hub.progress import console_progress
 from octavo.supervisor.child import Child
 from octavo.supervisor.entry import EngineSpec, ServerSpec
 from octavo.supervisor.listen import is_loopback, listen, url
-from octavo.wire.sockets import check_endpoint, private_endpoint
+from octavo.wire.endpoint import check_endpoint, private_endpoint
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Client ↔ engine messages: MessagePack over a ROUTER-DEALER pair, or plain objects in one process.
+"""Client ↔ engine messages: MessagePack over a socket, or plain objects in one process.
 
 Every request ends in exactly one final message: a `TokenOutput` with `finish_reason`, or a `Failed`.
 After an `Abort` nothing more is sent for that id. Ids are chosen by the client, unique within it.
@@ -10,7 +10,7 @@ import msgspec
 
 from octavo.types import FinishReason, Metrics, SamplingParams, TokenLogprobs
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 
 class Hello(msgspec.Struct, tag="hello", array_like=True, frozen=True):

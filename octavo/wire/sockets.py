@@ -1,135 +1,82 @@
-"""The sockets between client and engine: ROUTER to DEALER over a Unix socket, one MessagePack message a frame.
+"""The sockets between client and engine: a Unix stream socket, one MessagePack message a frame.
 
-RouterTransport is owned by the engine's process, DealerConnection by the client's event loop; private_endpoint makes
-the folder that both meet in. Invariants: sending never blocks; what a peer sends is decoded into the typed messages or
-dropped with a line in the log; nothing is ever unpickled. A client that is gone, or that reads so slowly that its
-queue is full, is reported to the engine as if it had said `Bye`: it notices (Pong.known), and its ledger brings
-everything back.
+SocketTransport is owned by the engine's process, SocketConnection by the client's event loop. A frame is the message's
+length in four bytes, little-endian, and the message. Plain sockets rather than a message library: a send is one system
+call in the thread that has the tokens, and no library's thread wakes up beside the kernels that use all cores.
+Invariants: sending never blocks; what a peer sends is decoded into the typed messages or dropped with a line in the
+log; nothing is ever unpickled. A client that is gone, or that reads so slowly that its queue is full, is reported to
+the engine as if it had said `Bye`: it sees the end of its connection, and its ledger brings everything back.
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
-import math
 import os
-import shutil
+import select
 import socket
-import tempfile
+import struct
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import msgspec
-import zmq
-from zmq.utils.monitor import parse_monitor_message
 
-from octavo.errors import ConfigError
+from octavo.wire.endpoint import check_endpoint, listen
 from octavo.wire.messages import PROTOCOL_VERSION, Bye, Failed, Hello, ToClient, ToEngine
 
 logger = logging.getLogger(__name__)
 
-SCHEME = "ipc://"
-MAX_PATH_BYTES = 107
-"""A Unix socket's address holds 108 bytes, the last of them NUL."""
 MAX_MESSAGE_BYTES = 64 << 20
 ENGINE_QUEUE = 4096
 """Messages (steps, mostly) that wait for a client before it counts as gone."""
-CLIENT_QUEUE = 65536
-RECONNECT_MS = 50
-RECEIVE_BATCH = 256
+CLIENT_QUEUE_BYTES = 256 << 20
+RECONNECT_S = 0.05
+LINGER_S = 0.2
+"""How long closing waits for a peer to take what was sent."""
+RECEIVE_BYTES = 256 << 10
 VERSION_MISMATCH = "version_mismatch"
-_PREFIX = "octavo-"
+_HEADER = struct.Struct("<I")
 
 
-def check_endpoint(endpoint: str) -> str:
-    """The path of an ipc:// endpoint. Raises ConfigError for other schemes and paths that no Unix socket can have."""
-    path = endpoint.removeprefix(SCHEME)
-    if not endpoint.startswith(SCHEME) or not path or "\0" in path or path.startswith("@"):
-        raise ConfigError(f"endpoint {endpoint!r}: give ipc://PATH of a Unix socket")
-    if len(os.fsencode(path)) > MAX_PATH_BYTES:
-        raise ConfigError(f"endpoint {endpoint!r}: the path is longer than {MAX_PATH_BYTES} bytes; use a shorter one")
-    return path
+class _Peer:
+    """A connected client, as the engine's end knows it."""
+
+    __slots__ = ("inbox", "key", "outbox", "socket")
+
+    def __init__(self, connection: socket.socket, key: bytes) -> None:
+        self.socket = connection
+        self.key = key
+        self.inbox = bytearray()
+        self.outbox: deque[bytes] = deque()
+        """What the kernel has not taken yet, the first of it perhaps in part."""
 
 
-@contextmanager
-def private_endpoint(folder: Path | None = None) -> Iterator[str]:
-    """An endpoint inside a new folder that only this user may enter (0700), removed at the end. `folder`: where,
-    instead of the folder for temporary files. Folders that killed processes left behind are removed on the way."""
-    where = next(
-        path
-        for path in [folder or Path(tempfile.gettempdir()), Path("/tmp")]
-        if len(os.fsencode(path / _PREFIX)) + 32 <= MAX_PATH_BYTES or path == Path("/tmp")
-    )
-    _remove_stale(where)
-    inside = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=where))
-    lock = (inside / "lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield f"{SCHEME}{inside}/engine"
-    finally:
-        lock.close()
-        shutil.rmtree(inside, ignore_errors=True)
-
-
-def _remove_stale(where: Path) -> None:
-    """A folder is stale when it is ours, old enough to be complete, and nobody holds its lock."""
-    for folder in where.glob(f"{_PREFIX}*"):
-        with suppress(OSError):
-            status = folder.lstat()
-            if status.st_uid != os.getuid() or time.time() - status.st_mtime < 60:
-                continue
-            with (folder / "lock").open("r+") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-def _refuse_taken(path: str) -> None:
-    """Binding would silently take the socket from an engine that already listens there."""
-    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    probe.settimeout(1.0)
-    try:
-        probe.connect(path)
-    except OSError:
-        return
-    finally:
-        probe.close()
-    raise ConfigError(f"endpoint {SCHEME}{path}: another engine listens there; stop it or choose another path")
-
-
-class RouterTransport:
-    """The engine's end; implements wire.transport.Transport. One thread uses it, but for `wake`."""
+class SocketTransport:
+    """The engine's end; implements wire.transport.Transport. Not thread-safe, but for `wake`."""
 
     def __init__(self, endpoint: str, *, queue: int = ENGINE_QUEUE) -> None:
-        """Binds at once; raises ConfigError when that is not possible."""
-        path = check_endpoint(endpoint)
-        _refuse_taken(path)
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._socket.setsockopt(zmq.LINGER, 200)
-        self._socket.setsockopt(zmq.SNDHWM, queue)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
-        umask = os.umask(0o177)
-        try:
-            self._socket.bind(endpoint)
-        except zmq.ZMQError as error:
-            self._context.destroy(linger=0)
-            raise ConfigError(f"endpoint {endpoint}: cannot listen there: {error}") from None
-        finally:
-            os.umask(umask)
+        """Binds at once; raises ConfigError when that is not possible. `queue`: messages, beyond what the kernel
+        holds, that may wait for a client."""
+        self._path = check_endpoint(endpoint)
+        self._listener = listen(self._path)
+        self._inode = Path(self._path).stat().st_ino
+        self._queue = queue
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
-        self._poller = zmq.Poller()
-        self._poller.register(self._socket, zmq.POLLIN)
-        self._poller.register(self._wake_read, zmq.POLLIN)
+        self._epoll = select.epoll()
+        self._epoll.register(self._listener.fileno(), select.EPOLLIN)
+        self._epoll.register(self._wake_read, select.EPOLLIN)
+        self._by_fd: dict[int, _Peer] = {}
+        self._by_key: dict[bytes, _Peer] = {}
+        self._gone: list[bytes] = []
+        self._num_peers = 0
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
-        self._gone: dict[bytes, None] = {}
+        self._frame = bytearray(_HEADER.size)
         self._next_complaint = 0.0
 
     def wake(self) -> None:
@@ -138,62 +85,168 @@ class RouterTransport:
             os.write(self._wake_write, b"w")
 
     def receive(self, timeout: float | None) -> list[tuple[bytes, ToEngine]]:
-        found: list[tuple[bytes, ToEngine]] = [(client, Bye()) for client in self._gone]
+        ready = self._epoll.poll(0 if self._gone else timeout)
+        if not ready and not self._gone:
+            return []
+        found: list[tuple[bytes, ToEngine]] = []
+        for fd, events in ready:
+            peer = self._by_fd.get(fd)
+            if peer is not None:
+                if events & select.EPOLLOUT:
+                    self._flush(peer)
+                if events & ~select.EPOLLOUT:
+                    self._read(peer, found)
+            elif fd == self._wake_read:
+                with suppress(OSError):
+                    os.read(self._wake_read, 4096)
+            elif fd == self._listener.fileno():
+                self._accept(found)
+        found += [(client, Bye()) for client in self._gone]
         self._gone.clear()
-        if timeout != 0 and not found:
-            self._poller.poll(None if timeout is None else math.ceil(timeout * 1e3))
-            with suppress(OSError):
-                os.read(self._wake_read, 4096)
-        for _ in range(RECEIVE_BATCH):
-            try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                break
-            message = self._decode(frames)
-            if message is not None:
-                found.append((frames[0], message))
         return found
 
     def send(self, client: bytes, message: ToClient) -> None:
-        if client in self._gone:
+        peer = self._by_key.get(client)
+        if peer is None:
+            return
+        frame = self._frame
+        self._encoder.encode_into(message, frame, _HEADER.size)
+        _HEADER.pack_into(frame, 0, len(frame) - _HEADER.size)
+        if peer.outbox:
+            peer.outbox.append(bytes(frame))
+            if len(peer.outbox) > self._queue:
+                self._drop(peer, "not reading, dropped")
             return
         try:
-            self._socket.send_multipart([client, self._encoder.encode(message)], zmq.NOBLOCK)
-        except zmq.ZMQError as error:
-            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
-                raise
-            logger.info("a client is %s", "gone" if error.errno == zmq.EHOSTUNREACH else "not reading, dropped")
-            self._gone[client] = None
+            sent = peer.socket.send(frame)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._drop(peer, "gone")
+            return
+        if sent < len(frame):
+            peer.outbox.append(bytes(frame[sent:]))
+            self._epoll.modify(peer.socket.fileno(), select.EPOLLIN | select.EPOLLOUT)
 
     def close(self) -> None:
-        self._context.destroy(linger=200)
+        """What was sent and the kernel has not taken yet is lost, except to clients that read within a moment."""
+        deadline = time.monotonic() + LINGER_S
+        for peer in list(self._by_fd.values()):
+            if peer.outbox:
+                peer.socket.settimeout(max(deadline - time.monotonic(), 0.001))
+                with suppress(OSError):
+                    peer.socket.sendall(b"".join(peer.outbox))
+            peer.socket.close()
+        self._epoll.close()
+        self._listener.close()
+        with suppress(OSError):
+            if Path(self._path).stat().st_ino == self._inode:  # not the next engine's
+                Path(self._path).unlink()
         os.close(self._wake_read)
         os.close(self._wake_write)
 
-    def _decode(self, frames: list[bytes]) -> ToEngine | None:
+    def _accept(self, found: list[tuple[bytes, ToEngine]]) -> None:
         try:
-            if len(frames) != 2:
-                raise ValueError(f"{len(frames)} frames instead of 2")
-            message: ToEngine = self._decoder.decode(frames[1])
+            connection, _ = self._listener.accept()
+        except OSError:  # it left again, or there are too many open files: the next turn tries once more
+            return
+        connection.setblocking(False)
+        self._num_peers += 1
+        peer = _Peer(connection, b"%d" % self._num_peers)
+        self._by_fd[connection.fileno()] = peer
+        self._by_key[peer.key] = peer
+        self._epoll.register(connection.fileno(), select.EPOLLIN)
+        self._read(peer, found)  # most have said Hello already
+
+    def _read(self, peer: _Peer, found: list[tuple[bytes, ToEngine]]) -> None:
+        """One piece of what has come: the rest waits for the next turn, so that no peer keeps the engine busy."""
+        try:
+            data = peer.socket.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._drop(peer, "gone")
+            return
+        peer.inbox += data
+        try:
+            for payload in _payloads(peer.inbox):
+                message = self._decode(peer.key, payload)
+                if message is not None:
+                    found.append((peer.key, message))
+        except ValueError as error:
+            self._complain(str(error))
+            self._drop(peer, "dropped")
+
+    def _flush(self, peer: _Peer) -> None:
+        try:
+            while peer.outbox:
+                first = peer.outbox[0]
+                sent = peer.socket.send(first)
+                if sent < len(first):
+                    peer.outbox[0] = first[sent:]
+                    return
+                peer.outbox.popleft()
+        except BlockingIOError:
+            return
+        except OSError:  # reading tells
+            peer.outbox.clear()
+        self._epoll.modify(peer.socket.fileno(), select.EPOLLIN)
+
+    def _drop(self, peer: _Peer, why: str) -> None:
+        if self._by_key.pop(peer.key, None) is None:
+            return
+        logger.info("a client is %s", why)
+        del self._by_fd[peer.socket.fileno()]
+        self._epoll.unregister(peer.socket.fileno())
+        peer.socket.close()
+        self._gone.append(peer.key)
+
+    def _decode(self, key: bytes, payload: bytes) -> ToEngine | None:
+        try:
+            message: ToEngine = self._decoder.decode(payload)
         except (ValueError, RecursionError, msgspec.MsgspecError) as error:
-            if time.monotonic() >= self._next_complaint:  # a peer must not fill the log
-                self._next_complaint = time.monotonic() + 1.0
-                logger.warning("dropped what is no message of protocol %d: %s", PROTOCOL_VERSION, error)
+            self._complain(f"dropped what is no message of protocol {PROTOCOL_VERSION}: {error}")
             return None
         if isinstance(message, Hello) and message.version != PROTOCOL_VERSION:
             text = f"the engine speaks protocol {PROTOCOL_VERSION}, the client {message.version}; use the same Octavo"
             logger.warning("refused a client: %s", text)
-            self.send(frames[0], Failed(-1, VERSION_MISMATCH, text))
+            self.send(key, Failed(-1, VERSION_MISMATCH, text))
             return None
         return message
 
+    def _complain(self, text: str) -> None:
+        """At most once a second: a peer must not fill the log."""
+        if time.monotonic() >= self._next_complaint:
+            self._next_complaint = time.monotonic() + 1.0
+            logger.warning("%s", text)
 
-class DealerConnection:
+
+def _payloads(inbox: bytearray) -> Iterator[bytes]:
+    """The whole messages at the front of `inbox`, which are taken out of it. Raises ValueError on one that is too
+    large to be a message."""
+    at = 0
+    try:
+        while len(inbox) - at >= _HEADER.size:
+            (size,) = _HEADER.unpack_from(inbox, at)
+            if size > MAX_MESSAGE_BYTES:
+                raise ValueError(f"a peer announced {size} bytes; messages have at most {MAX_MESSAGE_BYTES}")
+            end = at + _HEADER.size + size
+            if len(inbox) < end:
+                return
+            payload = bytes(inbox[at + _HEADER.size : end])
+            at = end
+            yield payload
+    finally:
+        del inbox[:at]
+
+
+class SocketConnection:
     """The client's end, on the running event loop; reconnects by itself.
 
     Calls `on_message(message)`, `on_connected()` and `on_lost()` from the loop, in this order of events: all that an
-    engine said comes before its loss. What was queued for a lost engine may reach the next one, ahead of the Hello of
-    `on_connected`: engines ignore what comes from strangers.
+    engine said comes before its loss.
     """
 
     def __init__(
@@ -204,100 +257,109 @@ class DealerConnection:
         on_connected: Callable[[], None],
         on_lost: Callable[[], None],
     ) -> None:
-        check_endpoint(endpoint)
+        self._path = check_endpoint(endpoint)
         self._on_message = on_message
         self._on_connected = on_connected
         self._on_lost = on_lost
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(ToClient)
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.DEALER)
-        for option, value in [
-            (zmq.LINGER, 0),
-            (zmq.SNDHWM, CLIENT_QUEUE),
-            (zmq.RCVHWM, ENGINE_QUEUE),
-            (zmq.RECONNECT_IVL, RECONNECT_MS),
-        ]:
-            self._socket.setsockopt(option, value)
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
-        self._endpoint = endpoint
-        self._connected = False
-        self._closed = False
+        self._socket: socket.socket | None = None
+        self._inbox = bytearray()
+        self._outbox = bytearray()
+        self._retry: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def connected(self) -> bool:
-        return self._connected
+        return self._socket is not None
 
     def open(self) -> None:
         """Start connecting; must be called on the event loop."""
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._socket.FD, self._on_readable)
-        self._loop.add_reader(self._monitor.FD, self._on_event)
-        self._socket.connect(self._endpoint)
-        self._on_event()
+        self._retry = self._loop.call_later(0, self._connect)
 
     def send(self, message: ToEngine) -> bool:
-        """Queue a message without blocking; False when the queue is full."""
-        if self._closed or self._loop is None:
+        """Send, or queue, a message without blocking; False when there is no engine, or it takes nothing any more."""
+        if self._socket is None or self._loop is None or len(self._outbox) > CLIENT_QUEUE_BYTES:
             return False
-        try:
-            self._socket.send(self._encoder.encode(message), zmq.NOBLOCK)
-        except zmq.Again:
-            return False
-        finally:
-            # Sending may swallow the signal of the socket's edge-triggered descriptor.
-            self._loop.call_soon(self._on_readable)
+        payload = self._encoder.encode(message)
+        waiting = bool(self._outbox)
+        self._outbox += _HEADER.pack(len(payload)) + payload
+        if not waiting and not self._flush():
+            self._loop.add_writer(self._socket.fileno(), self._on_writable)
         return True
 
     def close(self) -> None:
-        if self._closed:
+        if self._retry is not None:
+            self._retry.cancel()
+        if self._socket is not None:
+            if self._outbox:
+                self._socket.settimeout(LINGER_S)
+                with suppress(OSError):
+                    self._socket.sendall(self._outbox)
+            self._disconnect()
+        self._loop = None
+
+    def _connect(self) -> None:
+        assert self._loop is not None
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.setblocking(False)
+        try:
+            connection.connect(self._path)
+        except OSError:  # no engine is there, or it has too many knocking
+            connection.close()
+            self._retry = self._loop.call_later(RECONNECT_S, self._connect)
             return
-        self._closed = True
-        if self._loop is not None:
-            self._loop.remove_reader(self._socket.FD)
-            self._loop.remove_reader(self._monitor.FD)
-        self._socket.disable_monitor()
-        self._monitor.close(linger=0)
-        self._socket.close(linger=100)
-        self._context.term()
+        self._retry = None
+        self._socket = connection
+        self._loop.add_reader(connection.fileno(), self._on_readable)
+        self._on_connected()
+
+    def _disconnect(self) -> None:
+        assert self._loop is not None and self._socket is not None
+        self._loop.remove_reader(self._socket.fileno())
+        self._loop.remove_writer(self._socket.fileno())
+        self._socket.close()
+        self._socket = None
+        self._inbox.clear()
+        self._outbox.clear()
+
+    def _flush(self) -> bool:
+        """Whether all is sent; a connection that is broken is noticed by reading."""
+        assert self._socket is not None
+        try:
+            del self._outbox[: self._socket.send(self._outbox)]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._outbox.clear()
+        return not self._outbox
+
+    def _on_writable(self) -> None:
+        if self._socket is not None and self._flush() and self._loop is not None:
+            self._loop.remove_writer(self._socket.fileno())
 
     def _on_readable(self) -> None:
-        if not self._closed and self._receive():
-            assert self._loop is not None
-            self._loop.call_soon(self._on_readable)
-
-    def _receive(self) -> bool:
-        """Hands on a batch of messages; True when there may be more."""
-        for _ in range(RECEIVE_BATCH):
-            if self._closed:
-                return False
-            try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return False
-            self._dispatch(frames)
-        return True
-
-    def _dispatch(self, frames: list[bytes]) -> None:
-        try:
-            message = self._decoder.decode(frames[-1])
-        except (ValueError, RecursionError, msgspec.MsgspecError) as error:
-            logger.warning("dropped what is no message of protocol %d: %s", PROTOCOL_VERSION, error)
+        if self._socket is None or self._loop is None:
             return
-        self._on_message(message)
-
-    def _on_event(self) -> None:
-        while not self._closed:
+        try:
+            data = self._socket.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._disconnect()
+            self._retry = self._loop.call_later(RECONNECT_S, self._connect)
+            self._on_lost()
+            return
+        self._inbox += data
+        for payload in _payloads(self._inbox):
             try:
-                event: dict[str, Any] = dict(parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK)))
-            except zmq.Again:
+                message = self._decoder.decode(payload)
+            except (ValueError, RecursionError, msgspec.MsgspecError) as error:
+                logger.warning("dropped what is no message of protocol %d: %s", PROTOCOL_VERSION, error)
+            else:
+                self._on_message(message)
+            if self._socket is None:  # closed by what it heard
                 return
-            if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED and not self._connected:
-                self._connected = True
-                self._on_connected()
-            elif event["event"] == zmq.EVENT_DISCONNECTED and self._connected:
-                self._connected = False
-                while self._receive():  # what the engine said last comes before the news of its end
-                    pass
-                self._on_lost()

@@ -1,4 +1,4 @@
-"""The engine side of a connection, whatever carries it: a ROUTER socket (wire/sockets.py), queues in one process."""
+"""The engine side of a connection, whatever carries it: a Unix socket (wire/sockets.py), queues in one process."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from paced import model_folder
 
-from octavo.wire.sockets import private_endpoint
+from octavo.wire.endpoint import private_endpoint
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 from served import OPTIONS, Octavo, wait_until
 from tiny import write_tiny_model
 
-from octavo.wire.sockets import private_endpoint
+from octavo.wire.endpoint import private_endpoint
 
 PACE = {"OCTAVO_FAULTS": "step_delay_ms=10"}
 TOKENS = 150

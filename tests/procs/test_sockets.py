@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import os
 import pickle
+import socket
 import stat
+import struct
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-import zmq
 from paced import PacedEngine
 
 from octavo.errors import ConfigError
 from octavo.wire import sockets
-from octavo.wire.messages import Abort, Hello, Outputs, Ping, Pong, Stats, ToEngine, TokenOutput
-from octavo.wire.sockets import MAX_PATH_BYTES, SocketTransport, check_endpoint, private_endpoint
+from octavo.wire.endpoint import MAX_PATH_BYTES, check_endpoint, private_endpoint
+from octavo.wire.messages import Abort, Bye, Hello, Outputs, Ping, Pong, Stats, ToEngine, TokenOutput
+from octavo.wire.sockets import SocketTransport
 
 
 def _wait(condition: Any, seconds: float = 20.0) -> None:
@@ -89,12 +92,27 @@ class _Raw:
     """A peer that sends what it likes."""
 
     def __init__(self, endpoint: str) -> None:
-        self.context = zmq.Context()
-        self.socket = self.context.socket(zmq.DEALER)
-        self.socket.connect(endpoint)
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.settimeout(5)
+        self.socket.connect(check_endpoint(endpoint))
+
+    def send(self, payload: bytes) -> None:
+        self.socket.sendall(struct.pack("<I", len(payload)) + payload)
+
+    def receive(self) -> Any:
+        (size,) = struct.unpack("<I", self._exactly(4))
+        return msgspec.msgpack.decode(self._exactly(size))
+
+    def _exactly(self, count: int) -> bytes:
+        data = b""
+        while len(data) < count:
+            part = self.socket.recv(count - len(data))
+            assert part, "the engine has closed the connection"
+            data += part
+        return data
 
     def close(self) -> None:
-        self.context.destroy(linger=0)
+        self.socket.close()
 
 
 class _Bomb:
@@ -116,11 +134,11 @@ def test_junk_is_dropped_and_nothing_is_unpickled(endpoint: str, caplog: pytest.
         msgspec.msgpack.encode({"type": "hello"}),
         msgspec.msgpack.encode(["add", -1, ["x"], {}, 0]),
     ]
-    for payload in junk:
-        raw.socket.send(payload)
-    raw.socket.send_multipart([b"a", b"b", b"c"])
-    raw.socket.send(msgspec.msgpack.encode(Ping()))
     received: list[tuple[bytes, ToEngine]] = []
+    for payload in junk:
+        raw.send(payload)
+        received += transport.receive(0.05)
+    raw.send(msgspec.msgpack.encode(Ping()))
     _wait(lambda: received.extend(transport.receive(0.05)) or received)
     assert [message for _, message in received] == [Ping()]
     assert "dropped what is no message" in caplog.text
@@ -129,12 +147,63 @@ def test_junk_is_dropped_and_nothing_is_unpickled(endpoint: str, caplog: pytest.
     transport.close()
 
 
+def test_messages_may_come_in_pieces_and_many_at_once(endpoint: str) -> None:
+    transport = SocketTransport(endpoint)
+    raw = _Raw(endpoint)
+    abort = msgspec.msgpack.encode(Abort(list(range(100))))
+    stream = (struct.pack("<I", len(abort)) + abort) * 3
+    received: list[tuple[bytes, ToEngine]] = []
+    for at in range(0, len(stream), 7):
+        raw.socket.sendall(stream[at : at + 7])
+        received += transport.receive(0)
+    raw.socket.sendall(stream)
+    _wait(lambda: received.extend(transport.receive(0.05)) or len(received) == 6)
+    assert {message.ids[99] for _, message in received if isinstance(message, Abort)} == {99}
+    raw.close()
+    transport.close()
+
+
+def test_a_message_without_end_ends_the_connection(endpoint: str) -> None:
+    transport = SocketTransport(endpoint)
+    raw = _Raw(endpoint)
+    raw.socket.sendall(b"\xff" * 100)
+    received: list[tuple[bytes, ToEngine]] = []
+    _wait(lambda: received.extend(transport.receive(0.05)) or received)
+    assert [message for _, message in received] == [Bye()]
+    assert raw.socket.recv(10) == b""
+    raw.close()
+    transport.close()
+
+
+def test_what_the_kernel_cannot_take_at_once_arrives_in_order(endpoint: str) -> None:
+    transport = SocketTransport(endpoint)
+    raw = _Raw(endpoint)
+    raw.send(msgspec.msgpack.encode(Ping()))
+    client = b""
+
+    def greeted() -> bool:
+        nonlocal client
+        client = next((key for key, _ in transport.receive(0.05)), b"")
+        return bool(client)
+
+    _wait(greeted)
+    for id in range(50):
+        transport.send(client, Outputs([TokenOutput(id, [id] * 20_000)]))
+    ids: list[int] = []
+    thread = threading.Thread(target=lambda: ids.extend(raw.receive()[1][0][0] for _ in range(50)))
+    thread.start()
+    _wait(lambda: transport.receive(0.01) == [] and not thread.is_alive())
+    assert ids == list(range(50))
+    raw.close()
+    transport.close()
+
+
 def test_other_protocol_version_gets_a_clear_answer(endpoint: str) -> None:
     transport = SocketTransport(endpoint)
     raw = _Raw(endpoint)
-    raw.socket.send(msgspec.msgpack.encode(Hello(version=99)))
+    raw.send(msgspec.msgpack.encode(Hello(version=99)))
     assert transport.receive(2.0) == []
-    answer = msgspec.msgpack.decode(raw.socket.recv())
+    answer = raw.receive()
     assert answer[0] == "failed"
     assert answer[2] == sockets.VERSION_MISMATCH
     assert "99" in answer[3]
@@ -154,7 +223,7 @@ def test_wake_ends_the_wait(endpoint: str) -> None:
 def test_client_that_is_gone_says_bye(endpoint: str) -> None:
     transport = SocketTransport(endpoint)
     raw = _Raw(endpoint)
-    raw.socket.send(msgspec.msgpack.encode(Ping()))
+    raw.send(msgspec.msgpack.encode(Ping()))
     [(client, _)] = transport.receive(2.0)
     raw.close()
     pong = Pong("x", True, Stats())
@@ -170,7 +239,7 @@ def test_client_that_is_gone_says_bye(endpoint: str) -> None:
 def test_client_that_does_not_read_is_dropped_without_blocking(endpoint: str) -> None:
     transport = SocketTransport(endpoint, queue=10)
     raw = _Raw(endpoint)
-    raw.socket.send(msgspec.msgpack.encode(Ping()))
+    raw.send(msgspec.msgpack.encode(Ping()))
     [(client, _)] = transport.receive(2.0)
     big = Outputs([TokenOutput(1, [1] * 20_000)])
     byes = 0
@@ -187,8 +256,8 @@ def test_abort_of_unknown_ids_is_harmless(endpoint: str, model: Path) -> None:
     engine = PacedEngine(endpoint, model)
     raw = _Raw(endpoint)
     for message in (Hello(), Abort([1, 2, -5]), Ping()):
-        raw.socket.send(msgspec.msgpack.encode(message))
-    kinds = [msgspec.msgpack.decode(raw.socket.recv())[0] for _ in range(2)]
+        raw.send(msgspec.msgpack.encode(message))
+    kinds = [raw.receive()[0] for _ in range(2)]
     assert kinds == ["welcome", "pong"]
     raw.close()
     engine.kill()
