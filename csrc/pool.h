@@ -1,5 +1,5 @@
-// The one thread pool of the process. Its threads run a step together: they spin while one is under way or announced by
-// wake(), and sleep otherwise.
+// The one thread pool of the process. Its threads run a step together: they spin while one is under way, and for a moment
+// after it or after wake(), so that a run of steps does not wake sleeping cores again and again; then they sleep.
 #pragma once
 #include <atomic>
 #include <condition_variable>
@@ -54,7 +54,8 @@ class Pool {
   const std::function<void(int)>* task_ = nullptr;
   std::mutex mutex_, caller_;
   std::condition_variable sleeping_;
-  uint32_t wakes_ = 0;  // under mutex_
+  uint32_t wakes_ = 0;  // under mutex_, as sleepers_
+  int sleepers_ = 0;
   std::vector<std::thread> workers_;
 };
 
