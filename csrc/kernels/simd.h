@@ -19,7 +19,7 @@ typedef int32_t i32x16 __attribute__((vector_size(64)));
 typedef uint32_t u32x16 __attribute__((vector_size(64)));
 typedef uint16_t u16x16 __attribute__((vector_size(32)));
 
-inline f32x16 set1(float x) { return f32x16{} + x; }
+inline f32x16 set1(float x) { return f32x16{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
 inline i32x16 set1i(int32_t x) { return i32x16{} + x; }
 inline f32x16 load(const float* p) { f32x16 v; std::memcpy(&v, p, 64); return v; }
 inline i32x16 loadi(const int32_t* p) { i32x16 v; std::memcpy(&v, p, 64); return v; }
@@ -123,11 +123,15 @@ inline void store_bf16(bf16* p, f32x16 v) {
 
 // Sums and maxima over lanes in a fixed order.
 inline float reduce_add(f32x16 v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)v);  // halves, then their halves, as below
+#else
   float a[16];
   std::memcpy(a, &v, 64);
   for (int n = 8; n; n /= 2)
     for (int i = 0; i < n; ++i) a[i] += a[i + n];
   return a[0];
+#endif
 }
 inline float reduce_max(f32x16 v) {
   float a[16];
@@ -154,6 +158,8 @@ inline f32x16 exp(f32x16 x) {
   const f32x16 found = p * scale;
   return x < set1(-87.33f) ? f32x16{} : found;
 }
+
+inline f32x16 silu(f32x16 x) { return x / (set1(1.0f) + exp(-x)); }
 
 }  // namespace OCTAVO_ISA
 }  // namespace octavo

@@ -1,0 +1,88 @@
+// Work on single rows of activations: the norm (with the residual added first), silu(gate) * up, change of format, and
+// the rows of the embedding. Each row is read once from memory and written in the format that the next product reads.
+#include "../pack.h"
+#include "functions.h"
+#include "rowformat.h"
+
+namespace octavo {
+namespace OCTAVO_ISA {
+
+namespace {
+
+// f(i, lanes) for the vectors of a row of k; all are full but the last.
+template <class F>
+inline void each_vector(int64_t k, F f) {
+  int64_t i = 0;
+  for (; i + 16 <= k; i += 16) f(i, 16);
+  if (i < k) f(i, int(k - i));
+}
+
+inline f32x16 load_some(const float* p, int lanes) { return lanes == 16 ? load(p) : load_n(p, lanes); }
+inline void store_some(float* p, f32x16 v, int lanes) {
+  if (lanes == 16) store(p, v);
+  else store_n(p, v, lanes);
+}
+
+// Row `r` of out from value(i, lanes), the vector at feature i with zeros beyond `lanes`.
+template <class F>
+inline void write_row(const Rows& out, int64_t r, F value) {
+  const int64_t k = out.k;
+  uint8_t* const row = out.row(r);
+  int64_t g = 0;
+  for (; g * 32 + 32 <= k; ++g) store_group(value(g * 32, 16), value(g * 32 + 16, 16), row, k, out.format, g);
+  const int rest = int(k - g * 32);
+  if (rest == 0) return;
+  const f32x16 lo = value(g * 32, rest < 16 ? rest : 16);
+  const f32x16 hi = rest > 16 ? value(g * 32 + 16, rest - 16) : f32x16{};
+  store_group(lo, hi, row, k, out.format, g);
+}
+
+// Sum of squares: four sums by turns, then their lanes; after x += add when there is an add.
+float sum_of_squares(float* x, const float* add, int64_t k) {
+  f32x16 sums[4] = {};
+  each_vector(k, [&](int64_t i, int lanes) {
+    f32x16 v = load_some(x + i, lanes);
+    if (add) {
+      v += load_some(add + i, lanes);
+      store_some(x + i, v, lanes);
+    }
+    f32x16& sum = sums[i / 16 % 4];
+    sum = fma(v, v, sum);
+  });
+  return reduce_add((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
+}  // namespace
+
+void convert(const float* x, int64_t ld, const Rows& out, int64_t r0, int64_t r1) {
+  for (int64_t r = r0; r < r1; ++r) store_row(x + r * ld, out.k, out.format, out.row(r));
+}
+
+void norm(const NormArgs& args, int64_t r0, int64_t r1) {
+  const int64_t k = args.out.k;
+  for (int64_t r = r0; r < r1; ++r) {
+    float* const x = args.x + r * args.x_ld;
+    const float squares = sum_of_squares(x, args.add ? args.add + r * args.add_ld : nullptr, k);
+    const f32x16 scale = set1(1.0f / std::sqrt(squares / float(k) + args.eps));
+    write_row(args.out, r, [&](int64_t i, int lanes) {
+      return load_some(x + i, lanes) * scale * load_some(args.weight + i, lanes);
+    });
+  }
+}
+
+void silu_mul(const SiluMulArgs& args, int64_t r0, int64_t r1) {
+  const int64_t k = args.out.k;
+  for (int64_t r = r0; r < r1; ++r) {
+    const float* const gate = args.x + r * args.ld;
+    write_row(args.out, r, [&](int64_t i, int lanes) {
+      return silu(load_some(gate + i, lanes)) * load_some(gate + k + i, lanes);
+    });
+  }
+}
+
+void embed(const EmbedArgs& args, int64_t r0, int64_t r1) {
+  for (int64_t r = r0; r < r1; ++r) unpack_row(args.table, args.ids[r], args.out + r * args.ld);
+}
+
+}  // namespace OCTAVO_ISA
+}  // namespace octavo
