@@ -1,0 +1,59 @@
+// The dot product of matmul_int.h with AVX2. vpmaddubsw multiplies unsigned by signed bytes and adds pairs with
+// saturation to int16, so its operands are chosen such that nothing saturates:
+//   int4: 8 lines of at most 2 * 15 * 127 each are 30,480: the whole group is added up in int16;
+//   int8: |w| <= 128 unsigned and q with the sign of w: at most 2 * 128 * 127 = 32,512 (|q| <= 127), widened at once.
+#pragma once
+#include "simd.h"
+
+namespace octavo {
+namespace OCTAVO_ISA {
+
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+template <int COUNT, bool FOUR>
+struct Lines {
+  __m256i line[COUNT][2];  // int4: 0 .. 15; int8: signed again
+
+  explicit Lines(const uint8_t* p) {
+    for (int half = 0; half < 2; ++half) {
+      const __m256i* const from = reinterpret_cast<const __m256i*>(p) + half;
+      if constexpr (FOUR) {
+        const __m256i low = _mm256_set1_epi8(15);
+        for (int b = 0; b < COUNT / 2; ++b) {
+          const __m256i pair = _mm256_loadu_si256(from + 2 * b);
+          line[2 * b][half] = _mm256_and_si256(pair, low);
+          line[2 * b + 1][half] = _mm256_and_si256(_mm256_srli_epi16(pair, 4), low);
+        }
+      } else {
+        for (int b = 0; b < COUNT; ++b)
+          line[b][half] = _mm256_xor_si256(_mm256_loadu_si256(from + 2 * b), _mm256_set1_epi8(-128));
+      }
+    }
+  }
+
+  i32x16 dot(const int8_t* q, const int32_t*) const {
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256i sums[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+    for (int b = 0; b < COUNT; ++b) {
+      int32_t four;
+      std::memcpy(&four, q + b * 4, 4);
+      const __m256i a = _mm256_set1_epi32(four);
+      for (int half = 0; half < 2; ++half) {
+        if constexpr (FOUR) {
+          sums[half] = _mm256_add_epi16(sums[half], _mm256_maddubs_epi16(line[b][half], a));
+        } else {
+          const __m256i w = line[b][half];
+          const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
+          sums[half] = _mm256_add_epi32(sums[half], _mm256_madd_epi16(pairs, ones));
+        }
+      }
+    }
+    if constexpr (FOUR) for (__m256i& s : sums) s = _mm256_madd_epi16(s, ones);
+    i32x16 result;
+    std::memcpy(&result, sums, 64);
+    return result;
+  }
+};
+
+}  // namespace OCTAVO_ISA
+}  // namespace octavo
