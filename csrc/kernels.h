@@ -78,9 +78,15 @@ struct AttentionArgs {
 
 constexpr int PARTITION = 128;
 
+// Tokens of a row that are computed together: about 96 query rows.
+inline int32_t attention_chunk(int32_t group) { return group < 96 ? 96 / group : 1; }
+
 // One piece of attention work: queries token_begin .. token_end of one row (absolute token indices), one KV head, keys of
-// partitions first .. last of that row. `partial` < 0: all its partitions are here, the result goes to `out`; otherwise the
-// partitions' (max, sum, values) go to slots partial, partial + 1, … of the scratch, to be merged by attention_merge.
+// partitions first .. last of that row (ends excluded). `partial` < 0: all its partitions are here, the result goes to
+// `out`; otherwise partition first + i goes as (max, sum, values) to slot partial + i of the scratch, to be merged by
+// attention_merge in ascending order. A partition that no query of the item sees costs nothing.
+// Best items: attention_chunk(heads / kv_heads) tokens (or multiples: it goes by such chunks inside, which read a
+// partition's keys from L1 for all of them); cut by partitions when there are too few items to keep all threads busy.
 struct AttentionItem {
   int32_t row, kv_head, token_begin, token_end, first, last, partial;
 };

@@ -1,0 +1,123 @@
+// Rotates queries and keys and writes keys and values into the pages, in the arrangement of ../types.h. Tokens of one step
+// have slots of their own, and every write is of whole elements of its own position, so threads may take any tokens.
+#include "functions.h"
+#include "simd.h"
+
+namespace octavo {
+namespace OCTAVO_ISA {
+namespace {
+
+constexpr int MAX_HEAD_DIM = 1024;
+
+// Halves convention: feature i turns with i + rotary_dim / 2; the rest stays.
+void rotate(const float* x, const float* cos_sin, int rotary_dim, int d, float* out) {
+  const int half = rotary_dim / 2;
+  const auto turn = [&](int i, int n) {
+    const f32x16 a = load_n(x + i, n), b = load_n(x + half + i, n);
+    const f32x16 c = load_n(cos_sin + i, n), s = load_n(cos_sin + half + i, n);
+    store_n(out + i, fma(a, c, -(b * s)), n);
+    store_n(out + half + i, fma(b, c, a * s), n);
+  };
+  int i = 0;
+  for (; i + 16 <= half; i += 16) turn(i, 16);
+  if (i < half) turn(i, half - i);
+  if (rotary_dim < d) std::memcpy(out + rotary_dim, x + rotary_dim, size_t(d - rotary_dim) * 4);
+}
+
+void round_bf16(const float* x, int d, bf16* out) {
+  int i = 0;
+  for (; i + 16 <= d; i += 16) store_bf16(out + i, load(x + i));
+  if (i < d) {
+    bf16 last[16];
+    store_bf16(last, load_n(x + i, d - i));
+    std::memcpy(out + i, last, size_t(d - i) * 2);
+  }
+}
+
+// → scale; NaN when a feature is not finite, so that this is not hidden.
+float quantize(const float* x, int d, int8_t* out) {
+  f32x16 largest{}, zero{};
+  for (int i = 0; i < d; i += 16) {
+    const f32x16 v = load_n(x + i, d - i < 16 ? d - i : 16);
+    largest = max((f32x16)((i32x16)v & 0x7fffffff), largest);
+    zero = fma(v, f32x16{}, zero);
+  }
+  const float absmax = reduce_max(largest), inverse = absmax > 0 ? 127.0f / absmax : 0.0f;
+  for (int i = 0; i < d; i += 16) {
+    const int n = d - i < 16 ? d - i : 16;
+    const i32x16 q = to_int(load_n(x + i, n) * set1(inverse));
+    for (int j = 0; j < n; ++j) out[i + j] = int8_t(q[j]);
+  }
+  return absmax / 127.0f + reduce_add(zero);
+}
+
+struct Place {  // of one position and KV head in a page
+  int32_t kv_head, offset;
+};
+
+// Elements T of one position's key: pairs of features of `per_step` elements, tiles of min(16, block_size) positions.
+template <class T>
+void put_keys(const KvPages& kv, Place at, const T* x, int per_step, uint8_t* page) {
+  const int tile = kv.block_size < TILE ? kv.block_size : TILE;
+  const int64_t first = (int64_t{at.kv_head} * kv.block_size + at.offset / tile * tile) * kv.head_dim + at.offset % tile * per_step;
+  T* to = reinterpret_cast<T*>(page) + first;
+  for (int i = 0; i < kv.head_dim; i += per_step, to += tile * per_step) std::memcpy(to, x + i, sizeof(T) * size_t(per_step));
+}
+
+// Elements T of one position's value: `per_step` positions side by side.
+template <class T>
+void put_values(const KvPages& kv, Place at, const T* x, int per_step, uint8_t* page) {
+  const int64_t first = (int64_t{at.kv_head} * kv.block_size + at.offset / per_step * per_step) * kv.head_dim + at.offset % per_step;
+  T* to = reinterpret_cast<T*>(page) + first;
+  if (per_step == 1) std::memcpy(to, x, sizeof(T) * size_t(kv.head_dim));
+  else for (int i = 0; i < kv.head_dim; ++i) to[i * 2] = x[i];
+}
+
+void put_int8(const KvPages& kv, Place at, const float* k, const float* v, uint8_t* k_page, uint8_t* v_page) {
+  const int64_t elements = int64_t{kv.block_size} * kv.kv_heads * kv.head_dim;
+  const int64_t scale_at = elements + (int64_t{at.kv_head} * kv.block_size + at.offset) * 4;
+  int8_t q[MAX_HEAD_DIM];
+  const float k_scale = quantize(k, kv.head_dim, q);
+  put_keys(kv, at, q, 2, k_page);
+  std::memcpy(k_page + scale_at, &k_scale, 4);
+  const float v_scale = quantize(v, kv.head_dim, q);
+  put_values(kv, at, q, 2, v_page);
+  std::memcpy(v_page + scale_at, &v_scale, 4);
+}
+
+void put(const KvPages& kv, int64_t slot, int32_t kv_head, const float* k, const float* v) {
+  const int64_t block = slot / kv.block_size;
+  const Place at{kv_head, int32_t(slot % kv.block_size)};
+  uint8_t *k_page = kv.k_page(block), *v_page = kv.v_page(block);
+  if (kv.kind == KvKind::F32) {
+    put_keys(kv, at, k, 1, k_page);
+    put_values(kv, at, v, 1, v_page);
+  } else if (kv.kind == KvKind::BF16) {
+    bf16 rounded[MAX_HEAD_DIM];
+    round_bf16(k, kv.head_dim, rounded);
+    put_keys(kv, at, rounded, 2, k_page);
+    round_bf16(v, kv.head_dim, rounded);
+    put_values(kv, at, rounded, 2, v_page);
+  } else {
+    put_int8(kv, at, k, v, k_page, v_page);
+  }
+}
+
+}  // namespace
+
+void rope_cache(const RopeArgs& args, const Step& step, int64_t token0, int64_t token1) {
+  const int d = args.kv.head_dim;
+  float rotated[MAX_HEAD_DIM];
+  for (int64_t t = token0; t < token1; ++t) {
+    const float* cos_sin = args.cos_sin + step.positions[t] * args.rotary_dim;
+    for (int32_t h = 0; h < args.heads; ++h)
+      rotate(args.q + t * args.q_ld + int64_t{h} * d, cos_sin, args.rotary_dim, d, args.q_out + t * args.q_out_ld + int64_t{h} * d);
+    for (int32_t h = 0; h < args.kv.kv_heads; ++h) {
+      rotate(args.k + t * args.k_ld + int64_t{h} * d, cos_sin, args.rotary_dim, d, rotated);
+      put(args.kv, step.slots[t], h, rotated, args.v + t * args.v_ld + int64_t{h} * d);
+    }
+  }
+}
+
+}  // namespace OCTAVO_ISA
+}  // namespace octavo
