@@ -34,5 +34,5 @@ lint: ## Check style and types
 	.venv/bin/mypy
 
 clean: ## Remove .venv and what tools left behind; fetched models stay
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* htmlcov coverage.xml
+	rm -rf .venv build dist octavo/kernels/cpu/_native*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* htmlcov coverage.xml
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

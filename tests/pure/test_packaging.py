@@ -29,7 +29,7 @@ def declared() -> list[Requirement]:
     return [Requirement(text) for text in re.findall(r'"([^"]+)"', block.group(1))]
 
 
-@pytest.mark.parametrize("file", ["requirements.txt", "requirements-dev.txt"])
+@pytest.mark.parametrize("file", ["requirements.txt", "requirements-dev.txt", "requirements-build.txt"])
 def test_every_package_is_pinned_exactly(file: str) -> None:
     for pin in pins(file).values():
         (specifier,) = pin.specifier
@@ -43,6 +43,17 @@ def test_pins_satisfy_what_is_declared() -> None:
             continue
         (specifier,) = pinned[canonicalize_name(wish.name)].specifier
         assert wish.specifier.contains(specifier.version), f"{wish} is pinned to {specifier}"
+
+
+def test_octavo_is_built_with_what_is_pinned() -> None:
+    pinned = pins("requirements-build.txt")
+    block = re.search(r"^requires = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.M)
+    assert block is not None
+    for wish in map(Requirement, re.findall(r'"([^"]+)"', block.group(1))):
+        assert wish.specifier == pinned[canonicalize_name(wish.name)].specifier
+    everywhere = pins("requirements.txt") | pins("requirements-dev.txt")
+    for name in pinned.keys() & everywhere.keys():
+        assert pinned[name].specifier == everywhere[name].specifier, f"{name} is pinned twice, differently"
 
 
 def test_a_cpu_build_of_torch_satisfies_the_pin() -> None:
@@ -63,6 +74,7 @@ BACKEND = """
 import pathlib, zipfile
 def build_editable(folder, config_settings=None, metadata_directory=None):
     assert not pathlib.Path("broken").exists()
+    assert config_settings == {"wheel.cmake": "false"}
     with zipfile.ZipFile(pathlib.Path(folder, "octavo-1.0-py3-none-any.whl"), "w") as wheel:
         wheel.writestr("octavo-1.0.dist-info/METADATA", "Metadata-Version: 2.1\\nName: octavo\\nVersion: 1.0\\n")
         tags = "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n"
@@ -78,7 +90,7 @@ def checkout(tmp_path: Path) -> Path:
     folder = tmp_path / "check out"
     (folder / "tools").mkdir(parents=True)
     shutil.copy(ROOT / "tools/setup", folder / "tools/setup")
-    for name in ("requirements.txt", "requirements-dev.txt"):
+    for name in ("requirements.txt", "requirements-dev.txt", "requirements-build.txt"):
         (folder / name).write_text("# nothing\n")
     (folder / "backend.py").write_text(BACKEND)
     (folder / "pyproject.toml").write_text(
@@ -88,9 +100,10 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def setup(checkout: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """On a machine without a C++ compiler."""
     return subprocess.run(
         [checkout / "tools/setup", "dev"],
-        env={**os.environ, "PYTHON": sys.executable, **environment},
+        env={**os.environ, "PYTHON": sys.executable, "CXX": "no-such-compiler", **environment},
         capture_output=True,
         text=True,
         timeout=100,
@@ -101,7 +114,7 @@ def stages(ran: subprocess.CompletedProcess[str]) -> list[str]:
     return [line.split()[1] for line in ran.stderr.splitlines() if line.startswith("==>") and "done in" not in line]
 
 
-ALL = ["making", "installing", "installing", "installing"]
+ALL = ["making", "installing", "installing", "installing", "installing"]
 
 
 def test_setup_repairs_what_is_broken_and_repeats_nothing_that_is_done(checkout: Path) -> None:
@@ -113,11 +126,16 @@ def test_setup_repairs_what_is_broken_and_repeats_nothing_that_is_done(checkout:
     (checkout / "broken").unlink()
     repaired = setup(checkout)
     assert repaired.returncode == 0, repaired.stderr
-    assert stages(repaired) == ALL, "an install that was cut off marks the environment"
+    assert stages(repaired) == [*ALL, "no"], "an install that was cut off marks the environment"
+    assert "no native kernels (no C++ compiler: 'sudo apt install g++'); octavo computes" in repaired.stderr
     assert "done in" in repaired.stderr
     assert stages(setup(checkout)) == []
     (checkout / "requirements-dev.txt").write_text("# changed\n")
     assert stages(setup(checkout)) == ["installing"]
+    (checkout / "csrc").mkdir()
+    (checkout / "csrc/kernel.cpp").touch()
+    assert stages(setup(checkout)) == ["installing", "no"]
+    assert stages(setup(checkout)) == []
 
 
 def test_setup_without_python_or_venv_is_one_line(checkout: Path, tmp_path: Path) -> None:
