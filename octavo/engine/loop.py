@@ -11,6 +11,7 @@ client that says nothing for `client_timeout` has no requests here; the pool is 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -70,6 +71,8 @@ class EngineLoop:
         self._client_timeout = client_timeout
         self._memory_mb = memory_mb
         self._last_seen: dict[bytes, float] = {}
+        self._next_silence = math.inf
+        """Before this clock no client can have been silent for too long."""
         self._plans: deque[Plan] = deque()
         self._drain_wanted = False
         self._draining = False
@@ -99,7 +102,8 @@ class EngineLoop:
         try:
             for client, message in messages:
                 self._handle(client, message, now)
-            self._drop_silent(now)
+            if now > self._next_silence:
+                self._drop_silent(now)
             if self._drain_wanted and not self._draining:
                 self._draining = True
                 for client in self._last_seen:
@@ -140,10 +144,14 @@ class EngineLoop:
         """One Outputs per client; failures each on their own."""
         outputs: dict[bytes, list[TokenOutput]] = {}
         for client, reply in replies:
-            if isinstance(reply, Failed):
-                self._transport.send(client, reply)
+            if isinstance(reply, TokenOutput):
+                items = outputs.get(client)
+                if items is None:
+                    outputs[client] = [reply]
+                else:
+                    items.append(reply)
             else:
-                outputs.setdefault(client, []).append(reply)
+                self._transport.send(client, reply)
         for client, items in outputs.items():
             self._transport.send(client, Outputs(items))
 
@@ -175,6 +183,8 @@ class EngineLoop:
             logger.warning("a client speaks protocol %d, this engine %d", hello.version, PROTOCOL_VERSION)
             return
         self._last_seen[client] = now
+        if self._client_timeout is not None:
+            self._next_silence = min(self._next_silence, now + self._client_timeout)
         if self._draining:
             self._transport.send(client, Draining())
 
@@ -193,12 +203,12 @@ class EngineLoop:
             self._checked = False
 
     def _drop_silent(self, now: float) -> None:
-        if self._client_timeout is None:
-            return
+        assert self._client_timeout is not None
         for client, seen in list(self._last_seen.items()):
             if now - seen > self._client_timeout:
                 logger.info("a client has been silent for %.1f s; its requests are aborted", now - seen)
                 self._forget(client)
+        self._next_silence = min(self._last_seen.values(), default=math.inf) + self._client_timeout
 
     def _wait(self, timeout: float | None) -> float | None:
         """Not longer than until the next client's time is up."""

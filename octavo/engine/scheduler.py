@@ -116,18 +116,21 @@ class Scheduler:
         assert len(result.token_ids) == num_samples, f"{len(result.token_ids)} tokens for {num_samples} sampling rows"
         self._flights.popleft()
         self._planner.fresh.pop(plan.index, None)
+        # What register() may rely on: plans before the next one in flight.
+        confirmed = self._flights[0].plan.index - 1 if self._flights else self._num_plans
         replies: list[Reply] = []
         sample = 0
         for request, epoch, run, end in flight.items:
-            at = sample
-            sample += run.samples
             if request.epoch != epoch:  # it ended or was preempted meanwhile; if so this is computed anew
+                sample += run.samples
                 continue
             if request.prompt_logprobs is not None:
                 request.prompt_logprobs += result.prompt_logprobs.get(run.row, ())
             if run.samples:
-                logprobs = result.logprobs[at] if result.logprobs else None
-                replies.append((request.client, self._apply_token(request, result.token_ids[at], logprobs, now, end)))
+                logprobs = result.logprobs[sample] if result.logprobs else None
+                output = self._apply_token(request, result.token_ids[sample], logprobs, now, confirmed)
+                replies.append((request.client, output))
+                sample += 1
             elif end >= request.limit:  # max_tokens=0: the prompt was all that was wanted
                 request.first_token = request.last_token = now
                 replies.append((request.client, self._output(request, [], None, end)))
@@ -162,16 +165,21 @@ class Scheduler:
         assert len(live) == self.num_running + self.num_waiting, "a request is lost"
 
     def _apply_token(
-        self, request: Request, token: int, logprobs: TokenLogprobs | None, now: float, end: int
+        self, request: Request, token: int, logprobs: TokenLogprobs | None, now: float, confirmed: int
     ) -> TokenOutput:
-        request.token_ids.append(token)
+        """Once a token of every stream in every step: what most tokens need not know stands behind the return."""
+        ids = request.token_ids
+        ids.append(token)
         request.num_pending -= 1
-        request.last_token = now
         self.counters.generated_tokens += 1
-        self._planner.register(request, confirmed=self._flights[0].plan.index - 1 if self._flights else self._num_plans)
+        if len(ids) % self.config.block_size == 0:
+            self._planner.register(request, confirmed)
+        if request.first_token is not None and len(ids) < request.limit and token not in request.stop_ids:
+            return TokenOutput(request.id, [token], None if logprobs is None else [logprobs])
+        request.last_token = now
         if request.first_token is None:
             request.first_token = now
-        return self._output(request, [token], None if logprobs is None else [logprobs], end)
+        return self._output(request, [token], None if logprobs is None else [logprobs], len(ids))
 
     def _output(
         self, request: Request, token_ids: list[int], logprobs: list[TokenLogprobs] | None, end: int

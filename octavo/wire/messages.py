@@ -80,7 +80,7 @@ class Welcome(msgspec.Struct, tag="welcome", array_like=True, frozen=True):
     info: EngineInfo
 
 
-class TokenOutput(msgspec.Struct, array_like=True):
+class TokenOutput(msgspec.Struct, array_like=True, gc=False):
     """New tokens of one request. `finish_reason` set: final. `stop_reason`: the stop token id that ended it
     (the stop token itself is among token_ids; clients do not show it as text)."""
 
@@ -95,7 +95,7 @@ class TokenOutput(msgspec.Struct, array_like=True):
     """With the first token, when asked for: one per prompt token, the first None."""
 
 
-class Outputs(msgspec.Struct, tag="outputs", array_like=True):
+class Outputs(msgspec.Struct, tag="outputs", array_like=True, gc=False):
     """All outputs of one step for one client."""
 
     items: list[TokenOutput]

@@ -13,7 +13,7 @@ import msgspec
 from octavo.types import SamplingParams, TokenLogprobs
 
 
-class Admit(msgspec.Struct, array_like=True):
+class Admit(msgspec.Struct, array_like=True, gc=False):
     """Puts a request on a row. `token_ids` = prompt + output so far (after preemption or restart)."""
 
     row: int
@@ -29,14 +29,14 @@ class Admit(msgspec.Struct, array_like=True):
     bad_word_ids: list[list[int]]
 
 
-class Extend(msgspec.Struct, array_like=True):
+class Extend(msgspec.Struct, array_like=True, gc=False):
     """Appends pages to a row's block table."""
 
     row: int
     block_ids: list[int]
 
 
-class Run(msgspec.Struct, array_like=True):
+class Run(msgspec.Struct, array_like=True, gc=False):
     """Computes `num_tokens` tokens of a row; `samples`: this reaches the row's end and one token is sampled."""
 
     row: int
@@ -44,12 +44,12 @@ class Run(msgspec.Struct, array_like=True):
     samples: bool
 
 
-class BlockCopy(msgspec.Struct, array_like=True):
+class BlockCopy(msgspec.Struct, array_like=True, gc=False):
     src: int
     dst: int
 
 
-class Plan(msgspec.Struct, array_like=True):
+class Plan(msgspec.Struct, array_like=True, gc=False):
     index: int
     release: list[int] = []
     admit: list[Admit] = []
@@ -58,7 +58,7 @@ class Plan(msgspec.Struct, array_like=True):
     run: list[Run] = []
 
 
-class Result(msgspec.Struct, array_like=True):
+class Result(msgspec.Struct, array_like=True, gc=False):
     """What a plan produced. Lists are aligned with the plan's sampling `Run`s, in order."""
 
     index: int
