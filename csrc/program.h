@@ -51,6 +51,8 @@ class Program {
  public:
   Program(std::shared_ptr<Pool> pool, std::shared_ptr<Inputs> inputs, const Kernels* kernels);
   ~Program();
+  Program(const Program&) = delete;
+  Program& operator=(const Program&) = delete;
 
   void add(std::unique_ptr<Operation> operation);
   void begin_tail(int64_t chunk);  // what is added from here on runs over at most `chunk` samples at a time
