@@ -95,6 +95,7 @@ class Recorded {
 
   Recorded(std::shared_ptr<Pool> p, std::shared_ptr<Inputs> i, const std::string& isa)
       : inputs(i), pool(p), program(p, i, kernels_named(isa)) {}
+  Recorded(const Recorded&) = delete;
 
   void keep(MatrixPtr matrix) { matrices_.push_back(std::move(matrix)); }
 
