@@ -53,6 +53,8 @@ class Program {
   ~Program();
   Program(const Program&) = delete;
   Program& operator=(const Program&) = delete;
+
+  void add(std::unique_ptr<Operation> operation);
   void begin_tail(int64_t chunk);  // what is added from here on runs over at most `chunk` samples at a time
   AttentionPlan* attention_plan(int32_t heads, int32_t kv_heads, int32_t head_dim, int32_t window);
 
