@@ -17,7 +17,10 @@ FAULTS = "OCTAVO_FAULTS"
 BACKEND = "OCTAVO_BACKEND"
 """Forces one kernel backend by name (for tests and comparisons)."""
 
-NOT_OPTIONS = (CACHE, FAULTS, BACKEND)
+CPU_ISA = "OCTAVO_CPU_ISA"
+"""Forces an instruction set of the native kernels that is lower than the best: avx512, avx2 or portable."""
+
+NOT_OPTIONS = (CACHE, FAULTS, BACKEND, CPU_ISA)
 
 
 def cache_dir() -> Path:
@@ -63,6 +66,16 @@ def child_environment(**changes: str) -> dict[str, str]:
 
 def forced_backend() -> str | None:
     return os.environ.get(BACKEND) or None
+
+
+def forced_isa() -> str | None:
+    """Raises ConfigError when it is none that exists; whether the machine runs it the kernels know."""
+    from octavo.errors import ConfigError
+
+    isa = os.environ.get(CPU_ISA) or None
+    if isa not in (None, "avx512", "avx2", "portable"):
+        raise ConfigError(f"{CPU_ISA}={isa}: there are avx512, avx2 and portable")
+    return isa
 
 
 def limit_openmp_spinning() -> None:

@@ -57,7 +57,8 @@ def _kernels(resolved: ResolvedConfig) -> Table:
     from octavo.kernels import registry
 
     rows = [("pytorch", version("torch"))]
-    for report in registry.report(resolved.device, resolved.dtype, env.forced_backend()):
+    spec = registry.Spec(resolved.device, resolved.dtype, resolved.kv_cache_dtype, resolved.threads, env.forced_isa())
+    for report in registry.report(spec, env.forced_backend()):
         rows.append((report.name, ("chosen: " if report.chosen else "not chosen: ") + report.reason))
     return _table("Kernels", rows)
 

@@ -38,7 +38,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         | None
     ) = None
     gpu_memory_utilization: Annotated[float, Meta(gt=0, le=1, description="Share of GPU memory to use.")] = 0.9
-    kv_cache_dtype: Annotated[Literal["auto", "fp8"], Meta(description="Type of the KV cache.")] = "auto"
+    kv_cache_dtype: Annotated[
+        Literal["auto", "int8", "fp8"], Meta(description="Type of the KV cache; auto: that of --dtype.")
+    ] = "auto"
     isq: Annotated[str, Meta(description="Quantize the weights at load, e.g. q8_0, q4k, int4, fp8.")] | None = None
     prefix_cache: Annotated[bool, Meta(description="Reuse KV pages of equal prompt prefixes.")] = True
     max_queued_requests: Annotated[int, Meta(ge=0, description="Waiting requests before 429; 0: no limit.")] = 1024

@@ -22,6 +22,8 @@ class ResolvedConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_num_seqs: int
     max_num_batched_tokens: int
     block_size: int
+    kv_cache_dtype: str
+    """That of `dtype`, or int8."""
     kv_cache_memory: int | None
     """Bytes for KV pages when given; None: sized by the profile run within `memory_budget`."""
     memory_budget: int
@@ -51,8 +53,8 @@ def parse_bytes(text: str, option: str) -> int:
 
 
 def _refuse_unsupported(config: EngineConfig) -> None:
-    if config.kv_cache_dtype != "auto":
-        raise ConfigError(f"--kv-cache-dtype {config.kv_cache_dtype} is not supported yet; use auto")
+    if config.kv_cache_dtype == "fp8":
+        raise ConfigError("--kv-cache-dtype fp8 is for a GPU, and only cpu is supported yet; use int8 or auto")
     if config.isq is not None:
         raise ConfigError(f"--isq {config.isq} is not supported yet; leave it out")
     if config.device not in ("auto", "cpu"):
@@ -96,6 +98,7 @@ def resolve(config: EngineConfig, hardware: Hardware, facts: ModelFacts, model_n
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         block_size=config.block_size,
+        kv_cache_dtype=dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype,
         kv_cache_memory=parse_bytes(config.kv_cache_memory, "--kv-cache-memory") if config.kv_cache_memory else None,
         memory_budget=budget,
         prefix_cache=config.prefix_cache,

@@ -1,8 +1,8 @@
 """Weight layouts: the few forms in which kernels take a matrix. Every file format becomes one of these at load.
 
 All describe a matrix W of shape [out_features, in_features] for y = x @ W.T. Quantization groups run along
-in_features. `shard`, `fuse` and `dequantize` are the only things the rest of the house does with them; to multiply
-is `ops.linear(x, weight)`. A backend may define further, repacked layouts of its own in its folder.
+in_features. `shard`, `fuse` and `dequantize` are the only things the rest of the house does with them. A backend brings
+them to its own form once at load (`ops.prepare`); to multiply is `ops.linear(x, prepared)`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 """The compute types by their names in the configuration."""
 
 
-class Layout(Protocol):
-    """What every layout can do. Shapes are those of the full-precision matrix."""
+class Prepared(Protocol):
+    """A matrix in the form a backend wants. Shapes are those of the full-precision matrix."""
 
     @property
     def shape(self) -> tuple[int, int]: ...
@@ -33,6 +33,10 @@ class Layout(Protocol):
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """[out, in] dense matrix in `dtype`, computed in f32."""
         ...
+
+
+class Layout(Prepared, Protocol):
+    """What every layout can do."""
 
     def shard(self: L, dim: int, rank: int, world_size: int) -> L:
         """Part `rank` of `world_size` equal parts along dim 0 (out) or 1 (in, whole groups)."""

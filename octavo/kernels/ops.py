@@ -7,33 +7,58 @@ Adding an operation: one method here, one reference, one list of shapes in tests
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from octavo.kernels.layouts import Layout
+from octavo.kernels.layouts import Layout, Prepared
+from octavo.kernels.recorded import PermanentRows, Recorded, StepModel
 from octavo.kernels.step import Step
 
 
 class Ops(Protocol):
-    """One backend. Activations x are [tokens, features] in the engine's dtype, contiguous, on one device."""
+    """One backend. Activations x are [tokens, features] in `activations`, contiguous, on one device."""
 
     name: str
 
-    def prepare(self, weight: Layout) -> Layout:
-        """The layout in which this backend wants a matrix that `linear` will multiply; called once per matrix at
-        load (the reference: dense in the engine's dtype)."""
+    activations: torch.dtype
+    """Type of x, biases and results: the engine's dtype in the reference, f32 in native kernels whatever the dtype."""
+
+    notes: Sequence[str]
+    """What a user may want to know of the kernels in use: instruction set, threads."""
+
+    def prepare(self, parts: Sequence[Layout]) -> Prepared:
+        """One matrix that `linear` will multiply, its parts under one another along out_features, in the form this
+        backend wants; called once per matrix at load (the reference: dense in the engine's dtype)."""
         ...
 
-    def embedding(self, token_ids: Tensor, table: Layout) -> Tensor:
+    def prepare_table(self, table: Layout) -> Prepared:
+        """The same for a matrix of which only `embedding` reads some rows."""
+        ...
+
+    def kv_page(self, block_size: int, kv_heads: int, head_dim: int) -> tuple[tuple[int, ...], torch.dtype]:
+        """Shape and type of one layer's K in one page; V's are the same. A layer's pages are [2, blocks, *shape]; what
+        lies where inside a page is the backend's own affair."""
+        ...
+
+    def record(
+        self, model: StepModel, kv: Sequence[Tensor], rows: PermanentRows, max_tokens: int, block_size: int
+    ) -> Recorded | None:
+        """The model's step over these pages and rows, of at most `max_tokens` tokens, to be replayed by one call;
+        None: this backend runs steps one operation at a time."""
+        ...
+
+    def embedding(self, token_ids: Tensor, table: Prepared) -> Tensor:
         """[tokens] int64, [vocab, hidden] → [tokens, hidden]."""
         ...
 
-    def linear(self, x: Tensor, weight: Layout, bias: Tensor | None = None) -> Tensor:
+    def linear(self, x: Tensor, weight: Prepared, bias: Tensor | None = None) -> Tensor:
         """[tokens, in], [out, in] → [tokens, out]; f32 accumulation."""
         ...
 
-    def logits(self, x: Tensor, weight: Layout) -> Tensor:
+    def logits(self, x: Tensor, weight: Prepared) -> Tensor:
         """[samples, hidden], [vocab, hidden] → [samples, vocab] f32, never rounded to less: bf16 has steps of 1/8 where
         logits lie, which would choose among the best by chance."""
         ...
@@ -42,8 +67,8 @@ class Ops(Protocol):
         """x / sqrt(mean(x²) + eps) * weight over the last axis, in f32, rounded to x's dtype."""
         ...
 
-    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """residual' = x + residual; → (rms_norm(residual') in x's dtype, residual'). May overwrite both inputs.
+    def add_rms_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """residual' = x + residual (None: x alone) → (rms_norm(residual') in x's dtype, residual'). May overwrite both.
         The residual is f32 in every dtype: what all layers add to is not rounded at each."""
         ...
 
@@ -52,7 +77,7 @@ class Ops(Protocol):
 
         q [tokens, heads, head_dim], k and v [tokens, kv_heads, head_dim] (may be views of one fused projection);
         cos_sin [max_positions, rotary_dim] f32: cosines then sines, halves convention (NeoX), rotary_dim <= head_dim;
-        kv [2, blocks, block_size, kv_heads, head_dim], one layer's pages. → rotated q, contiguous.
+        kv: one layer's pages (see kv_page). → rotated q, contiguous.
         """
         ...
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from octavo.errors import ConfigError
 from octavo.kernels.layouts import DTYPES
@@ -20,12 +21,17 @@ class Spec:
 
     device: str
     dtype: str
+    kv_cache_dtype: str | None = None
+    """A key of DTYPES, or int8; None: dtype."""
+    threads: int = 1
+    isa: str | None = None
+    """Instruction set that is forced (OCTAVO_CPU_ISA); None: the best."""
 
 
 @dataclass(frozen=True)
 class Backend:
     name: str
-    describe: str
+    describe: Callable[[Spec], str]
     supports: Callable[[Spec], str | None]
     """None, or the reason why not."""
     load: Callable[[Spec], Ops]
@@ -45,23 +51,51 @@ def _reference_supports(spec: Spec) -> str | None:
         return f"runs on the CPU, not on {spec.device}"
     if spec.dtype == "float16":
         return "float16 is slow and overflows on the CPU; use bfloat16 or float32"
+    if spec.kv_cache_dtype not in (None, spec.dtype):
+        return f"has no KV cache of {spec.kv_cache_dtype} beside {spec.dtype}"
     return None if spec.dtype in DTYPES else f"does not know dtype {spec.dtype}"
 
 
 def _load_reference(spec: Spec) -> Ops:
     from octavo.kernels.reference.backend import ReferenceOps
 
-    return ReferenceOps(DTYPES[spec.dtype], spec.device)
+    return ReferenceOps(DTYPES[spec.dtype], spec.device, spec.threads)
+
+
+def _native_supports(spec: Spec) -> str | None:
+    if spec.device != "cpu":
+        return f"runs on the CPU, not on {spec.device}"
+    if find_spec("octavo.kernels.cpu._native") is None:
+        return "the native kernels were not compiled: no C++ compiler was found at installation"
+    from octavo.kernels.cpu import backend
+
+    return backend.supports(spec.dtype, spec.kv_cache_dtype or spec.dtype)
+
+
+def _describe_native(spec: Spec) -> str:
+    from octavo.kernels.cpu.backend import choose_isa, known_isas
+
+    isa = choose_isa(spec.isa)
+    others = [name for name in known_isas() if name != isa]
+    return f"native kernels for {isa}" + (f" (this machine also runs {', '.join(others)})" if others else "")
+
+
+def _load_native(spec: Spec) -> Ops:
+    from octavo.kernels.cpu.backend import CpuOps, choose_isa
+
+    isa = choose_isa(spec.isa)
+    return CpuOps(DTYPES[spec.dtype], spec.kv_cache_dtype or spec.dtype, isa, spec.threads)
 
 
 BACKENDS = [
-    Backend("reference", "plain PyTorch", _reference_supports, _load_reference),
+    Backend("cpu", _describe_native, _native_supports, _load_native),
+    Backend("reference", lambda spec: "plain PyTorch", _reference_supports, _load_reference),
 ]
 
 
-def report(device: str, dtype: str, forced: str | None = None) -> list[Choice]:
+def report(spec: Spec, forced: str | None = None) -> list[Choice]:
     """One entry per backend, in order of preference; at most one is chosen."""
-    spec, choices, taken = Spec(device, dtype), [], False
+    choices, taken = [], False
     for backend in BACKENDS:
         reason = backend.supports(spec)
         if reason is None and forced is not None and backend.name != forced:
@@ -70,18 +104,21 @@ def report(device: str, dtype: str, forced: str | None = None) -> list[Choice]:
             reason = "a faster one was chosen"
         chosen = reason is None
         taken = taken or chosen
-        choices.append(Choice(backend.name, chosen, reason or backend.describe))
+        choices.append(Choice(backend.name, chosen, reason or backend.describe(spec)))
     return choices
 
 
-def choose(device: str, dtype: str, forced: str | None = None) -> Ops:
-    """The first backend that supports the device and dtype, or the forced one. Raises ConfigError with all reasons."""
+def choose(spec: Spec, forced: str | None = None) -> Ops:
+    """The first backend that supports the spec, or the forced one. Raises ConfigError with all reasons."""
     known = [backend.name for backend in BACKENDS]
     if forced is not None and forced not in known:
         raise ConfigError(f"OCTAVO_BACKEND={forced}: no such backend; there are {', '.join(known)}")
-    choices = report(device, dtype, forced)
+    choices = report(spec, forced)
     for backend, choice in zip(BACKENDS, choices, strict=True):
         if choice.chosen:
-            return backend.load(Spec(device, dtype))
+            return backend.load(spec)
     reasons = "; ".join(f"{choice.name}: {choice.reason}" for choice in choices)
-    raise ConfigError(f"no kernels for device {device} with dtype {dtype} ({reasons})")
+    wanted = (
+        spec.dtype if spec.kv_cache_dtype in (None, spec.dtype) else f"{spec.dtype}, KV cache {spec.kv_cache_dtype}"
+    )
+    raise ConfigError(f"no kernels for device {spec.device} with dtype {wanted} ({reasons})")

@@ -34,7 +34,7 @@ class Attention:
         return self._qkv.nbytes + self._out.nbytes
 
     def __call__(self, x: Tensor, kv: Tensor, step: Step) -> Tensor:
-        """x [tokens, hidden], kv [2, blocks, block_size, kv_heads, head_dim] → [tokens, hidden]."""
+        """x [tokens, hidden], kv: the layer's pages → [tokens, hidden]."""
         shape = self._shape
         heads, kv_heads = shape.num_heads, shape.num_kv_heads
         qkv = self._qkv(x).view(x.shape[0], heads + 2 * kv_heads, shape.head_dim)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from octavo.kernels.layouts import Dense, Layout
+from octavo.kernels.layouts import Prepared
 from octavo.kernels.ops import Ops
 
 
 class Embedding:
-    """A quantized table that is not shared with the head stays as the file has it: only the rows of a step are made
-    dense."""
+    """`table`: prepared by `ops.prepare_table`, or the weight of the head."""
 
-    def __init__(self, ops: Ops, table: Layout) -> None:
-        self._ops = ops
-        self._table = ops.prepare(table) if isinstance(table, Dense) else table
+    def __init__(self, ops: Ops, table: Prepared) -> None:
+        self._ops, self._table = ops, table
 
     @property
     def nbytes(self) -> int:

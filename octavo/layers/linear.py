@@ -10,33 +10,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from octavo.kernels.layouts import Layout, same_form
+from octavo.kernels.layouts import Layout
 from octavo.kernels.ops import Ops
 
 
 class Linear:
-    """y = x @ W.T + b, x [tokens, in] → [tokens, out]."""
+    """y = x @ W.T + b, x [tokens, in] → [tokens, out]. Several parts are one product in place of several over the same
+    x: their results lie side by side, in whatever layouts the file has them."""
 
-    def __init__(self, ops: Ops, weight: Layout, bias: Tensor | None = None) -> None:
+    def __init__(self, ops: Ops, parts: Sequence[Layout], biases: Sequence[Tensor] = ()) -> None:
         self._ops = ops
-        self.weight = ops.prepare(weight)
-        self._bias = bias
-
-    @classmethod
-    def fused(cls, ops: Ops, weights: Sequence[Layout], biases: Sequence[Tensor] | None = None) -> Linear:
-        """One product in place of several over the same x; the results lie side by side. Formats may mix the layouts
-        of, say, q and v: those are fused in the form the backend brings them to."""
-        if not same_form(weights):
-            weights = [ops.prepare(weight) for weight in weights]
-        bias = torch.cat(list(biases)) if biases else None
-        return cls(ops, weights[0].fuse(list(weights[1:])), bias)
+        self._weight = ops.prepare(parts)
+        self._bias = torch.cat(list(biases)) if biases else None
 
     @property
     def nbytes(self) -> int:
-        return self.weight.nbytes + (0 if self._bias is None else self._bias.nbytes)
+        return self._weight.nbytes + (0 if self._bias is None else self._bias.nbytes)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._ops.linear(x, self.weight, self._bias)
+        return self._ops.linear(x, self._weight, self._bias)
 
 
 class Head:
@@ -44,7 +36,7 @@ class Head:
 
     def __init__(self, ops: Ops, weight: Layout) -> None:
         self._ops = ops
-        self.weight = ops.prepare(weight)
+        self.weight = ops.prepare([weight])
 
     @property
     def nbytes(self) -> int:

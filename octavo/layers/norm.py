@@ -19,6 +19,6 @@ class RMSNorm:
         """[tokens, hidden] → the same."""
         return self._ops.rms_norm(x, self._weight, self._eps)
 
-    def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """→ (norm(x + residual), x + residual); may overwrite both."""
+    def add(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        """→ (norm(x + residual), x + residual); may overwrite both. No residual: x alone."""
         return self._ops.add_rms_norm(x, residual, self._weight, self._eps)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from octavo.kernels.step import Step
@@ -29,7 +28,7 @@ class Model(Protocol):
         ...
 
     def __call__(self, step: Step, kv: Sequence[Tensor]) -> Tensor:
-        """kv: per layer [2, blocks, block_size, kv_heads, head_dim], written at the step's slots.
+        """kv: per layer its pages (Ops.kv_page), written at the step's slots.
         → hidden states after the final norm, [tokens, hidden]."""
         ...
 
@@ -49,8 +48,9 @@ class Block:
     def nbytes(self) -> int:
         return sum(part.nbytes for part in (self._attention_norm, self._attention, self._mlp_norm, self._mlp))
 
-    def __call__(self, x: Tensor, residual: Tensor, kv: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-        """x [tokens, hidden], residual the same in f32 → (this block's last contribution, the sum before it)."""
+    def __call__(self, x: Tensor, residual: Tensor | None, kv: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """x [tokens, hidden], residual the same in f32, or None at the first block → (this block's last contribution,
+        the sum before it)."""
         x, residual = self._attention_norm.add(x, residual)
         x, residual = self._mlp_norm.add(self._attention(x, kv, step), residual)
         return self._mlp(x), residual
@@ -69,8 +69,7 @@ class Decoder:
         return shared + sum(block.nbytes for block in self._blocks) + self._norm.nbytes + self._head.nbytes
 
     def __call__(self, step: Step, kv: Sequence[Tensor]) -> Tensor:
-        x = self._embedding(step.token_ids)
-        residual = torch.zeros_like(x, dtype=torch.float32)
+        x, residual = self._embedding(step.token_ids), None
         for block, pages in zip(self._blocks, kv, strict=True):
             x, residual = block(x, residual, pages, step)
         return self._norm.add(x, residual)[0]

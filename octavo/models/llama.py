@@ -25,26 +25,22 @@ IGNORABLE = (".rotary_emb.inv_freq",)
 """Old checkpoints store the frequencies, which follow from the config."""
 
 
-def build_llama(facts: ModelFacts, checkpoint: Checkpoint, ops: Ops, num_positions: int, dtype: torch.dtype) -> Decoder:
+def build_llama(facts: ModelFacts, checkpoint: Checkpoint, ops: Ops, num_positions: int) -> Decoder:
     """From names as Transformers writes them."""
-    return _Builder(facts, Reader(checkpoint), ops, dtype, num_positions, permuted=False).build(checkpoint.file)
+    return _Builder(facts, Reader(checkpoint), ops, num_positions, permuted=False).build(checkpoint.file)
 
 
-def build_gguf_llama(
-    facts: ModelFacts, checkpoint: Checkpoint, ops: Ops, num_positions: int, dtype: torch.dtype
-) -> Decoder:
+def build_gguf_llama(facts: ModelFacts, checkpoint: Checkpoint, ops: Ops, num_positions: int) -> Decoder:
     """From a GGUF file, which stores the rows of q and k in the order of the interleaved rotary convention."""
     reader = Reader(checkpoint, gguf_name)
-    return _Builder(facts, reader, ops, dtype, num_positions, permuted=True).build(checkpoint.file)
+    return _Builder(facts, reader, ops, num_positions, permuted=True).build(checkpoint.file)
 
 
 class _Builder:
     """Reads layer after layer, so that only one tensor at a time exists in two forms."""
 
-    def __init__(
-        self, facts: ModelFacts, reader: Reader, ops: Ops, dtype: torch.dtype, num_positions: int, permuted: bool
-    ) -> None:
-        self.facts, self.reader, self.ops, self.dtype = facts, reader, ops, dtype
+    def __init__(self, facts: ModelFacts, reader: Reader, ops: Ops, num_positions: int, permuted: bool) -> None:
+        self.facts, self.reader, self.ops = facts, reader, ops
         self.num_positions, self.permuted = num_positions, permuted
         scale = facts.head_dim**-0.5
         self.shape = AttentionShape(facts.num_heads, facts.num_kv_heads, facts.head_dim, scale, facts.sliding_window)
@@ -68,7 +64,7 @@ class _Builder:
             embedding = Embedding(self.ops, head.weight)
         else:
             head = Head(self.ops, reader.matrix("lm_head.weight", facts.vocab_size, facts.hidden_size))
-            embedding = Embedding(self.ops, table)
+            embedding = Embedding(self.ops, self.ops.prepare_table(table))
         blocks = [self.block(f"model.layers.{i}", cos_sin) for i in range(facts.num_layers)]
         norm = self.norm("model.norm")
         reader.finish(IGNORABLE)
@@ -97,9 +93,9 @@ class _Builder:
             weight = self.reader.matrix(f"{at}.{part}_proj.weight", rows, facts.hidden_size)
             weights.append(weight if order is None else weight.take_rows(order))
             if facts.attention_bias:
-                bias = self.reader.vector(f"{at}.{part}_proj.bias", rows, self.dtype)
+                bias = self.reader.vector(f"{at}.{part}_proj.bias", rows, self.ops.activations)
                 biases.append(bias if order is None else bias[order])
-        return Linear.fused(self.ops, weights, biases)
+        return Linear(self.ops, weights, biases)
 
     def out(self, at: str) -> Linear:
         facts = self.facts
@@ -107,8 +103,8 @@ class _Builder:
 
     def linear(self, names: list[str], rows: int, columns: int, bias: bool) -> Linear:
         weights = [self.reader.matrix(f"{name}.weight", rows, columns) for name in names]
-        biases = [self.reader.vector(f"{name}.bias", rows, self.dtype) for name in names] if bias else None
-        return Linear.fused(self.ops, weights, biases)
+        biases = [self.reader.vector(f"{name}.bias", rows, self.ops.activations) for name in names] if bias else []
+        return Linear(self.ops, weights, biases)
 
     def norm(self, name: str) -> RMSNorm:
         return RMSNorm(self.ops, self.reader.vector(f"{name}.weight", self.facts.hidden_size), self.facts.norm_eps)

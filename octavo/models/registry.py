@@ -7,18 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-
 from octavo.config.resolve import ResolvedConfig
 from octavo.errors import ModelFileError
-from octavo.kernels.layouts import DTYPES
 from octavo.kernels.ops import Ops
 from octavo.modelfiles.facts import ModelFacts
 from octavo.models.decoder import Model
 from octavo.models.llama import build_gguf_llama, build_llama
 from octavo.weights.checkpoint import Checkpoint
 
-Builder = Callable[[ModelFacts, Checkpoint, Ops, int, torch.dtype], Model]
+Builder = Callable[[ModelFacts, Checkpoint, Ops, int], Model]
 
 BUILDERS: dict[str, Builder] = {
     "LlamaForCausalLM": build_llama,
@@ -36,4 +33,4 @@ def build(facts: ModelFacts, checkpoint: Checkpoint, ops: Ops, resolved: Resolve
             checkpoint.file,
             f"architecture {facts.architecture!r} is not supported yet; supported: {', '.join(sorted(BUILDERS))}",
         )
-    return builder(facts, checkpoint, ops, resolved.max_model_len, DTYPES[resolved.dtype])
+    return builder(facts, checkpoint, ops, resolved.max_model_len)

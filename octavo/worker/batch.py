@@ -1,4 +1,5 @@
-"""The permanent rows: what the worker knows of every running request. Written by worker/runner, read by worker/step.
+"""The permanent rows: what the worker knows of every running request. Written by worker/runner and by a recorded step,
+read by worker/step.
 
 Invariant: a row that is not admitted has num_tokens 0; block_tables[row, :num_blocks[row]] are its pages in order;
 positions below num_computed have their K and V in them.
@@ -7,8 +8,11 @@ positions below num_computed have their K and V in them.
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from octavo.kernels.recorded import PermanentRows
 from octavo.wire.plan import Admit, Extend
 
 Ints = NDArray[np.int32]
@@ -28,6 +32,8 @@ class Batch:
         self.num_blocks: Ints = np.zeros(max_rows, np.int32)
         self.prompt_logprobs: Ints = np.full(max_rows, -1, np.int32)
         """Alternatives wanted per prompt token; -1: none asked."""
+        self.scored: set[int] = set()
+        """Rows that asked and whose prompt is not computed yet."""
 
     def admit(self, admit: Admit) -> None:
         row, length, blocks = admit.row, len(admit.token_ids), len(admit.block_ids)
@@ -42,6 +48,8 @@ class Batch:
         self.num_blocks[row] = blocks
         wanted = admit.params.prompt_logprobs
         self.prompt_logprobs[row] = -1 if wanted is None else wanted
+        if wanted is not None:
+            self.scored.add(row)
 
     def extend(self, extend: Extend) -> None:
         row, held = extend.row, self.num_blocks[extend.row]
@@ -53,8 +61,24 @@ class Batch:
         self.num_tokens[row] = 0
         self.num_blocks[row] = 0
         self.prompt_logprobs[row] = -1
+        self.scored.discard(row)
 
-    def append(self, rows: Ints, token_ids: list[int]) -> None:
-        """One sampled token for each of `rows`."""
-        self.token_ids[rows, self.num_tokens[rows]] = token_ids
-        self.num_tokens[rows] += 1
+    def advance(self, rows: list[int], counts: list[int], samples: list[bool], token_ids: list[int]) -> None:
+        """counts[i] more tokens of rows[i] are computed, and one of `token_ids` was sampled for each with samples[i].
+        (A recorded step does this by itself.)"""
+        self.num_computed[rows] += np.array(counts, np.int32)
+        sampled = np.array(rows, np.int64)[np.array(samples, np.bool_)]
+        self.token_ids[sampled, self.num_tokens[sampled]] = token_ids
+        self.num_tokens[sampled] += 1
+
+    def permanent(self, sampling_floats: Tensor, sampling_ints: Tensor) -> PermanentRows:
+        """These arrays and the sampler's, as a recorded step is given them."""
+        return PermanentRows(
+            token_ids=torch.from_numpy(self.token_ids),
+            block_tables=torch.from_numpy(self.block_tables),
+            num_tokens=torch.from_numpy(self.num_tokens),
+            num_computed=torch.from_numpy(self.num_computed),
+            num_blocks=torch.from_numpy(self.num_blocks),
+            sampling_floats=sampling_floats,
+            sampling_ints=sampling_ints,
+        )

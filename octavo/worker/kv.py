@@ -7,13 +7,14 @@ Invariant: pages are zero until written and take no physical memory until then.
 from __future__ import annotations
 
 import mmap
+from math import prod
 
 import torch
 from torch import Tensor
 
 from octavo.config.resolve import ResolvedConfig
 from octavo.errors import OutOfMemory
-from octavo.kernels.layouts import DTYPES
+from octavo.kernels.ops import Ops
 from octavo.modelfiles.facts import ModelFacts
 
 MIB = 1 << 20
@@ -22,15 +23,15 @@ CPU_SHARE = 0.25
 CPU_DEFAULT_LIMIT = 224 * MIB
 
 
-def block_bytes(facts: ModelFacts, resolved: ResolvedConfig) -> int:
-    """Bytes of one page over all layers."""
-    return facts.kv_bytes_per_token(DTYPES[resolved.dtype].itemsize) * resolved.block_size
+def block_bytes(facts: ModelFacts, resolved: ResolvedConfig, ops: Ops) -> int:
+    """Bytes of one page over all layers, K and V."""
+    shape, dtype = ops.kv_page(resolved.block_size, facts.num_kv_heads, facts.head_dim)
+    return 2 * facts.num_layers * prod(shape) * dtype.itemsize
 
 
-def num_blocks(facts: ModelFacts, resolved: ResolvedConfig, weights: int, workspace: int) -> int:
-    """Pages to allocate. `weights`, `workspace`: bytes already taken of the budget. Raises OutOfMemory when one
-    sequence of max_model_len does not fit."""
-    size = block_bytes(facts, resolved)
+def num_blocks(resolved: ResolvedConfig, size: int, weights: int, workspace: int) -> int:
+    """Pages to allocate, of `size` bytes. `weights`, `workspace`: bytes already taken of the budget. Raises OutOfMemory
+    when one sequence of max_model_len does not fit."""
     one_sequence = -(-resolved.max_model_len // resolved.block_size)
     most = one_sequence * resolved.max_num_seqs
     left = resolved.memory_budget - weights - workspace
@@ -55,8 +56,8 @@ def num_blocks(facts: ModelFacts, resolved: ResolvedConfig, weights: int, worksp
     return wanted
 
 
-def allocate(facts: ModelFacts, resolved: ResolvedConfig, blocks: int) -> list[Tensor]:
-    """Per layer [2, blocks, block_size, kv_heads, head_dim] in the engine's dtype, all in one anonymous mapping."""
-    shape = (facts.num_layers, 2, blocks, resolved.block_size, facts.num_kv_heads, facts.head_dim)
-    memory = mmap.mmap(-1, blocks * block_bytes(facts, resolved))
-    return list(torch.frombuffer(memory, dtype=DTYPES[resolved.dtype]).view(shape).unbind(0))
+def allocate(facts: ModelFacts, resolved: ResolvedConfig, ops: Ops, blocks: int) -> list[Tensor]:
+    """Per layer [2, blocks, ...], pages as the kernels want them, all in one anonymous mapping."""
+    page, dtype = ops.kv_page(resolved.block_size, facts.num_kv_heads, facts.head_dim)
+    memory = mmap.mmap(-1, blocks * block_bytes(facts, resolved, ops))
+    return list(torch.frombuffer(memory, dtype=dtype).view(facts.num_layers, 2, blocks, *page).unbind(0))

@@ -1,5 +1,5 @@
 """Gathers the Step of a plan from the permanent rows: array operations over all tokens at once, no loop over rows or
-tokens. Called by worker/runner."""
+tokens. Called by worker/eager.py. (Recorded steps gather natively.)"""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch
 from numpy.typing import NDArray
 
 from octavo.kernels.step import Step
-from octavo.wire.plan import Run
 from octavo.worker.batch import Batch
 
 
@@ -20,11 +19,12 @@ def _ragged(lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.i
     return starts, part, np.arange(starts[-1]) - starts[part]
 
 
-def gather(batch: Batch, runs: list[Run], block_size: int) -> Step:
-    """The next `num_tokens` tokens of each run's row. Assertions here are the engine's promises."""
-    rows = np.array([run.row for run in runs], np.int64)
-    lengths = np.array([run.num_tokens for run in runs], np.int64)
-    samples = np.array([run.samples for run in runs], np.bool_)
+def gather(batch: Batch, row_list: list[int], counts: list[int], sample_list: list[bool]) -> Step:
+    """The next counts[i] tokens of each row, with logits wanted where it samples. Assertions here are the engine's
+    promises."""
+    block_size = batch.block_size
+    rows, lengths = np.array(row_list, np.int64), np.array(counts, np.int64)
+    samples = np.array(sample_list, np.bool_)
     computed = batch.num_computed[rows].astype(np.int64)
     contexts = computed + lengths
     num_pages = -(-contexts // block_size)

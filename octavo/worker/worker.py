@@ -10,10 +10,8 @@ import enum
 import gc
 import time
 
-import torch
-
 from octavo.config.resolve import ResolvedConfig
-from octavo.env import forced_backend
+from octavo.env import forced_backend, forced_isa
 from octavo.kernels import registry
 from octavo.kernels.ops import Ops
 from octavo.modelfiles.facts import ModelFacts, read_facts
@@ -24,6 +22,7 @@ from octavo.weights.checkpoint import open_checkpoint
 from octavo.wire.plan import Plan, Result, WorkerInfo
 from octavo.worker import kv, profile
 from octavo.worker.batch import Batch
+from octavo.worker.eager import EagerSteps
 from octavo.worker.runner import Runner
 from octavo.worker.sampler import Sampler
 
@@ -70,22 +69,19 @@ class Worker:
 
     def _start(self) -> WorkerInfo:
         resolved, began = self._resolved, time.monotonic()
-        torch.set_num_threads(resolved.threads)
-        ops = registry.choose(resolved.device, resolved.dtype, forced_backend())
+        ops = registry.choose(_spec(resolved), forced_backend())
         self.state = State.LOADING
         facts = read_facts(self._files)
         with open_checkpoint(self._files) as checkpoint:
             model = build(facts, checkpoint, ops, resolved)
         loaded = time.monotonic()
         self.state = State.PROFILING
-        batch = Batch(resolved.max_num_seqs, resolved.max_model_len, resolved.block_size)
-        sampler = Sampler(ops, resolved.max_num_seqs, facts.vocab_size, resolved.device)
-        workspace = self._profile(facts, model, ops, batch, sampler)
-        blocks = kv.num_blocks(facts, resolved, model.nbytes, workspace)
-        pages = kv.allocate(facts, resolved, blocks)
-        self._runner = Runner(model, ops, pages, batch, sampler)
+        parts = _Parts(facts, resolved, ops, model)
+        workspace = parts.workspace()
+        blocks = kv.num_blocks(resolved, parts.block_bytes, model.nbytes, workspace)
+        self._runner = parts.runner(blocks)
         self.state = State.READY
-        kv_bytes = blocks * kv.block_bytes(facts, resolved)
+        kv_bytes = blocks * parts.block_bytes
         return WorkerInfo(
             num_blocks=blocks,
             vocab_size=facts.vocab_size,
@@ -96,14 +92,37 @@ class Worker:
             weights_bytes=model.nbytes,
             kv_bytes=kv_bytes,
             notes=[
+                *ops.notes,
                 f"weights {model.nbytes / kv.MIB:.0f} MiB in {loaded - began:.1f} s",
-                f"workspace {workspace / kv.MIB:.0f} MiB, profiled in {time.monotonic() - loaded:.1f} s",
-                f"KV pages {kv_bytes / kv.MIB:.0f} MiB: {blocks} of {resolved.block_size} tokens",
+                f"workspace {workspace / kv.MIB:.0f} MiB, found in {time.monotonic() - loaded:.1f} s",
+                f"KV pages {kv_bytes / kv.MIB:.0f} MiB ({resolved.kv_cache_dtype}): {blocks} of {resolved.block_size} "
+                "tokens",
             ],
         )
 
-    def _profile(self, facts: ModelFacts, model: Model, ops: Ops, batch: Batch, sampler: Sampler) -> int:
-        """Bytes of workspace; also warms up whatever libraries set up on first use."""
-        return profile.measure(
-            Runner(model, ops, kv.allocate(facts, self._resolved, 1), batch, sampler), self._resolved
-        )
+
+def _spec(resolved: ResolvedConfig) -> registry.Spec:
+    return registry.Spec(resolved.device, resolved.dtype, resolved.kv_cache_dtype, resolved.threads, forced_isa())
+
+
+class _Parts:
+    """What a runner is put together from: once over a single page to learn the workspace, then over all of them."""
+
+    def __init__(self, facts: ModelFacts, resolved: ResolvedConfig, ops: Ops, model: Model) -> None:
+        self._facts, self._resolved, self._ops, self._model = facts, resolved, ops, model
+        self._batch = Batch(resolved.max_num_seqs, resolved.max_model_len, resolved.block_size)
+        self._sampler = Sampler(ops, resolved.max_num_seqs, facts.vocab_size, resolved.device)
+        self.block_bytes = kv.block_bytes(facts, resolved, ops)
+
+    def workspace(self) -> int:
+        """Bytes of the largest step: known when steps are recorded, else measured, which also warms libraries up."""
+        runner = self.runner(1)
+        return runner.workspace or profile.measure(runner, self._resolved)
+
+    def runner(self, blocks: int) -> Runner:
+        resolved, model, ops, batch = self._resolved, self._model, self._ops, self._batch
+        pages = kv.allocate(self._facts, resolved, ops, blocks)
+        rows = batch.permanent(*self._sampler.settings)
+        recorded = ops.record(model, pages, rows, resolved.max_num_batched_tokens, resolved.block_size)
+        steps = recorded or EagerSteps(model, ops, pages, batch, self._facts.vocab_size)
+        return Runner(model, pages, batch, self._sampler, steps, recorded)

@@ -11,6 +11,7 @@ from tiny_models import BLOCK_SIZE, VOCAB, make_reference, resolved_config, save
 
 from octavo.errors import ConfigError, ModelFileError, OutOfMemory
 from octavo.kernels import registry
+from octavo.kernels.registry import Spec
 from octavo.modelfiles.facts import read_facts
 from octavo.modelfiles.files import ModelFiles
 from octavo.types import SamplingParams
@@ -32,11 +33,16 @@ def files(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> ModelFile
     return save_safetensors(reference, tmp_path_factory.mktemp("tiny"))
 
 
-@pytest.fixture(scope="module")
-def worker(files: ModelFiles) -> Worker:
-    worker = Worker(resolved_config(), files)
-    info = worker.start()
-    assert (info.vocab_size, info.max_model_len, info.dtype, info.backend) == (VOCAB, 128, "float32", "reference")
+BACKENDS = [choice.name for choice in registry.report(Spec("cpu", "float32")) if "not compiled" not in choice.reason]
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def worker(files: ModelFiles, request: pytest.FixtureRequest) -> Worker:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OCTAVO_BACKEND", request.param)
+        worker = Worker(resolved_config(), files)
+        info = worker.start()
+    assert (info.vocab_size, info.max_model_len, info.dtype, info.backend) == (VOCAB, 128, "float32", request.param)
     assert info.num_blocks == 8 * 128 // BLOCK_SIZE
     assert info.kv_bytes == info.num_blocks * BLOCK_SIZE * 2 * 2 * 2 * 8 * 4
     assert worker.state is State.READY
@@ -135,7 +141,7 @@ def test_prompt_logprobs(worker: Worker, reference: Any) -> None:
     ],
 )
 def test_broken_promises_raise_and_the_worker_goes_on(worker: Worker, run: Run, message: str, reference: Any) -> None:
-    with pytest.raises(AssertionError, match=message):
+    with pytest.raises((AssertionError, RuntimeError), match=message):
         worker.run(Plan(1, admit=[admit(0, PROMPT, [0, 1])], run=[run]))
     result = worker.run(Plan(2, release=[0, 4], admit=[admit(0, PROMPT, [0, 1])], run=[Run(0, 12, True)]))
     assert result.token_ids == greedy(reference, PROMPT, 1)
@@ -143,7 +149,7 @@ def test_broken_promises_raise_and_the_worker_goes_on(worker: Worker, run: Run, 
 
 
 def test_too_few_pages_and_taken_rows(worker: Worker) -> None:
-    with pytest.raises(AssertionError, match="too few pages"):
+    with pytest.raises((AssertionError, RuntimeError), match="too few pages"):
         worker.run(Plan(1, admit=[admit(0, PROMPT, [0])], run=[Run(0, 12, True)]))
     with pytest.raises(AssertionError, match="row 0 is taken"):
         worker.run(Plan(2, admit=[admit(0, PROMPT, [0])]))
@@ -168,36 +174,49 @@ def test_failed_load(tmp_path: Path, files: ModelFiles) -> None:
     assert worker.state is State.FAILED
 
 
-def test_kv_sizes(files: ModelFiles) -> None:
-    facts = read_facts(files)
-    page = kv.block_bytes(facts, resolved_config())
-    assert page == BLOCK_SIZE * 2 * 2 * 2 * 8 * 4
-    assert kv.num_blocks(facts, resolved_config(kv_cache_memory=40 * page + 5), 0, 0) == 40
-    assert kv.num_blocks(facts, resolved_config(memory_budget=4 * 50 * page), 0, 0) == 50
+def num_blocks(weights: int = 0, workspace: int = 0, **changes: Any) -> int:
+    return kv.num_blocks(resolved_config(**changes), PAGE, weights, workspace)
+
+
+PAGE = BLOCK_SIZE * 2 * 2 * 2 * 8 * 4
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_kv_sizes(files: ModelFiles, backend: str) -> None:
+    ops = registry.choose(Spec("cpu", "float32"), backend)
+    assert kv.block_bytes(read_facts(files), resolved_config(), ops) == PAGE
+    pages = kv.allocate(read_facts(files), resolved_config(), ops, 5)
+    assert [page.shape[:2] for page in pages] == [(2, 5), (2, 5)] and sum(page.nbytes for page in pages) == 5 * PAGE
+    assert num_blocks(kv_cache_memory=40 * PAGE + 5) == 40
+    assert num_blocks(memory_budget=4 * 50 * PAGE) == 50
     # The least is one whole sequence, the most what all rows can hold.
-    assert kv.num_blocks(facts, resolved_config(memory_budget=20 * page), 0, 0) == 16
-    assert kv.num_blocks(facts, resolved_config(max_num_seqs=2), 0, 0) == 32
+    assert num_blocks(memory_budget=20 * PAGE) == 16
+    assert num_blocks(max_num_seqs=2) == 32
 
 
-def test_too_little_memory_is_refused_with_numbers(files: ModelFiles) -> None:
-    facts = read_facts(files)
-    page = kv.block_bytes(facts, resolved_config())
+def test_too_little_memory_is_refused_with_numbers() -> None:
     with pytest.raises(OutOfMemory, match=r"holds 120 tokens.*max_model_len 128.*raise --kv-cache-memory or lower"):
-        kv.num_blocks(facts, resolved_config(kv_cache_memory=15 * page), 0, 0)
+        num_blocks(kv_cache_memory=15 * PAGE)
     with pytest.raises(OutOfMemory, match="lower --max-model-len"):
-        kv.num_blocks(facts, resolved_config(memory_budget=20 * page), 3 * page, 2 * page)
+        num_blocks(3 * PAGE, 2 * PAGE, memory_budget=20 * PAGE)
     with pytest.raises(OutOfMemory, match="lower --kv-cache-memory"):
-        kv.num_blocks(facts, resolved_config(memory_budget=20 * page, kv_cache_memory=40 * page), 0, 0)
+        num_blocks(memory_budget=20 * PAGE, kv_cache_memory=40 * PAGE)
 
 
-def test_backends_are_chosen_with_reasons() -> None:
-    (choice,) = registry.report("cpu", "bfloat16")
-    assert (choice.name, choice.chosen, choice.reason) == ("reference", True, "plain PyTorch")
-    (choice,) = registry.report("cuda:0", "bfloat16")
-    assert not choice.chosen
-    assert "cuda:0" in choice.reason
+def test_backends_are_chosen_with_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {choice.name: choice for choice in registry.report(Spec("cpu", "bfloat16"))}
+    assert list(names) == ["cpu", "reference"]
+    assert [choice.chosen for choice in names.values()] == ([True, False] if "cpu" in BACKENDS else [False, True])
+    assert all(
+        "cuda:0" in choice.reason and not choice.chosen for choice in registry.report(Spec("cuda:0", "bfloat16"))
+    )
     with pytest.raises(ConfigError, match="float16 is slow"):
-        registry.choose("cpu", "float16")
-    with pytest.raises(ConfigError, match="OCTAVO_BACKEND=fast: no such backend; there are reference"):
-        registry.choose("cpu", "bfloat16", "fast")
-    assert registry.choose("cpu", "float32", "reference").name == "reference"
+        registry.choose(Spec("cpu", "float16"))
+    with pytest.raises(ConfigError, match="OCTAVO_BACKEND=fast: no such backend; there are cpu, reference"):
+        registry.choose(Spec("cpu", "bfloat16"), "fast")
+    with pytest.raises(ConfigError, match=r"KV cache int8.*reference: has no KV cache of int8"):
+        registry.choose(Spec("cpu", "bfloat16", "int8"), "reference")
+    assert registry.choose(Spec("cpu", "float32"), "reference").name == "reference"
+    monkeypatch.setattr(registry, "find_spec", lambda name: None)
+    (native, _) = registry.report(Spec("cpu", "bfloat16"))
+    assert native.reason == "the native kernels were not compiled: no C++ compiler was found at installation"

@@ -13,15 +13,15 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from octavo.config.resolve import ResolvedConfig
-from octavo.kernels.reference.backend import ReferenceOps
-from octavo.kernels.registry import DTYPES
+from octavo.kernels import registry
+from octavo.kernels.ops import Ops
 from octavo.modelfiles.facts import read_facts
 from octavo.modelfiles.files import ModelFiles, locate
 from octavo.models.decoder import Model
 from octavo.models.registry import build
 from octavo.types import SamplingParams
 from octavo.weights.checkpoint import open_checkpoint
-from octavo.wire.plan import Admit, Run
+from octavo.wire.plan import Admit
 from octavo.worker.batch import Batch
 from octavo.worker.kv import allocate
 from octavo.worker.step import gather
@@ -34,7 +34,8 @@ def resolved_config(dtype: str = "float32", max_model_len: int = 128, **changes:
     values: dict[str, Any] = {
         "device": "cpu", "dtype": dtype, "max_model_len": max_model_len, "max_num_seqs": 8,
         "max_num_batched_tokens": 64,
-        "block_size": BLOCK_SIZE, "kv_cache_memory": None, "memory_budget": 1 << 30, "prefix_cache": True,
+        "block_size": BLOCK_SIZE, "kv_cache_dtype": dtype, "kv_cache_memory": None, "memory_budget": 1 << 30,
+        "prefix_cache": True,
         "max_queued_requests": 8, "threads": 1, "seed": 0, "watchdog_timeout": 60.0, "served_model_name": "tiny",
         "reasons": [],
     }  # fmt: skip
@@ -120,7 +121,7 @@ def save_safetensors(model: LlamaForCausalLM, folder: Path) -> ModelFiles:
 
 @dataclass
 class Paged:
-    """Our model over pages in random order; every `run` is one step."""
+    """Our model over pages in random order, operation by operation; every `run` is one step."""
 
     model: Model
     batch: Batch
@@ -128,18 +129,20 @@ class Paged:
     free: list[int]
 
     @classmethod
-    def load(cls, files: ModelFiles, dtype: str = "float32", max_model_len: int = 128) -> Paged:
+    def load(cls, files: ModelFiles, dtype: str = "float32", max_model_len: int = 128, ops: Ops | None = None) -> Paged:
+        """On the reference backend unless told otherwise."""
         facts, resolved = read_facts(files), resolved_config(dtype, max_model_len)
+        ops = ops or registry.choose(registry.Spec("cpu", dtype), "reference")
         with open_checkpoint(files) as checkpoint:
-            model = build(facts, checkpoint, ReferenceOps(DTYPES[dtype]), resolved)
-        return cls.over(model, facts, resolved)
+            model = build(facts, checkpoint, ops, resolved)
+        return cls.over(model, facts, resolved, ops)
 
     @classmethod
-    def over(cls, model: Model, facts: Any, resolved: ResolvedConfig) -> Paged:
+    def over(cls, model: Model, facts: Any, resolved: ResolvedConfig, ops: Ops) -> Paged:
         blocks = resolved.max_num_seqs * -(-resolved.max_model_len // BLOCK_SIZE)
         batch = Batch(resolved.max_num_seqs, resolved.max_model_len, BLOCK_SIZE)
         free = torch.randperm(blocks, generator=torch.Generator().manual_seed(3)).tolist()
-        return cls(model, batch, allocate(facts, resolved, blocks), free)
+        return cls(model, batch, allocate(facts, resolved, ops, blocks), free)
 
     def admit(self, row: int, token_ids: list[int]) -> None:
         pages = [self.free.pop() for _ in range(-(-len(token_ids) // BLOCK_SIZE))]
@@ -149,8 +152,9 @@ class Paged:
     def run(self, lengths: dict[int, int]) -> dict[int, Tensor]:
         """row → number of tokens to compute; → row → logits [tokens, vocab]."""
         ends = {row: self.batch.num_computed[row] + n for row, n in lengths.items()}
-        runs = [Run(row, n, bool(ends[row] == self.batch.num_tokens[row])) for row, n in lengths.items()]
-        logits = self.model.logits(self.model(gather(self.batch, runs, BLOCK_SIZE), self.kv))
+        samples = [bool(ends[row] == self.batch.num_tokens[row]) for row in lengths]
+        step = gather(self.batch, list(lengths), list(lengths.values()), samples)
+        logits = self.model.logits(self.model(step, self.kv))
         for row, n in lengths.items():
             self.batch.num_computed[row] += n
         return dict(zip(lengths, logits.split(list(lengths.values())), strict=True))

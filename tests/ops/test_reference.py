@@ -173,11 +173,11 @@ def quantized(kind: str) -> Int8Groups | Int4Groups:
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_prepare_and_embedding_of_quantized_matrices(kind: str) -> None:
     weight, ops = quantized(kind), ReferenceOps(BF16)
-    prepared = ops.prepare(weight)
+    prepared = ops.prepare([weight])
     assert isinstance(prepared, Dense)
     assert prepared.data.dtype == BF16
     assert torch.equal(prepared.data, weight.dequantize(F32).to(BF16))
-    assert ops.prepare(prepared) is prepared
+    assert ops.prepare([prepared]).data is prepared.data
     ids = torch.tensor([5, 0, 0, 3])
     wanted = weight.dequantize(BF16)[ids]
     assert torch.equal(ops.embedding(ids, weight), wanted)
@@ -207,7 +207,7 @@ def test_rms_norm(shape: tuple[int, int], dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [F32, BF16])
 def test_logits_are_not_rounded_to_bf16(dtype: torch.dtype) -> None:
     ops, x, weight = ReferenceOps(dtype), randn(3, 64, seed=1, dtype=dtype), randn(50, 64, seed=2)
-    found = ops.logits(x, ops.prepare(Dense(weight)))
+    found = ops.logits(x, ops.prepare([Dense(weight)]))
     assert found.dtype == F32
     exact = x.double() @ weight.to(dtype).double().T
     fused = dtype == F32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()

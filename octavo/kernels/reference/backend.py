@@ -6,10 +6,13 @@ Invariant: holds no state but the plan of the step it was last given, kept by th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from octavo.kernels.layouts import Layout
+from octavo.kernels.layouts import Dense, Layout, Prepared
+from octavo.kernels.recorded import PermanentRows, StepModel
 from octavo.kernels.reference import activation, attention, embedding, linear, norm, rope, sampling
 from octavo.kernels.step import Step
 
@@ -36,9 +39,13 @@ class ReferenceOps:
 
     name = "reference"
 
-    def __init__(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+    def __init__(self, dtype: torch.dtype, device: torch.device | str = "cpu", threads: int | None = None) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
         self.dtype = dtype
+        self.activations = dtype
         self.device = torch.device(device)
+        self.notes: Sequence[str] = ()
         self._planned: _StepPlan | None = None
 
     def _plan(self, step: Step) -> _StepPlan:
@@ -46,22 +53,34 @@ class ReferenceOps:
             self._planned = _StepPlan(step)
         return self._planned
 
-    def prepare(self, weight: Layout) -> Layout:
-        return linear.prepare(weight, self.dtype, self.device)
+    def prepare(self, parts: Sequence[Layout]) -> Dense:
+        return linear.prepare(parts, self.dtype, self.device)
 
-    def embedding(self, token_ids: Tensor, table: Layout) -> Tensor:
+    def prepare_table(self, table: Layout) -> Prepared:
+        """A quantized one stays as the file has it: only the rows of a step are made dense."""
+        return self.prepare([table]) if isinstance(table, Dense) else table
+
+    def kv_page(self, block_size: int, kv_heads: int, head_dim: int) -> tuple[tuple[int, ...], torch.dtype]:
+        return (block_size, kv_heads, head_dim), self.dtype
+
+    def record(
+        self, model: StepModel, kv: Sequence[Tensor], rows: PermanentRows, max_tokens: int, block_size: int
+    ) -> None:
+        return None
+
+    def embedding(self, token_ids: Tensor, table: Prepared) -> Tensor:
         return embedding.embedding(token_ids, table, self.dtype)
 
-    def linear(self, x: Tensor, weight: Layout, bias: Tensor | None = None) -> Tensor:
+    def linear(self, x: Tensor, weight: Prepared, bias: Tensor | None = None) -> Tensor:
         return linear.linear(x, weight, bias)
 
-    def logits(self, x: Tensor, weight: Layout) -> Tensor:
+    def logits(self, x: Tensor, weight: Prepared) -> Tensor:
         return linear.logits(x, weight)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return norm.rms_norm(x, weight, eps)
 
-    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    def add_rms_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         return norm.add_rms_norm(x, residual, weight, eps)
 
     def rope_cache(self, q: Tensor, k: Tensor, v: Tensor, cos_sin: Tensor, kv: Tensor, step: Step) -> Tensor:

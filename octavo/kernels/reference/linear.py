@@ -6,11 +6,13 @@ other paths, which round in another order, for very few rows: such products are 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from octavo.kernels.layouts import Dense, Layout
+from octavo.kernels.layouts import Dense, Layout, Prepared, same_form
 
 BF16_MULTIPLE = 16
 """Above this, products have one of few heights: oneDNN compiles and keeps a kernel for each that it meets."""
@@ -19,8 +21,14 @@ F32_MULTIPLE = 8
 F32_PADDED_BELOW = 128
 
 
-def prepare(weight: Layout, dtype: torch.dtype, device: torch.device) -> Dense:
+def prepare(parts: Sequence[Layout], dtype: torch.dtype, device: torch.device) -> Dense:
     """Dense in the engine's dtype, whatever the file held."""
+    if same_form(parts):
+        return _dense(parts[0].fuse(parts[1:]) if len(parts) > 1 else parts[0], dtype, device)
+    return Dense(torch.cat([_dense(part, dtype, device).data for part in parts]))
+
+
+def _dense(weight: Layout, dtype: torch.dtype, device: torch.device) -> Dense:
     if isinstance(weight, Dense) and weight.data.dtype == dtype and weight.data.device == device:
         return weight
     return Dense(weight.dequantize(dtype).to(device).contiguous())
@@ -36,13 +44,13 @@ def _padded(x: Tensor) -> Tensor:
     return F.pad(x, (0, 0, 0, -x.shape[0] % BF16_MULTIPLE)) if x.shape[0] > BF16_MULTIPLE else x
 
 
-def linear(x: Tensor, weight: Layout, bias: Tensor | None) -> Tensor:
+def linear(x: Tensor, weight: Prepared, bias: Tensor | None) -> Tensor:
     """[tokens, in], [out, in] → [tokens, out]."""
     assert isinstance(weight, Dense), f"{type(weight).__name__} was not prepared for the reference backend"
     return F.linear(_padded(x), weight.data, bias)[: x.shape[0]]
 
 
-def logits(x: Tensor, weight: Layout) -> Tensor:
+def logits(x: Tensor, weight: Prepared) -> Tensor:
     """[samples, hidden], [vocab, hidden] → [samples, vocab] f32.
 
     PyTorch rounds a bf16 product to bf16. What the rounding took is the same product less its rounded self, which

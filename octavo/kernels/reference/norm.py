@@ -12,8 +12,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x.float(), (x.shape[-1],), weight.float(), eps).to(x.dtype)
 
 
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def add_rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """residual' = x + residual → (rms_norm(residual') in x's dtype, residual'); residual, f32, is overwritten."""
-    assert residual.dtype == torch.float32
-    residual = residual.add_(x)
+    assert residual is None or residual.dtype == torch.float32
+    residual = x.float() if residual is None else residual.add_(x)
     return rms_norm(residual, weight, eps).to(x.dtype), residual

@@ -21,6 +21,11 @@ from octavo.worker.sampler.tables import VocabTables
 
 LOGPROB_FLOOR = -9999.0
 
+_NOT_FINITE = (
+    "the model computed logits that are not finite numbers (batch rows {}); its weights may be damaged or too large "
+    "for this dtype"
+)
+
 # What a row needs beyond argmax; a step does only what one of its rows needs.
 _NOISE, _PENALTIES, _EDITS, _BAD_WORDS, _ALLOWED, _LOGPROBS = 1, 2, 4, 8, 16, 32
 
@@ -34,6 +39,7 @@ class Sampler:
         self.vocab_size = vocab_size
         self._device = device
         self._needs = np.zeros(max_rows, dtype=np.uint8)
+        self._special: set[int] = set()  # rows that need more than noise
         self._num_top = np.zeros(max_rows, dtype=np.int64)
         # One column per float setting: temperature, top_p, min_p, presence, frequency, repetition.
         self._floats = torch.zeros((max_rows, 6), dtype=torch.float32, device=device)
@@ -73,6 +79,8 @@ class Sampler:
             needs |= _LOGPROBS
             self._num_top[row] = params.logprobs
         self._needs[row] = needs
+        if needs & ~_NOISE:
+            self._special.add(row)
 
     def _admit_edits(self, row: int, params: SamplingParams, admit: Admit, output_ids: list[int]) -> int:
         needs = 0
@@ -102,6 +110,22 @@ class Sampler:
         if needs & _BAD_WORDS:
             self._bad_words.release(row)
         self._needs[row] = 0
+        self._special.discard(row)
+
+    @property
+    def settings(self) -> tuple[Tensor, Tensor]:
+        """[rows, n] f32 and int64, as kernels.recorded.PermanentRows has them; they never move."""
+        return self._floats, self._ints
+
+    def is_plain(self, rows: list[int]) -> bool:
+        """Whether temperature, top_k, top_p and min_p are all that matters to these rows' tokens."""
+        return self._special.isdisjoint(rows)
+
+    def check(self, rows: list[int], token_ids: list[int]) -> None:
+        """Raises EngineError when one of the tokens sampled for `rows` is -1: its logits were not numbers."""
+        if token_ids and min(token_ids) < 0:
+            bad = [row for row, token_id in zip(rows, token_ids, strict=True) if token_id < 0]
+            raise EngineError(_NOT_FINITE.format(bad))
 
     def sample(self, rows: list[int], logits: Tensor) -> tuple[list[int], list[TokenLogprobs | None]]:
         """One token per row from logits [samples, vocab] f32, which may be overwritten; records the tokens as output
@@ -140,8 +164,7 @@ class Sampler:
         fine = logits.amax(-1).isfinite()  # the largest is NaN when any is
         if not bool(fine.all()):
             bad = [row for row, ok in zip(rows, fine.tolist(), strict=True) if not ok]
-            raise EngineError(f"the model computed logits that are not finite numbers (batch rows {bad}); "
-                              "its weights may be damaged or too large for this dtype")  # fmt: skip
+            raise EngineError(_NOT_FINITE.format(bad))
 
     def _edit(self, needs: int, rows: Tensor, logits: Tensor) -> None:
         if needs & _ALLOWED:

@@ -1,0 +1,148 @@
+"""The compiled module (csrc/binding.cpp). Addresses are ints; whoever passes one keeps its memory alive."""
+
+class Pool:
+    def __init__(self, threads: int) -> None: ...
+    @property
+    def threads(self) -> int: ...
+    def wake(self) -> None: ...
+
+class Matrix:
+    @staticmethod
+    def f32(data: int, n: int, k: int, /) -> Matrix: ...
+    @staticmethod
+    def bf16(data: int, n: int, k: int, /) -> Matrix: ...
+    @staticmethod
+    def int8(q: int, scales: int, f32_scales: bool, group: int, n: int, k: int, /) -> Matrix: ...
+    @staticmethod
+    def int4(packed: int, scales: int, minimums: int, f32_scales: bool, group: int, n: int, k: int, /) -> Matrix: ...
+    @property
+    def n(self) -> int: ...
+    @property
+    def k(self) -> int: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def group(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def format(self) -> int: ...
+    def unpack(self, row0: int, row1: int, out: int, /) -> None: ...
+
+class Inputs:
+    def __init__(self, max_tokens: int, max_rows: int, max_pages: int, block_size: int) -> None: ...
+    def bind(
+        self,
+        token_ids: int,
+        token_stride: int,
+        block_tables: int,
+        table_stride: int,
+        num_tokens: int,
+        num_computed: int,
+        num_blocks: int,
+        rows: int,
+        /,
+    ) -> None: ...
+    def assign(
+        self,
+        tokens: int,
+        rows: int,
+        samples: int,
+        block_size: int,
+        token_ids: int,
+        positions: int,
+        slots: int,
+        query_start: int,
+        context_lens: int,
+        page_start: int,
+        page_ids: int,
+        logits_index: int,
+        /,
+    ) -> None: ...
+    def gather(self, rows: list[int], counts: list[int], samples: list[bool], /) -> None: ...
+    def advance(self, token_ids: list[int], /) -> None: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def samples(self) -> int: ...
+    def arrays(self) -> list[int]: ...
+
+class Program:
+    profiling: bool
+    def __init__(self, pool: Pool, inputs: Inputs, isa: str = "") -> None: ...
+    def embed(self, table: Matrix, ids: int, out: int, ld: int, /) -> None: ...
+    def convert(self, x: int, ld: int, k: int, out: int, format: int, /) -> None: ...
+    def norm(
+        self, x: int, x_ld: int, add: int, add_ld: int, weight: int, eps: float, k: int, out: int, format: int, /
+    ) -> None: ...
+    def silu_mul(self, x: int, ld: int, k: int, out: int, format: int, /) -> None: ...
+    def linear(self, x: int, weight: Matrix, bias: int, out: int, ld: int, add: bool, /) -> None: ...
+    def gate_up(self, x: int, weight: Matrix, bias: int, out: int, format: int, /) -> None: ...
+    def rope_cache(
+        self,
+        q: int,
+        q_ld: int,
+        k: int,
+        k_ld: int,
+        v: int,
+        v_ld: int,
+        heads: int,
+        cos_sin: int,
+        rotary_dim: int,
+        kv: int,
+        kind: int,
+        blocks: int,
+        block_size: int,
+        kv_heads: int,
+        head_dim: int,
+        out: int,
+        out_ld: int,
+        /,
+    ) -> None: ...
+    def attention(
+        self,
+        q: int,
+        q_ld: int,
+        heads: int,
+        kv: int,
+        kind: int,
+        blocks: int,
+        block_size: int,
+        kv_heads: int,
+        head_dim: int,
+        scale: float,
+        window: int,
+        soft_cap: float,
+        out: int,
+        out_ld: int,
+        /,
+    ) -> None: ...
+    def gather_rows(self, x: int, ld: int, n: int, out: int, out_ld: int, /) -> None: ...
+    def sample(
+        self, logits: int, vocab: int, floats: int, float_stride: int, ints: int, int_stride: int, /
+    ) -> None: ...
+    def begin_tail(self, chunk: int, /) -> None: ...
+    def run(self) -> None: ...
+    def tail(self, first: int, count: int, /) -> None: ...
+    def step(self, rows: list[int], counts: list[int], samples: list[bool], sampling: bool, /) -> list[int]: ...
+    def profile(self) -> list[tuple[str, float, float, float]]: ...
+
+def isas() -> list[str]: ...
+def row_bytes(format: int, k: int, /) -> int: ...
+def kv_page_bytes(kind: int, block_size: int, kv_heads: int, head_dim: int, /) -> int: ...
+def sample_rows(
+    pool: Pool,
+    isa: str,
+    logits: int,
+    ld: int,
+    vocab: int,
+    rows: list[int],
+    floats: int,
+    float_stride: int,
+    ints: int,
+    int_stride: int,
+    /,
+) -> list[int]: ...
+def logprobs(
+    isa: str, logits: int, vocab: int, ids: list[int], count: int, /
+) -> tuple[list[float], list[float], list[int]]: ...

@@ -1,0 +1,197 @@
+"""The native backend's operations. Made by kernels/registry.py; implements kernels.ops.Ops.
+
+While a step is recorded an operation adds a node to the recording and returns a tensor that stands for its result; at
+all other times it is run at once. Activations are f32 whatever the dtype, which decides how dense weights and KV pages
+are held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from octavo.errors import ConfigError
+from octavo.kernels.cpu import _native
+from octavo.kernels.cpu.immediate import Immediate
+from octavo.kernels.cpu.layouts import Packed, pack
+from octavo.kernels.cpu.nodes import Attend, Embed, GatherRows, Linear, Norm, Pages, Rope, SiluMul, Sink, padded
+from octavo.kernels.cpu.record import RecordedStep, Recording
+from octavo.kernels.layouts import Layout, Prepared
+from octavo.kernels.recorded import PermanentRows, Recorded, StepModel
+from octavo.kernels.reference import sampling
+from octavo.kernels.step import Step
+
+KV_KINDS = {"float32": 0, "bfloat16": 1, "int8": 2}
+"""csrc/types.h's KvKind."""
+
+
+def known_isas() -> list[str]:
+    """Instruction sets that were compiled and that this machine runs, best first."""
+    return _native.isas()
+
+
+def choose_isa(forced: str | None) -> str:
+    """The best, or the forced one. Raises ConfigError when this machine cannot run that."""
+    isas = known_isas()
+    if forced is not None and forced not in isas:
+        raise ConfigError(f"OCTAVO_CPU_ISA={forced}: this machine runs {', '.join(isas)}")
+    return forced or isas[0]
+
+
+def supports(dtype: str, kv_dtype: str) -> str | None:
+    """None, or the reason why not."""
+    if dtype not in ("float32", "bfloat16"):
+        return f"dense weights are float32 or bfloat16, not {dtype}"
+    return None if kv_dtype in KV_KINDS else f"KV pages are {', '.join(KV_KINDS)}, not {kv_dtype}"
+
+
+class CpuOps:
+    name = "cpu"
+    activations = torch.float32
+
+    def __init__(self, dtype: torch.dtype, kv_dtype: str, isa: str, threads: int) -> None:
+        self.dtype, self.isa = dtype, isa
+        self._kv_kind = KV_KINDS[kv_dtype]
+        self.pool = _native.Pool(threads)
+        self.notes: Sequence[str] = [f"native kernels for {isa}, {threads} thread{'s' * (threads > 1)}"]
+        self._recording: Recording | None = None
+        torch.set_num_threads(1)  # a second pool would fight ours
+
+    def prepare(self, parts: Sequence[Layout]) -> Packed:
+        return pack(parts, self.dtype)
+
+    def prepare_table(self, table: Layout) -> Packed:
+        return pack([table], self.dtype)
+
+    def kv_page(self, block_size: int, kv_heads: int, head_dim: int) -> tuple[tuple[int, ...], torch.dtype]:
+        return (_native.kv_page_bytes(self._kv_kind, block_size, kv_heads, head_dim),), torch.uint8
+
+    def record(
+        self, model: StepModel, kv: Sequence[Tensor], rows: PermanentRows, max_tokens: int, block_size: int
+    ) -> Recorded:
+        recording = self._recording = Recording(block_size)
+        try:
+            hidden = model(recording.step, kv)
+            logits = model.logits(self.gather_rows(hidden, recording.step.logits_index))
+        finally:
+            self._recording = None
+        return RecordedStep(self.pool, self.isa, recording, hidden, logits, rows, max_tokens)
+
+    def _sink(self, rows: int, step: Step | None = None) -> Sink:
+        return self._recording or Immediate(self.pool, self.isa, rows, step)
+
+    def embedding(self, token_ids: Tensor, table: Prepared) -> Tensor:
+        (matrix,) = _packed(table).parts
+        sink = self._sink(token_ids.shape[0])
+        out, target = sink.output(matrix.k)
+        sink.add(Embed(matrix, sink.ids(token_ids), target))
+        return out
+
+    def linear(self, x: Tensor, weight: Prepared, bias: Tensor | None = None) -> Tensor:
+        return self._product(x, weight, bias, 0)
+
+    def logits(self, x: Tensor, weight: Prepared) -> Tensor:
+        return self._product(x, weight, None, weight.shape[0])
+
+    def _product(self, x: Tensor, weight: Prepared, bias: Tensor | None, ld: int) -> Tensor:
+        assert bias is None or bias.dtype == torch.float32
+        sink = self._sink(x.shape[0])
+        source = sink.rows(x)
+        out, target = sink.output(weight.shape[0], source.samples, ld)
+        sink.add(Linear(source, _packed(weight), bias, target))
+        return out
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return self._norm(x, None, weight, eps)
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        if residual is None:
+            return self._norm(x, None, weight, eps), x
+        return self._norm(residual, x, weight, eps), residual
+
+    def _norm(self, x: Tensor, add: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+        assert weight.dtype == torch.float32 and weight.is_contiguous()
+        sink = self._sink(x.shape[0])
+        source, _ = sink.value(x)
+        out, target = sink.output(source.width, source.samples, padded(source.width))
+        sink.add(Norm(source, None if add is None else sink.value(add)[0], weight, eps, target))
+        return out.contiguous()
+
+    def rope_cache(self, q: Tensor, k: Tensor, v: Tensor, cos_sin: Tensor, kv: Tensor, step: Step) -> Tensor:
+        heads, head_dim = q.shape[1:]
+        sink = self._sink(q.shape[0], step)
+        out, target = sink.output(heads * head_dim)
+        pages = self._pages(kv, step.block_size, head_dim)
+        sink.add(Rope(sink.value(q), sink.value(k), sink.value(v), heads, cos_sin, pages, target))
+        return out.view(q.shape)
+
+    def attention(
+        self, q: Tensor, kv: Tensor, step: Step, scale: float, window: int | None = None, soft_cap: float | None = None
+    ) -> Tensor:
+        heads, head_dim = q.shape[1:]
+        sink = self._sink(q.shape[0], step)
+        out, target = sink.output(heads * head_dim)
+        pages = self._pages(kv, step.block_size, head_dim)
+        sink.add(Attend(sink.value(q)[0], heads, pages, scale, window, soft_cap, target))
+        return out
+
+    def _pages(self, kv: Tensor, block_size: int, head_dim: int) -> Pages:
+        of_one_head = _native.kv_page_bytes(self._kv_kind, block_size, 1, head_dim)
+        return Pages(kv, self._kv_kind, block_size, kv.shape[2] // of_one_head, head_dim)
+
+    def silu_mul(self, x: Tensor) -> Tensor:
+        sink = self._sink(x.shape[0])
+        source, _ = sink.value(x)
+        out, target = sink.output(source.width // 2, source.samples, padded(source.width // 2))
+        sink.add(SiluMul(source, target))
+        return out.contiguous()
+
+    def gather_rows(self, x: Tensor, index: Tensor) -> Tensor:
+        sink = self._sink(x.shape[0])
+        sink.gather(index)
+        source, _ = sink.value(x)
+        out, target = sink.output(source.width, samples=True)
+        sink.add(GatherRows(source, target))
+        return out
+
+    def penalize(
+        self,
+        logits: Tensor,
+        output_counts: Tensor,
+        prompt_seen: Tensor,
+        presence: Tensor,
+        frequency: Tensor,
+        repetition: Tensor,
+    ) -> Tensor:
+        return sampling.penalize(logits, output_counts, prompt_seen, presence, frequency, repetition)
+
+    def sample(
+        self,
+        logits: Tensor,
+        temperature: Tensor,
+        top_k: Tensor,
+        top_p: Tensor,
+        min_p: Tensor,
+        seeds: Tensor,
+        indices: Tensor,
+    ) -> Tensor:
+        floats = torch.stack((temperature, top_p, min_p), dim=1)
+        ints = torch.stack((top_k, seeds, indices), dim=1)
+        rows = list(range(logits.shape[0]))
+        logits = logits.contiguous()
+        settings = floats.data_ptr(), 3, ints.data_ptr(), 3
+        vocab = logits.shape[1]
+        return torch.tensor(
+            _native.sample_rows(self.pool, self.isa, logits.data_ptr(), vocab, vocab, rows, *settings),
+            dtype=torch.int64,
+        )
+
+    def logprobs(self, logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor]:
+        return sampling.logprobs(logits, token_ids, num_top)
+
+
+def _packed(weight: Prepared) -> Packed:
+    assert isinstance(weight, Packed), f"{type(weight).__name__} was not prepared for the native backend"
+    return weight

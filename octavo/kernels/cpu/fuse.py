@@ -1,0 +1,92 @@
+"""Makes a recorded step cheaper without changing what it computes: fewer passes over memory, no rows written in a form
+that nobody reads. Called by emit.py with the nodes of one step, in order.
+
+- A product that is only added to the residual adds to it itself.
+- silu_mul of a product is one operation.
+- Who computes a value writes it in the format its readers take, when they agree on one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from octavo.kernels.cpu.nodes import F32, Buffer, Convert, GateUp, Linear, Node, Nodes, Norm, SiluMul, Value
+
+GATE_UP_MULTIPLE = 64
+"""Rows of a matrix that the fused kernel takes: halves of whole groups of 32."""
+
+
+def improve(step: Nodes) -> list[Node]:
+    """The nodes to run."""
+    _add_in_products(step)
+    _fuse_gates(step)
+    _choose_formats(step)
+    return _insert_conversions(step.nodes)
+
+
+class _Readers:
+    def __init__(self, step: Nodes) -> None:
+        self._found: dict[Value, list[Node]] = {}
+        for node in step.nodes:
+            for value in dict.fromkeys(value for value, _ in node.reads):
+                self._found.setdefault(value, []).append(node)
+        self._kept = step.kept
+
+    def only(self, value: Value) -> Node | None:
+        """The node that reads the value, if it is the only one to do so."""
+        found = self._found.get(value, [])
+        return found[0] if len(found) == 1 and value not in self._kept else None
+
+
+def _add_in_products(step: Nodes) -> None:
+    """y = linear(x), then norm of residual + y → residual += linear(x), then norm of residual. Only where nothing
+    between the two touches the residual."""
+    readers = _Readers(step)
+    for i, node in enumerate(step.nodes):
+        if not isinstance(node, Linear) or node.add:
+            continue
+        norm = readers.only(node.out)
+        if isinstance(norm, Norm) and norm.add is node.out and norm.x is not node.out:
+            between = step.nodes[i + 1 : step.nodes.index(norm)]
+            if not any(value is norm.x for other in between for value, _ in (*other.reads, *other.writes)):
+                node.out, node.add, norm.add = norm.x, True, None
+
+
+def _fuse_gates(step: Nodes) -> None:
+    readers = _Readers(step)
+    products: set[Node] = set()
+    fused: dict[Node, Node] = {}
+    for node in step.nodes:
+        if not isinstance(node, Linear) or node.add or len(node.weight.parts) != 1:
+            continue
+        silu = readers.only(node.out)
+        if isinstance(silu, SiluMul) and node.out.width % GATE_UP_MULTIPLE == 0:
+            products.add(node)
+            fused[silu] = GateUp(node.x, node.weight.parts[0], node.bias, silu.out)
+    step.nodes = [fused.get(node, node) for node in step.nodes if node not in products]
+
+
+def _choose_formats(step: Nodes) -> None:
+    wanted: dict[Value, set[int]] = {value: {F32} for value in step.kept}
+    for node in step.nodes:
+        for value, form in node.reads:
+            wanted.setdefault(value, set()).add(form)
+    for node in step.nodes:
+        if isinstance(node, (Norm, SiluMul, GateUp)) and len(forms := wanted.get(node.out, set())) == 1:
+            (node.format,) = forms
+
+
+def _insert_conversions(nodes: Sequence[Node]) -> list[Node]:
+    """A Convert before each node that reads a value in a format in which it was not written since it last changed."""
+    out: list[Node] = []
+    there: set[Buffer] = set()
+    for node in nodes:
+        for value, form in dict.fromkeys(node.reads):
+            if form != F32 and (value, form) not in there:
+                out.append(Convert(value, form))
+                there.add((value, form))
+        out.append(node)
+        written = set(node.writes)
+        changed = {value for value, _ in written}
+        there = {buffer for buffer in there if buffer[0] not in changed} | written
+    return out

@@ -1,0 +1,42 @@
+"""A step run operation by operation, for backends that cannot record one. Made by worker/worker; implements
+kernels.recorded.Steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from octavo.kernels.ops import Ops
+from octavo.models.decoder import Model
+from octavo.worker.batch import Batch
+from octavo.worker.step import gather
+
+LOGITS_BYTES = 8 << 20
+"""Most f32 logits held at once: of a wide batch or a whole prompt they would be the largest thing in memory."""
+
+
+class EagerSteps:
+    """`kv`: per layer its pages."""
+
+    def __init__(self, model: Model, ops: Ops, kv: Sequence[Tensor], batch: Batch, vocab_size: int) -> None:
+        self._model, self._ops, self._kv, self._batch = model, ops, kv, batch
+        self.chunk = max(1, LOGITS_BYTES // (4 * vocab_size))
+        self._runs: tuple[list[int], list[int], list[bool]] = ([], [], [])
+        self._hidden = self._sampled = torch.empty(0)
+
+    def begin(self, rows: list[int], counts: list[int], samples: list[bool]) -> None:
+        self._runs = rows, counts, samples
+        step = gather(self._batch, rows, counts, samples)
+        self._hidden = self._model(step, self._kv)
+        self._sampled = self._ops.gather_rows(self._hidden, step.logits_index)
+
+    def hidden(self) -> Tensor:
+        return self._hidden
+
+    def logits(self, first: int, count: int) -> Tensor:
+        return self._model.logits(self._sampled[first : first + count])
+
+    def advance(self, token_ids: list[int]) -> None:
+        self._batch.advance(*self._runs, token_ids)
