@@ -2,22 +2,17 @@
 #include "matmul_int.h"
 
 #include "functions.h"
+#if defined(__AVX512VNNI__)
+#include "matmul_int_panel.h"
+#endif
 
 namespace octavo {
 namespace OCTAVO_ISA {
 namespace {
 
 constexpr int64_t AHEAD = 2048;  // bytes of weights fetched ahead
+constexpr int64_t DIRECT_ROWS = 8;  // more: by panels
 constexpr int MOST_ROWS = 8;     // multiplied together
-
-void finish(const LinearArgs& args, int64_t r, int64_t t, f32x16 value) {
-  const int64_t column = t * TILE, left = args.weight.n - column;
-  const int count = left < TILE ? int(left) : TILE;
-  float* const out = args.out + r * args.ld + column;
-  if (args.bias) value = value + load_n(args.bias + column, count);
-  if (args.add) value = load_n(out, count) + value;
-  store_n(out, value, count);
-}
 
 // ROWS rows from r, one tile: the group's lines stay in registers for all rows.
 template <class T, int ROWS>
@@ -26,21 +21,21 @@ void tile_product(const LinearArgs& args, int64_t r, int64_t t) {
   const T tile(args.weight.tile(t), groups);
   Row rows[ROWS];
   for (int i = 0; i < ROWS; ++i) rows[i] = row_at(args.x, r + i);
-  f32x16 main[ROWS] = {}, mins[ROWS] = {};
+  f32x16 acc[ROWS] = {};
   for (int64_t g = 0; g < groups; ++g) {
     for (int64_t line = 0; line < T::STEP; line += 64) prefetch(tile.lines + g * T::STEP + AHEAD + line);
     const auto lines = tile.group(g);
     const f32x16 scale = tile.scale(g);
     for (int i = 0; i < ROWS; ++i) {
       const i32x16 sum = lines.dot(rows[i].q + g * T::G, rows[i].offset + g);
-      main[i] = fma(to_float(sum) * set1(rows[i].scale[g * T::G / 32]), scale, main[i]);
+      acc[i] = fma(to_float(sum) * set1(rows[i].scale[g * T::G / 32]), scale, acc[i]);
     }
     if constexpr (T::FOUR) {
       const f32x16 minimum = tile.minimum(g);
-      for (int i = 0; i < ROWS; ++i) mins[i] = fma(set1(rows[i].scaled_sum[g]), minimum, mins[i]);
+      for (int i = 0; i < ROWS; ++i) acc[i] = fma(set1(rows[i].scaled_sum[g]), minimum, acc[i]);
     }
   }
-  for (int i = 0; i < ROWS; ++i) finish(args, r + i, t, main[i] + mins[i]);
+  for (int i = 0; i < ROWS; ++i) finish(args, r + i, t, acc[i]);
 }
 
 template <class T, int ROWS>
@@ -52,9 +47,17 @@ void few_rows(const LinearArgs& args, int64_t r, int64_t count, int64_t t) {
 
 template <Kind KIND, int GROUP, bool F32>
 void rectangle(const LinearArgs& args, int64_t r0, int64_t r1, int64_t t0, int64_t t1) {
+  using T = Tile<KIND, GROUP, F32>;
+#if defined(__AVX512VNNI__)
+  if (r1 - r0 > DIRECT_ROWS && t1 - t0 > 1) {
+    const int64_t even = t1 - (t1 - t0) % 2;
+    panel_product<T>(args, r0, r1, t0, even);
+    t0 = even;
+  }
+#endif
   for (int64_t t = t0; t < t1; ++t)
     for (int64_t r = r0; r < r1; r += MOST_ROWS)
-      few_rows<Tile<KIND, GROUP, F32>, MOST_ROWS>(args, r, r1 - r < MOST_ROWS ? r1 - r : MOST_ROWS, t);
+      few_rows<T, MOST_ROWS>(args, r, r1 - r < MOST_ROWS ? r1 - r : MOST_ROWS, t);
 }
 
 template <Kind KIND>

@@ -1,10 +1,11 @@
 // Inner products of int4 and int8 tiles (arrangement: ../pack_int.cpp) with int8 rows: what is common to the instruction
 // sets. The order of operations of one output, the same in every path and for every number of rows:
-//   sum_g    exact, int32
-//   main     = fma(float(sum_g) * row_scale_g, weight_scale_g, main)   g ascending
-//   mins     = fma(row_scaled_sum_g, minimum_g, mins)                   g ascending, int4 only
-//   result   = main + mins
+//   for each group g along k:
+//     sum = exact inner product, int32
+//     acc = fma(float(sum) * row_scale_g, weight_scale_g, acc)
+//     acc = fma(row_scaled_sum_g, minimum_g, acc)                 (int4 only)
 #pragma once
+#include "../kernels.h"
 #include "simd.h"
 
 #if defined(__AVX512VNNI__)
@@ -49,6 +50,19 @@ struct Row {
   const float* scaled_sum;  // per group
   const int32_t* offset;    // per group
 };
+
+// A result on its way out: bias, then what stands there already.
+inline void finish(const LinearArgs& args, int64_t r, int64_t t, f32x16 value) {
+  const int64_t column = t * TILE, left = args.weight.n - column;
+  float* const out = args.out + r * args.ld + column;
+  if (left >= TILE) {
+    if (args.bias) value = value + load(args.bias + column);
+    store(out, args.add ? load(out) + value : value);
+  } else {
+    if (args.bias) value = value + load_n(args.bias + column, int(left));
+    store_n(out, args.add ? load_n(out, int(left)) + value : value, int(left));
+  }
+}
 
 inline Row row_at(const Rows& x, int64_t r) { return {x.q(r), x.scale(r), x.scaled_sum(r), x.offset(r)}; }
 

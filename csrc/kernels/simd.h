@@ -24,12 +24,19 @@ inline i32x16 set1i(int32_t x) { return i32x16{} + x; }
 inline f32x16 load(const float* p) { f32x16 v; std::memcpy(&v, p, 64); return v; }
 inline i32x16 loadi(const int32_t* p) { i32x16 v; std::memcpy(&v, p, 64); return v; }
 inline void store(float* p, f32x16 v) { std::memcpy(p, &v, 64); }
+#if defined(__AVX512F__)
+inline f32x16 load_n(const float* p, int n, float rest = 0.0f) {  // first n <= 16 lanes
+  return (f32x16)_mm512_mask_loadu_ps((__m512)set1(rest), __mmask16((1u << n) - 1), p);
+}
+inline void store_n(float* p, f32x16 v, int n) { _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)v); }
+#else
 inline f32x16 load_n(const float* p, int n, float rest = 0.0f) {  // first n <= 16 lanes
   f32x16 v = set1(rest);
   std::memcpy(&v, p, size_t(n) * 4);
   return v;
 }
 inline void store_n(float* p, f32x16 v, int n) { std::memcpy(p, &v, size_t(n) * 4); }
+#endif
 
 #if defined(__AVX512F__)
 inline f32x16 fma(f32x16 a, f32x16 b, f32x16 c) { return (f32x16)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
@@ -134,11 +141,15 @@ inline float reduce_add(f32x16 v) {
 #endif
 }
 inline float reduce_max(f32x16 v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)v);
+#else
   float a[16];
   std::memcpy(a, &v, 64);
   for (int n = 8; n; n /= 2)
     for (int i = 0; i < n; ++i) a[i] = a[i] > a[i + n] ? a[i] : a[i + n];
   return a[0];
+#endif
 }
 
 // e^x, 2 ulp or so; 0 below -87, large but finite above 88. Cephes' polynomial on [-ln2/2, ln2/2].
