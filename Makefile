@@ -2,7 +2,7 @@
 # Options of octavo come from the environment as they are: OCTAVO_PORT=8123 make serve
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve chat bench test lint clean
+.PHONY: help install serve chat bench test lint sanitize clean
 OCTAVO := .venv/bin/octavo
 PYTEST_ARGS ?=
 
@@ -32,6 +32,10 @@ lint: ## Check style and types
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+sanitize: ## Run the tests of the native kernels under the address and undefined-behaviour sanitizers
+	@tools/setup dev
+	@tools/sanitize
 
 clean: ## Remove .venv and what tools left behind; fetched models stay
 	rm -rf .venv build dist octavo/kernels/cpu/_native*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* htmlcov coverage.xml

@@ -1,7 +1,11 @@
-"""Fixtures shared by all tests: the demo model, fetched once into the user's cache."""
+"""Fixtures shared by all tests: the demo model, fetched once into the user's cache; and another build of the native
+kernels instead of the installed one (tools/sanitize)."""
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,13 @@ from hypothesis import settings
 # Two busy cores make single examples slow at random; the suite's own time-out guards against hanging.
 settings.register_profile("octavo", deadline=None)
 settings.load_profile("octavo")
+
+if _path := os.environ.get("OCTAVO_TEST_NATIVE"):
+    _name = "octavo.kernels.cpu._native"
+    _spec = importlib.util.spec_from_file_location(_name, _path)
+    assert _spec is not None and _spec.loader is not None, _path
+    sys.modules[_name] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules[_name])
 
 
 @pytest.fixture(scope="session")

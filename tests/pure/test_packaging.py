@@ -66,7 +66,7 @@ def test_oracles_of_the_tests_are_no_runtime_dependencies() -> None:
 
 def test_make_alone_lists_the_commands() -> None:
     shown = subprocess.run(["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True)
-    for command in ("install", "serve", "chat", "bench", "test", "lint", "clean"):
+    for command in ("install", "serve", "chat", "bench", "test", "lint", "sanitize", "clean"):
         assert f"make {command} " in shown.stdout
 
 
