@@ -53,8 +53,9 @@ class Immediate:
         nodes = Nodes([node], [value for value, _ in node.writes])
         run = improve(nodes)
         program = _native.Program(self._pool, inputs, self._isa)
-        emit(program, run, Workspace.make(run, nodes.kept, Sizes(self._rows, self._rows)))
-        program.run()
+        workspace = Workspace.make(run, nodes.kept, Sizes(self._rows, self._rows))
+        emit(program, run, workspace)
+        program.run()  # the workspace is alive until here
 
     def _inputs(self) -> _native.Inputs:
         step, index = self._step, self._index
