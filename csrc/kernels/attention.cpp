@@ -15,6 +15,7 @@ namespace {
 
 struct Scratch {
   uint8_t* q;       // [blocks of MAX_ROWS rows][steps][MAX_ROWS] of Product::Query, 4 bytes a feature
+  float* units;     // [blocks, MAX_ROWS]: of integer queries
   RowPart* state;   // [rows]
   float* scores;    // [MAX_ROWS, PARTITION]
   uint8_t* weights; // [MAX_ROWS, PARTITION] of Product::Weight, 4 bytes a position at most
@@ -29,6 +30,7 @@ Scratch carve(uint8_t* at, int32_t group, int32_t d) {
   const auto take = [&](int64_t bytes) { uint8_t* p = at; at += round_up(bytes, 64); return p; };
   Scratch s;
   s.q = take(rows * d * 4);
+  s.units = (float*)take(rows * 4);
   s.state = (RowPart*)take(rows * int64_t{sizeof(RowPart)});
   s.scores = (float*)take(MAX_ROWS * PARTITION * 4);
   s.weights = take(MAX_ROWS * PARTITION * 4);
@@ -57,15 +59,12 @@ class Chunk {
   void run(float* partials) {
     pack_queries();
     for (int i = 0; i < rows_; ++i) scratch_.state[i] = {NO_SCORE, 0};
-    const int64_t slot = int64_t{item_.token_end - item_.token_begin} * group_ * (d_ + 2);
+    const int64_t per_row = d_ + 2, per_slot = int64_t{item_.token_end - item_.token_begin} * group_ * per_row;
     for (int32_t part = item_.first; part < item_.last; ++part) {
       float* kept = nullptr;
       if (item_.partial >= 0) {
-        kept = partials + (item_.partial + part - item_.first) * slot + int64_t{begin_ - item_.token_begin} * group_ * (d_ + 2);
-        for (int i = 0; i < rows_; ++i) {
-          std::memset(kept + i * int64_t{d_ + 2}, 0, size_t(d_ + 2) * 4);
-          kept[i * int64_t{d_ + 2}] = NO_SCORE;
-        }
+        kept = partials + (item_.partial + part - item_.first) * per_slot + int64_t{begin_ - item_.token_begin} * group_ * per_row;
+        for (int i = 0; i < rows_; ++i) kept[i * per_row + 1] = 0;  // nothing seen
       }
       attend(int64_t{part} * PARTITION, kept);
     }
@@ -89,22 +88,33 @@ class Chunk {
 
   // Scaled so that scores are in units of log 2, or of the soft cap.
   void pack_queries() {
-    const float scale = args_.soft_cap != 0 ? args_.scale / args_.soft_cap : args_.scale * LOG2_E;
     for (int i = 0; i < rows_; ++i) {
       const float* q = args_.q + (begin_ + i / group_) * args_.q_ld + (int64_t{item_.kv_head} * group_ + i % group_) * d_;
+      float scale = args_.soft_cap != 0 ? args_.scale / args_.soft_cap : args_.scale * LOG2_E;
+      if constexpr (P::INTEGER) {
+        f32x16 largest{}, zero{};
+        for (int k = 0; k < d_; k += 16) {
+          const f32x16 x = load_n(q + k, d_ - k < 16 ? d_ - k : 16);
+          largest = max(absolute(x), largest);
+          zero = fma(x, f32x16{}, zero);
+        }
+        const float top = reduce_max(largest);
+        scratch_.units[i] = scale * top / P::LARGEST + reduce_add(zero);  // NaN stays NaN
+        scale = top > 0 ? P::LARGEST / top : 0.0f;
+      }
       Query* to = queries(i / MAX_ROWS) + i % MAX_ROWS;
-      for (int k = 0; k < steps_; ++k) {
-        float x[P::PER_STEP];
-        for (int j = 0; j < P::PER_STEP; ++j) x[j] = q[k * P::PER_STEP + j] * scale;
-        to[k * MAX_ROWS] = P::query(x);
+      for (int k = 0; k < d_; k += 16) {
+        const int n = d_ - k < 16 ? d_ - k : 16;
+        P::queries(load_n(q + k, n) * set1(scale), n, to + k / P::PER_STEP * MAX_ROWS, MAX_ROWS);
       }
     }
   }
 
   void attend(int64_t base, float* kept) {
-    const int64_t end = position(rows_ - 1) + 1 - base;
+    const int64_t last = position(rows_ - 1), end = last + 1 - base;
     if (end <= 0 || first_visible(0) >= base + PARTITION) return;
-    const Partition part = reader_.read(base, end < PARTITION ? int(end) : PARTITION);
+    const int64_t follows = int64_t{item_.last} * PARTITION;
+    const Partition part = reader_.read(base, end < PARTITION ? int(end) : PARTITION, follows <= last ? follows : last + 1);
     for (int i = 0; i < rows_; i += MAX_ROWS) attend_block(part, base, i, rows_ - i < MAX_ROWS ? rows_ - i : MAX_ROWS, kept);
   }
 
@@ -112,45 +122,52 @@ class Chunk {
     int64_t end = position(row0 + rows - 1) + 1 - base;
     if (end <= 0) return;
     if (end > PARTITION) end = PARTITION;
+    const bool ahead = row0 == 0;  // the others find everything in the cache
     const int tiles = int(end + TILE - 1) / TILE;
     for (int t = 0; t < tiles; t += MAX_VECTORS)
-      with_block<P>(rows, tiles - t, [&](auto block) {
-        block.scores(part.tiles + t, steps_, queries(row0 / MAX_ROWS), scratch_.scores + t * TILE);
+      with_block<P>(rows, tiles - t, ahead, [&](auto block) {
+        block.scores(part.tiles + t, part.ahead + t, steps_, queries(row0 / MAX_ROWS), scratch_.units + row0,
+                     scratch_.scores + t * TILE);
       });
 
     RowPart found[MAX_ROWS];
-    Weight* weights = (Weight*)scratch_.weights;
+    float units[MAX_ROWS] = {};
+    weigh_block(part, base, row0, rows, tiles, found, units);
+
+    const int64_t wide = round_up(d_, 16);
+    const int steps = int(end + P::PER_STEP - 1) / P::PER_STEP;
+    for (int v = 0; v < wide / 16; v += MAX_VECTORS)
+      with_block<P>(rows, int(wide / 16) - v, ahead, [&](auto block) {
+        block.values(part.segments, part.stride, v * P::STEP_BYTES, steps, (const Weight*)scratch_.weights, units,
+                     scratch_.values + v * 16, wide);
+      });
+    for (int r = 0; r < rows; ++r) {
+      const float* values = scratch_.values + r * wide;
+      if (!kept) merge(&scratch_.state[row0 + r], out(row0 + r), found[r], values, d_);
+      else if (found[r].sum != 0) keep(kept + (row0 + r) * int64_t{d_ + 2}, found[r], values);
+    }
+  }
+
+  void weigh_block(const Partition& part, int64_t base, int row0, int rows, int tiles, RowPart* found, float* units) {
     const Scaling scaling{args_.soft_cap, part.key_scale, part.value_scale};
     for (int r = 0; r < rows; ++r) {
       int64_t first = first_visible(row0 + r) - base, last = position(row0 + r) + 1 - base;
       first = first < 0 ? 0 : first;
       last = last > PARTITION ? PARTITION : last;
-      Weight* w = weights + r * (PARTITION / P::PER_STEP);
+      Weight* w = (Weight*)scratch_.weights + r * (PARTITION / P::PER_STEP);
       if (first < last) {
-        found[r] = weigh<P>(scratch_.scores + r * PARTITION, tiles, int(first), int(last), scaling, w);
+        found[r] = weigh<P>(scratch_.scores + r * PARTITION, tiles, int(first), int(last), scaling, w, units + r);
       } else {
         found[r] = {NO_SCORE, 0};
         std::memset(w, 0, PARTITION / P::PER_STEP * sizeof(Weight));
       }
     }
+  }
 
-    const int64_t wide = round_up(d_, 16);
-    const int steps = int(end + P::PER_STEP - 1) / P::PER_STEP;
-    for (int v = 0; v < wide / 16; v += MAX_VECTORS)
-      with_block<P>(rows, int(wide / 16) - v, [&](auto block) {
-        block.values(part.segments, part.stride, v * 64, steps, weights, scratch_.values + v * 16, wide);
-      });
-    for (int r = 0; r < rows; ++r) {
-      const float* values = scratch_.values + r * wide;
-      if (!kept) {
-        merge(&scratch_.state[row0 + r], out(row0 + r), found[r], values, d_);
-      } else if (found[r].max != NO_SCORE) {
-        float* to = kept + (row0 + r) * int64_t{d_ + 2};
-        to[0] = found[r].max;
-        to[1] = found[r].sum;
-        std::memcpy(to + 2, values, size_t(d_) * 4);
-      }
-    }
+  void keep(float* slot, const RowPart& part, const float* values) const {
+    slot[0] = part.max;
+    slot[1] = part.sum;
+    std::memcpy(slot + 2, values, size_t(d_) * 4);
   }
 
   const AttentionArgs& args_;
@@ -179,8 +196,11 @@ int64_t attention_scratch(int32_t heads, int32_t kv_heads, int32_t head_dim) {
 void attention(const AttentionArgs& args, const Step& step, const AttentionItem& item, float* partials, void* scratch) {
   uint8_t* const aligned = (uint8_t*)round_up((int64_t)(uintptr_t)scratch, 64);
   const Scratch parts = carve(aligned, args.heads / args.kv.kv_heads, args.kv.head_dim);
-  if (args.kv.kind == KvKind::F32) attend_item<ProductF32>(args, step, item, partials, parts);
-  else attend_item<ProductBf16>(args, step, item, partials, parts);
+  switch (args.kv.kind) {
+    case KvKind::F32: return attend_item<ProductF32>(args, step, item, partials, parts);
+    case KvKind::BF16: return attend_item<ProductBf16>(args, step, item, partials, parts);
+    case KvKind::INT8: return attend_item<ProductInt8>(args, step, item, partials, parts);
+  }
 }
 
 void attention_merge(const AttentionArgs& args, const AttentionItem& first, int32_t count, const float* partials) {

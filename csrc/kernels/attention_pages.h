@@ -1,7 +1,6 @@
-// Where the keys and values of one partition lie. Pages of bf16 and f32 are read in place; what the products cannot read
-// so is first copied to the thread's scratch: int8 (made bf16, which holds it exactly), tiles of 8 positions, values of a
-// head size that is no multiple of 16. Nothing at or beyond `end` takes part in a result: pages hold old bytes there,
-// which may be anything. Used by attention.cpp only.
+// Where the keys and values of one partition lie. Pages are read in place; tiles of 8 positions and values of a head size
+// that is no multiple of 16 are first copied to the thread's scratch. Nothing at or beyond `end` takes part in a result:
+// pages hold old bytes there, which may be anything. Used by attention.cpp only.
 #pragma once
 #include "attention_product.h"
 
@@ -9,41 +8,45 @@ namespace octavo {
 namespace OCTAVO_ISA {
 
 struct Partition {
-  const uint8_t* tiles[PART_TILES];  // keys, 64 bytes a step
-  Segment segments[PARTITION / 8 + 1];  // values, `stride` bytes a step
-  int64_t stride;
-  const float *key_scale, *value_scale;  // [PARTITION] of int8 pages, or null
+  const uint8_t* tiles[PART_TILES];     // of keys
+  const uint8_t* ahead[PART_TILES];     // the values of the same positions: wanted after the scores
+  Segment segments[PARTITION / 8 + 1];  // of values; ahead: the next partition's keys of the same places
+  int64_t stride;                       // bytes of a step of values
+  const float *key_scale, *value_scale;  // [PARTITION] of int8 pages, 0 from `end` on; or null
 };
 
 struct Staging {  // scratch of the thread
   uint8_t *keys, *values;  // [PARTITION * d * 4], [PARTITION * round_up(d, 16) * 4]
-  uint8_t* last_values;    // [round_up(d, 16) * 4]: the last pair of positions when only the first of them exists
+  uint8_t* last_values;    // [round_up(d, 16) * 4]
   float *key_scale, *value_scale;  // [PARTITION]
 };
-
-inline void widen(const int8_t* q, bf16* out, int64_t n) {  // exact
-  for (int64_t i = 0; i < n; ++i) {
-    const float x = q[i];
-    uint32_t bits;
-    std::memcpy(&bits, &x, 4);
-    out[i] = bf16(bits >> 16);
-  }
-}
 
 class PartitionReader {
  public:
   PartitionReader(const KvPages& kv, const Step& step, int32_t row, int32_t kv_head, const Staging& staging)
-      : kv_(kv), pages_(step.page_ids + step.page_start[row]), kv_head_(kv_head), staging_(staging) {}
+      : kv_(kv), pages_(step.page_ids + step.page_start[row]), staging_(staging) {
+    bytes_ = kv.kind == KvKind::F32 ? 4 : kv.kind == KvKind::BF16 ? 2 : 1;
+    per_step_ = kv.kind == KvKind::F32 ? 1 : 2;
+    shift_ = __builtin_ctz(unsigned(kv.block_size));
+    page_bytes_ = kv.page_bytes();
+    keys_ = kv.data;
+    values_ = kv.v_page(0);
+    head_ = int64_t{kv_head} * kv.block_size * kv.head_dim * bytes_;
+    scales_ = int64_t{kv.block_size} * (int64_t{kv.kv_heads} * kv.head_dim * bytes_ + kv_head * 4);
+    in_place_keys_ = kv.block_size >= TILE;
+    in_place_values_ = kv.head_dim % 16 == 0;
+    span_ = kv.block_size < PARTITION ? kv.block_size : PARTITION;
+  }
 
-  // Positions base .. base + end, 1 <= end <= PARTITION.
-  Partition read(int64_t base, int end) const {
+  // Positions base .. base + end, 1 <= end <= PARTITION; what follows up to `context` will be wanted next.
+  Partition read(int64_t base, int end, int64_t context) const {
     Partition part;
     read_keys(base, end, part);
-    read_values(base, end, part);
+    read_values(base, end, context, part);
     part.key_scale = part.value_scale = nullptr;
     if (kv_.kind == KvKind::INT8) {
-      read_scales(base, end, true, staging_.key_scale);
-      read_scales(base, end, false, staging_.value_scale);
+      read_scales(keys_, base, end, staging_.key_scale);
+      read_scales(values_, base, end, staging_.value_scale);
       part.key_scale = staging_.key_scale;
       part.value_scale = staging_.value_scale;
     }
@@ -51,88 +54,74 @@ class PartitionReader {
   }
 
  private:
-  int64_t element_bytes() const { return kv_.kind == KvKind::F32 ? 4 : kv_.kind == KvKind::BF16 ? 2 : 1; }
-  const uint8_t* page(int64_t position, bool keys) const {
-    const int64_t block = pages_[position / kv_.block_size];
-    return keys ? kv_.k_page(block) : kv_.v_page(block);
-  }
-  // The head's part of the page, from the position on (the first of a tile of keys, or an even one).
-  const uint8_t* at(int64_t position, bool keys) const {
-    const int64_t element = (int64_t{kv_head_} * kv_.block_size + position % kv_.block_size) * kv_.head_dim;
-    return page(position, keys) + element * element_bytes();
+  // The head's part of a page of keys or values, from the position on (the first of a tile or an even one).
+  const uint8_t* at(const uint8_t* pages, int64_t position) const {
+    const int64_t offset = position & (kv_.block_size - 1);
+    return pages + pages_[position >> shift_] * page_bytes_ + head_ + offset * kv_.head_dim * bytes_;
   }
 
   void read_keys(int64_t base, int end, Partition& part) const {
-    const int steps = kv_.kind == KvKind::F32 ? kv_.head_dim : kv_.head_dim / 2;
-    const int at_once = kv_.block_size < TILE ? kv_.block_size : TILE;
+    const int64_t steps = kv_.head_dim / per_step_, step_bytes = TILE * per_step_ * bytes_;
     for (int t = 0; t * TILE < end; ++t) {
-      if (kv_.kind != KvKind::INT8 && at_once == TILE) {
-        part.tiles[t] = at(base + t * TILE, true);
-        continue;
+      const int64_t position = base + t * TILE;
+      part.ahead[t] = at(values_, position);
+      part.tiles[t] = in_place_keys_ ? at(keys_, position) : staging_.keys + t * steps * step_bytes;
+      if (in_place_keys_) continue;
+      uint8_t* tile = staging_.keys + t * steps * step_bytes;  // of two halves, side by side in each step
+      for (int half = 0; half < 2; ++half, tile += step_bytes / 2) {
+        const uint8_t* from = t * TILE + half * 8 < end ? at(keys_, position + half * 8) : nullptr;
+        for (int64_t i = 0; i < steps; ++i) {
+          if (from) std::memcpy(tile + i * step_bytes, from + i * (step_bytes / 2), size_t(step_bytes / 2));
+          else std::memset(tile + i * step_bytes, 0, size_t(step_bytes / 2));
+        }
       }
-      uint8_t* tile = staging_.keys + int64_t{t} * steps * 64;
-      for (int first = t * TILE; first < t * TILE + TILE; first += at_once)
-        stage_keys(first < end ? at(base + first, true) : nullptr, steps, at_once, tile + (first - t * TILE) * 4);
-      part.tiles[t] = tile;
     }
   }
 
-  // `steps` runs of 4 * positions bytes (as bf16 pairs or f32), 64 bytes apart in the tile; zeros where there is no page.
-  void stage_keys(const uint8_t* from, int steps, int positions, uint8_t* tile) const {
-    for (int64_t i = 0; i < steps; ++i, tile += 64) {
-      if (!from) std::memset(tile, 0, size_t(positions) * 4);
-      else if (kv_.kind == KvKind::INT8) widen((const int8_t*)from + i * positions * 2, (bf16*)tile, positions * 2);
-      else std::memcpy(tile, from + i * positions * 4, size_t(positions) * 4);
-    }
-  }
-
-  void read_values(int64_t base, int end, Partition& part) const {
-    const int64_t d = kv_.head_dim;
-    const int per_step = kv_.kind == KvKind::F32 ? 1 : 2;
-    const bool in_place = kv_.kind != KvKind::INT8 && d % 16 == 0;
-    part.stride = in_place ? d * 4 : round_up(d, 16) * 4;
+  void read_values(int64_t base, int end, int64_t context, Partition& part) const {
+    const int64_t row = kv_.head_dim * per_step_ * bytes_;
+    part.stride = in_place_values_ ? row : round_up(kv_.head_dim, 16) * per_step_ * bytes_;
     Segment* segment = part.segments;
     uint8_t* staged = staging_.values;
-    const int at_once = kv_.block_size < PARTITION ? kv_.block_size : PARTITION;
-    for (int first = 0; first < end; first += at_once) {
-      const int positions = end - first < at_once ? end - first : at_once;
-      const int steps = (positions + per_step - 1) / per_step;
-      const uint8_t* from = at(base + first, false);
-      *segment++ = {in_place ? from : staged, steps};
-      if (in_place) continue;
-      for (int i = 0; i < steps; ++i, staged += part.stride) {
-        if (kv_.kind == KvKind::INT8) widen((const int8_t*)from + i * d * 2, (bf16*)staged, d * 2);
-        else std::memcpy(staged, from + i * d * 4, size_t(d) * 4);
-      }
+    for (int first = 0; first < end; first += span_) {
+      const int positions = end - first < span_ ? end - first : span_;
+      const int steps = (positions + per_step_ - 1) / per_step_;
+      const uint8_t* from = at(values_, base + first);
+      const int64_t next = base + PARTITION + first;
+      *segment++ = {in_place_values_ ? from : staged, steps, next < context ? at(keys_, next) : from};
+      if (in_place_values_) continue;
+      for (int i = 0; i < steps; ++i, staged += part.stride) std::memcpy(staged, from + i * row, size_t(row));
     }
     if (kv_.kind == KvKind::BF16 && end % 2) drop_last(segment, part.stride);
   }
 
-  // Of the last pair only the first position exists: the second is made zero in a copy, whatever its bytes were.
+  // Of the last pair only the first position exists: the second becomes zero in a copy, since 0 * NaN would be NaN.
   void drop_last(Segment* after, int64_t stride) const {
-    const uint8_t* from = after[-1].data + --after[-1].steps * stride;
+    Segment& last = after[-1];
+    const uint8_t* from = last.data + --last.steps * stride;
     for (int64_t i = 0; i < stride; i += 4) {
       const bf16 pair[2] = {reinterpret_cast<const bf16*>(from + i)[0], 0};
       std::memcpy(staging_.last_values + i, pair, 4);
     }
-    *after = {staging_.last_values, 1};
+    *after = {staging_.last_values, 1, staging_.last_values};
   }
 
-  void read_scales(int64_t base, int end, bool keys, float* out) const {
-    const int64_t elements = int64_t{kv_.block_size} * kv_.kv_heads * kv_.head_dim;
-    const int at_once = kv_.block_size < PARTITION ? kv_.block_size : PARTITION;
-    for (int first = 0; first < end; first += at_once) {
-      const int positions = end - first < at_once ? end - first : at_once;
-      const int64_t offset = int64_t{kv_head_} * kv_.block_size + (base + first) % kv_.block_size;
-      std::memcpy(out + first, page(base + first, keys) + elements + offset * 4, size_t(positions) * 4);
+  void read_scales(const uint8_t* pages, int64_t base, int end, float* out) const {
+    for (int first = 0; first < end; first += span_) {
+      const int positions = end - first < span_ ? end - first : span_;
+      const int64_t position = base + first, offset = position & (kv_.block_size - 1);
+      std::memcpy(out + first, pages + pages_[position >> shift_] * page_bytes_ + scales_ + offset * 4, size_t(positions) * 4);
     }
     std::memset(out + end, 0, size_t(PARTITION - end) * 4);
   }
 
   const KvPages& kv_;
   const int32_t* pages_;
-  int32_t kv_head_;
-  Staging staging_;
+  const Staging& staging_;
+  const uint8_t *keys_, *values_;
+  int64_t bytes_, per_step_, page_bytes_, head_, scales_;
+  int shift_, span_;
+  bool in_place_keys_, in_place_values_;
 };
 
 }  // namespace OCTAVO_ISA
