@@ -62,12 +62,14 @@ class Bench:
         self,
         num_prompts: int,
         *,
+        input_len: int | None = None,
         output_len: int | None = None,
         on_tokens: Callable[[int], None] = lambda count: None,
     ) -> list[Timeline]:
-        """Gives all prompts at once and turns the engine until they have ended. `on_tokens`: told of new tokens."""
+        """Gives all prompts at once and turns the engine until they have ended. `input_len`, `output_len`: lengths
+        other than the usual. `on_tokens`: told of new tokens."""
         params = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=output_len or self._output_len)
-        prepared = [self.engine.prepare(self._prompt(), params) for _ in range(num_prompts)]
+        prepared = [self.engine.prepare(self._prompt(input_len or self._input_len), params) for _ in range(num_prompts)]
         started = time.perf_counter()
         timelines = {request: Timeline(started) for request in prepared}
         for request in prepared:
@@ -87,10 +89,10 @@ class Bench:
                     left.discard(request)
         return list(timelines.values())
 
-    def _prompt(self) -> Prompt:
+    def _prompt(self, length: int) -> Prompt:
         tokenizer = self.engine.tokenizer
         ids: list[int] = []
-        while len(ids) < self._input_len:
+        while len(ids) < length:
             token_id = self._random.randrange(tokenizer.vocab_size)
             if token_id not in tokenizer.special_ids:
                 ids.append(token_id)
