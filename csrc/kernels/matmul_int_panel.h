@@ -35,6 +35,20 @@ inline V read(const void* p) {
   return v;
 }
 
+// Weights of the next panel on their way from memory while this one is multiplied: a few lines with each group.
+struct Ahead {
+  const uint8_t* tile[2];
+  int64_t lines;  // left, of each tile
+  int64_t at_once;
+  void some() {
+    for (int64_t i = 0; i < at_once && lines > 0; ++i, --lines)
+      for (const uint8_t*& p : tile) {
+        prefetch(p);
+        p += 64;
+      }
+  }
+};
+
 // A block of rows and where, in bytes from the beginning of a row, this stretch of k has its parts.
 struct Block {
   const uint8_t* row;
@@ -42,11 +56,12 @@ struct Block {
 };
 
 template <class T, int ROWS>
-inline void panel_main(const Panel<T>& panel, const Block& block, int64_t groups, f32x16 (&acc)[ROWS][2]) {
+inline void panel_main(const Panel<T>& panel, const Block& block, int64_t groups, Ahead& ahead, f32x16 (&acc)[ROWS][2]) {
   const uint8_t* row[ROWS];
   for (int i = 0; i < ROWS; ++i) row[i] = block.row + i * block.stride;
 #pragma GCC unroll 1
   for (int64_t g = 0; g < groups; ++g) {
+    ahead.some();
     __m512i sum[ROWS][2];
     for (int i = 0; i < ROWS; ++i)
       sum[i][0] = sum[i][1] = T::FOUR ? _mm512_setzero_si512() : _mm512_set1_epi32(read<int32_t>(row[i] + block.offset + g * 4));
@@ -87,6 +102,7 @@ struct Pass {  // of a chunk of rows over one panel
   int64_t chunk, t, groups;
   bool first, last;
   Block block;
+  Ahead& ahead;
 };
 
 template <class T, int ROWS>
@@ -96,7 +112,7 @@ void pass_block(const Pass<T>& pass, int64_t r) {
   block.row = pass.args.x.row(r);
   float* const sums = pass.sums + (r - pass.chunk) * 2 * TILE;
   if (!pass.first) std::memcpy(acc, sums, sizeof acc);
-  panel_main<T, ROWS>(pass.panel, block, pass.groups, acc);
+  panel_main<T, ROWS>(pass.panel, block, pass.groups, pass.ahead, acc);
   if (!pass.last) {
     std::memcpy(sums, acc, sizeof acc);
   } else {
@@ -121,6 +137,18 @@ void pass_rows(const Pass<T>& pass, int64_t r, int64_t end) {
   }
 }
 
+// What to fetch while `rows` rows pass over the panel that ends with group `end` of tiles t, t + 1.
+template <class T>
+Ahead next_panel(const LinearArgs& args, int64_t t, int64_t t1, int64_t end, int64_t rows, int64_t step) {
+  const int64_t groups = args.weight.k / T::G;
+  if (end == groups) t += 2, end = 0;
+  if (t == t1) return {{nullptr, nullptr}, 0, 0};
+  const int64_t count = groups - end < step ? groups - end : step, lines = count * T::STEP / 64;
+  const int64_t times = (rows + 5) / 6 * count;
+  const T a(args.weight.tile(t), groups), b(args.weight.tile(t + 1), groups);
+  return {{a.lines + end * T::STEP, b.lines + end * T::STEP}, lines, (lines + times - 1) / times};
+}
+
 // An even number of tiles.
 template <class T>
 void panel_product(const LinearArgs& args, int64_t r0, int64_t r1, int64_t t0, int64_t t1) {
@@ -138,7 +166,8 @@ void panel_product(const LinearArgs& args, int64_t r0, int64_t r1, int64_t t0, i
         for (int which = 0; which < 2; ++which) panel.unpack(T(args.weight.tile(t + which), groups), g, end, which);
         const int64_t kp = x.kp(), scaled_sum = kp + kp / 32 * 4, offset = scaled_sum + kp / T::G * 4;
         const Block block{nullptr, x.stride, g * T::G, kp + g * T::G / 32 * 4, scaled_sum + g * 4, offset + g * 4};
-        pass_rows(Pass<T>{args, panel, sums, chunk, t, end - g, g == 0, end == groups, block}, chunk, chunk_end);
+        Ahead ahead = next_panel<T>(args, t, t1, end, chunk_end - chunk, step);
+        pass_rows(Pass<T>{args, panel, sums, chunk, t, end - g, g == 0, end == groups, block, ahead}, chunk, chunk_end);
       }
   }
 }
