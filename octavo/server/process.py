@@ -8,6 +8,7 @@ event; then it leaves with 0. A second signal ends it at once.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -15,7 +16,7 @@ import sys
 from types import FrameType
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from octavo import log
 from octavo.client.engine import EngineClient
@@ -80,7 +81,7 @@ def bind(config: ServerConfig) -> socket.socket:
 class DrainingServer(uvicorn.Server):
     """uvicorn whose signals first drain the work, with the listening socket still open."""
 
-    def __init__(self, app: FastAPI, config: ServerConfig) -> None:
+    def __init__(self, app: Starlette, config: ServerConfig) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -104,6 +105,9 @@ class DrainingServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        # What is alive now lives until the end: the garbage collector need not look at it amid the streams.
+        gc.collect()
+        gc.freeze()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Runs in the signal handler: the first signal begins the drain, the second ends it."""
