@@ -14,6 +14,7 @@ struct LinearArgs {
   float* out = nullptr;         // [rows, ld] f32, columns 0 .. n
   int64_t ld = 0;               // elements
   bool add = false;             // out += instead of out =
+  const uint8_t* next = nullptr;  // what this thread will read after these weights, to be fetched from memory early
 };
 
 // silu(x · G[n]) * (x · U[n]) for the halves G, U of one matrix [2 * inner, k]; inner % 32 == 0.
@@ -22,6 +23,7 @@ struct GateUpArgs {
   Matrix weight;
   const float* bias = nullptr;  // [2 * inner] or null
   Rows out;                     // [rows, inner] in any format
+  const uint8_t* next = nullptr;  // as above
 };
 
 // out = x / sqrt(mean(x²) + eps) * weight, in f32, rounded to out.format. When `add` is there: x += add first, in place.

@@ -7,11 +7,13 @@ namespace OCTAVO_ISA {
 namespace {
 
 constexpr int64_t UNIT = 32;         // inner outputs of gate_up that belong together: one group of the rows it writes
+constexpr int64_t TILES = UNIT / TILE;
 constexpr int64_t MOST_ROWS = 120;   // a chunk: its products fit the first caches
 constexpr int64_t FLOATS = MOST_ROWS * UNIT;
 
 // x[r0 ..) · W of `units` units beginning with tile t, into out [rows, units * 32].
-void products(const GateUpArgs& args, int64_t r0, int64_t rows, int64_t t, int64_t units, float* out) {
+void products(const GateUpArgs& args, int64_t r0, int64_t rows, int64_t t, int64_t units, float* out,
+              const uint8_t* next) {
   LinearArgs part;
   part.x = args.x;
   part.x.data = args.x.row(r0);
@@ -21,7 +23,8 @@ void products(const GateUpArgs& args, int64_t r0, int64_t rows, int64_t t, int64
   part.bias = args.bias ? args.bias + t * TILE : nullptr;
   part.out = out;
   part.ld = units * UNIT;
-  linear(part, 0, rows, 0, units * UNIT / TILE);
+  part.next = next;
+  linear(part, 0, rows, 0, units * TILES);
 }
 
 f32x16 silu_mul16(f32x16 gate, f32x16 up) { return gate / (set1(1.0f) + exp(-gate)) * up; }
@@ -43,14 +46,15 @@ void gate_up(const GateUpArgs& args, int64_t r0, int64_t r1, int64_t u0, int64_t
     const int64_t most = MOST_ROWS / rows;
     for (int64_t u = u0; u < u1; u += most) {
       const int64_t units = u1 - u < most ? u1 - u : most;
-      products(args, r, rows, u * (UNIT / TILE), units, gate);
-      products(args, r, rows, (inner + u * UNIT) / TILE, units, up);
+      const int64_t gate_tile = u * TILES, up_tile = gate_tile + inner / TILE;
+      const uint8_t* const next = u + units < u1 ? args.weight.tile(gate_tile + units * TILES) : args.next;
+      products(args, r, rows, gate_tile, units, gate, args.weight.tile(up_tile));
+      products(args, r, rows, up_tile, units, up, next);
+      for (int64_t i = 0; i < rows * units * UNIT; i += TILE) store(gate + i, silu_mul16(load(gate + i), load(up + i)));
       for (int64_t i = 0; i < rows; ++i)
         for (int64_t j = 0; j < units; ++j) {
-          const float* const g = gate + (i * units + j) * UNIT;
-          const float* const v = up + (i * units + j) * UNIT;
-          store_group(silu_mul16(load(g), load(v)), silu_mul16(load(g + 16), load(v + 16)), args.out.row(r + i), inner,
-                      args.out.format, u + j);
+          const float* const from = gate + (i * units + j) * UNIT;
+          store_group(load(from), load(from + TILE), args.out.row(r + i), inner, args.out.format, u + j);
         }
     }
   }

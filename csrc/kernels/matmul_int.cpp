@@ -14,16 +14,21 @@ constexpr int64_t AHEAD = 2048;  // bytes of weights fetched ahead
 constexpr int64_t DIRECT_ROWS = 8;  // more: by panels
 constexpr int MOST_ROWS = 8;     // multiplied together
 
-// ROWS rows from r, one tile: the group's lines stay in registers for all rows.
+// ROWS rows from r, one tile: the group's lines stay in registers for all rows. `next` is read after this tile when it is
+// not the tile that follows in memory.
 template <class T, int ROWS>
-void tile_product(const LinearArgs& args, int64_t r, int64_t t) {
+void tile_product(const LinearArgs& args, int64_t r, int64_t t, const uint8_t* next) {
   const int64_t groups = args.weight.k / T::G;
   const T tile(args.weight.tile(t), groups);
+  const uint8_t* ahead = tile.lines + AHEAD;
+  const int64_t leave = next ? (groups > AHEAD / T::STEP ? groups - AHEAD / T::STEP : 0) : groups;
   Row rows[ROWS];
   for (int i = 0; i < ROWS; ++i) rows[i] = row_at(args.x, r + i);
   f32x16 acc[ROWS] = {};
   for (int64_t g = 0; g < groups; ++g) {
-    for (int64_t line = 0; line < T::STEP; line += 64) prefetch(tile.lines + g * T::STEP + AHEAD + line);
+    if (g == leave) ahead = next;
+    for (int64_t line = 0; line < T::STEP; line += 64) prefetch(ahead + line);
+    ahead += T::STEP;
     const auto lines = tile.group(g);
     const f32x16 scale = tile.scale(g);
     for (int i = 0; i < ROWS; ++i) {
@@ -39,10 +44,10 @@ void tile_product(const LinearArgs& args, int64_t r, int64_t t) {
 }
 
 template <class T, int ROWS>
-void few_rows(const LinearArgs& args, int64_t r, int64_t count, int64_t t) {
+void few_rows(const LinearArgs& args, int64_t r, int64_t count, int64_t t, const uint8_t* next) {
   if constexpr (ROWS > 1)
-    if (count < ROWS) return few_rows<T, ROWS - 1>(args, r, count, t);
-  tile_product<T, ROWS>(args, r, t);
+    if (count < ROWS) return few_rows<T, ROWS - 1>(args, r, count, t, next);
+  tile_product<T, ROWS>(args, r, t, next);
 }
 
 template <Kind KIND, int GROUP, bool F32>
@@ -57,7 +62,8 @@ void rectangle(const LinearArgs& args, int64_t r0, int64_t r1, int64_t t0, int64
 #endif
   for (int64_t t = t0; t < t1; ++t)
     for (int64_t r = r0; r < r1; r += MOST_ROWS)
-      few_rows<T, MOST_ROWS>(args, r, r1 - r < MOST_ROWS ? r1 - r : MOST_ROWS, t);
+      few_rows<T, MOST_ROWS>(args, r, r1 - r < MOST_ROWS ? r1 - r : MOST_ROWS, t,
+                             t + 1 == t1 ? args.next : nullptr);
 }
 
 template <Kind KIND>

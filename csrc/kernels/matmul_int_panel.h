@@ -137,16 +137,15 @@ void pass_rows(const Pass<T>& pass, int64_t r, int64_t end) {
   }
 }
 
-// What to fetch while `rows` rows pass over the panel that ends with group `end` of tiles t, t + 1.
+// What to fetch while `rows` rows pass over a panel: the panel of tiles t, t + 1 from group g, or what comes after all.
 template <class T>
-Ahead next_panel(const LinearArgs& args, int64_t t, int64_t t1, int64_t end, int64_t rows, int64_t step) {
+Ahead next_panel(const LinearArgs& args, int64_t t, int64_t t1, int64_t g, int64_t step, int64_t rows) {
   const int64_t groups = args.weight.k / T::G;
-  if (end == groups) t += 2, end = 0;
-  if (t == t1) return {{nullptr, nullptr}, 0, 0};
-  const int64_t count = groups - end < step ? groups - end : step, lines = count * T::STEP / 64;
-  const int64_t times = (rows + 5) / 6 * count;
+  const int64_t count = groups - g < step ? groups - g : step, lines = count * T::STEP / 64;
+  const int64_t times = (rows + 5) / 6 * step, at_once = (lines + times - 1) / times;
+  if (t == t1) return {{args.next, args.next + lines * 64}, args.next ? lines : 0, at_once};
   const T a(args.weight.tile(t), groups), b(args.weight.tile(t + 1), groups);
-  return {{a.lines + end * T::STEP, b.lines + end * T::STEP}, lines, (lines + times - 1) / times};
+  return {{a.lines + g * T::STEP, b.lines + g * T::STEP}, lines, at_once};
 }
 
 // An even number of tiles.
@@ -166,8 +165,9 @@ void panel_product(const LinearArgs& args, int64_t r0, int64_t r1, int64_t t0, i
         for (int which = 0; which < 2; ++which) panel.unpack(T(args.weight.tile(t + which), groups), g, end, which);
         const int64_t kp = x.kp(), scaled_sum = kp + kp / 32 * 4, offset = scaled_sum + kp / T::G * 4;
         const Block block{nullptr, x.stride, g * T::G, kp + g * T::G / 32 * 4, scaled_sum + g * 4, offset + g * 4};
-        Ahead ahead = next_panel<T>(args, t, t1, end, chunk_end - chunk, step);
-        pass_rows(Pass<T>{args, panel, sums, chunk, t, end - g, g == 0, end == groups, block, ahead}, chunk, chunk_end);
+        const bool last = end == groups;
+        Ahead ahead = next_panel<T>(args, last ? t + 2 : t, t1, last ? 0 : end, step, chunk_end - chunk);
+        pass_rows(Pass<T>{args, panel, sums, chunk, t, end - g, g == 0, last, block, ahead}, chunk, chunk_end);
       }
   }
 }
