@@ -1,5 +1,5 @@
-"""Every operation on every backend and instruction set that this machine runs, against the reference or plain loops over
-its definition; and what only native kernels promise: results that hang on nothing but their own row."""
+"""Every operation on every backend and instruction set that this machine runs, against the reference or plain loops
+over its definition; and what only native kernels promise: results that hang on nothing but their own row."""
 
 from __future__ import annotations
 
