@@ -43,33 +43,38 @@ inline void by_sixteen(const float* x, int64_t n, Body body) {
   if (at < n) body(load_n(x + at, int(n - at), LOWEST), at, int(n - at));
 }
 
-// The largest of n values, of those that are numbers; lanes of `nan` become nonzero where one is not.
-inline float largest(const float* x, int64_t n, i32x16& nan) {
+// Keeps watch over values: a sum that is not a number as soon as one of them is not.
+struct Watch {
+  f32x16 sum{};
+  void see(f32x16 v) { sum += min(f32x16{}, v); }  // in this order: the second operand is taken when it is not a number
+  bool numbers() const { return reduce_add(sum) <= 0; }
+};
+
+// The largest of n values, of those that are numbers.
+inline float largest(const float* x, int64_t n, Watch* watch) {
   f32x16 m[4] = {set1(LOWEST), set1(LOWEST), set1(LOWEST), set1(LOWEST)};
   int64_t at = 0;
   for (; at + 64 <= n; at += 64)
     for (int i = 0; i < 4; ++i) {
       const f32x16 v = load(x + at + i * 16);
-      nan |= v != v;
+      watch[i].see(v);
       m[i] = max(v, m[i]);  // in this order: the second operand is taken when the first is not a number
     }
   by_sixteen(x + at, n - at, [&](f32x16 v, int64_t, int) {
-    nan |= v != v;
+    watch[0].see(v);
     m[0] = max(v, m[0]);
   });
   return reduce_max(max(max(m[0], m[1]), max(m[2], m[3])));
 }
 
-inline bool any(i32x16 mask) {
-  int32_t found = 0;
-  for (int i = 0; i < 16; ++i) found |= mask[i];
-  return found != 0;
+inline bool numbers(const Watch* watch) {
+  return watch[0].numbers() && watch[1].numbers() && watch[2].numbers() && watch[3].numbers();
 }
 
 double log_sum(const float* logits, int64_t vocab) {
-  i32x16 nan{};
-  const float top = largest(logits, vocab, nan);
-  if (any(nan) || !std::isfinite(top)) return std::numeric_limits<double>::quiet_NaN();
+  Watch watch[4];
+  const float top = largest(logits, vocab, watch);
+  if (!numbers(watch) || !std::isfinite(top)) return std::numeric_limits<double>::quiet_NaN();
   Sum sum;
   by_sixteen(logits, vocab, [&](f32x16 v, int64_t, int) { sum.add(exp(v - set1(top))); });
   return double(top) + std::log(sum.total());
@@ -130,8 +135,8 @@ float select(float* x, int64_t n, double wanted, Weight weight) {
     Sum above, at;
     by_sixteen(x, n, [&](f32x16 v, int64_t, int) {
       const f32x16 w = weight(v);
-      above.add(v > p ? w : f32x16{});
-      at.add(v == p ? w : f32x16{});
+      above.add(if_above(v, p, w));
+      at.add(if_same(v, p, w));
     });
     const double more = above.total(), same = at.total();
     if (more >= wanted) {
@@ -221,7 +226,7 @@ struct Draw {
       if (!(peaks[b] >= floor)) continue;
       Sum sum;
       by_sixteen(scaled + b * BLOCK, size(b), [&](f32x16 v, int64_t, int) {
-        sum.add(v >= set1(floor) ? exp(v) : f32x16{});
+        sum.add(if_reached(v, set1(floor), exp(v)));
       });
       total += masses[b] = sum.total();
     }
@@ -249,7 +254,7 @@ struct Draw {
     const int64_t begin = first.winner * BLOCK, count = size(first.winner);
     float weights[BLOCK];
     by_sixteen(scaled + begin, count, [&](f32x16 v, int64_t at, int) {
-      store(weights + at, v >= set1(floor) ? exp(v) : f32x16{});
+      store(weights + at, if_reached(v, set1(floor), exp(v)));
     });
     Race second{key};
     for (int64_t i = 0; i < count; ++i) second.enter(begin + i, begin + i, weights[i]);
@@ -262,12 +267,12 @@ struct Draw {
 int64_t argmax(const float* logits, int64_t vocab) {
   float best = LOWEST;
   int64_t where = 0;
-  i32x16 nan{};
+  Watch watch[4];
   for (int64_t at = 0; at < vocab; at += CHUNK) {
-    const float top = largest(logits + at, std::min(CHUNK, vocab - at), nan);
+    const float top = largest(logits + at, std::min(CHUNK, vocab - at), watch);
     if (top > best) best = top, where = at;
   }
-  if (any(nan) || !std::isfinite(best)) return -1;
+  if (!numbers(watch) || !std::isfinite(best)) return -1;
   while (logits[where] != best) ++where;
   return where;
 }
@@ -292,7 +297,7 @@ void top(const float* logits, int64_t vocab, int64_t count, float* values, int64
   const int64_t blocks = (vocab + BLOCK - 1) / BLOCK;
   float* work = static_cast<float*>(scratch);
   float* peaks = work + vocab;
-  i32x16 ignored{};
+  Watch ignored[4];
   for (int64_t b = 0; b < blocks; ++b)
     peaks[b] = largest(logits + b * BLOCK, std::min(BLOCK, vocab - b * BLOCK), ignored);
   const float floor = Peaked{logits, peaks, vocab}.kth(count, work);

@@ -38,6 +38,7 @@ inline f32x16 load_n(const float* p, int n, float rest = 0.0f) {  // first n <= 
 inline void store_n(float* p, f32x16 v, int n) { std::memcpy(p, &v, size_t(n) * 4); }
 #endif
 
+// if_above, if_same, if_reached(a, b, w): w where a > b, a == b, a >= b, else 0.
 #if defined(__AVX512F__)
 inline f32x16 fma(f32x16 a, f32x16 b, f32x16 c) { return (f32x16)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 inline f32x16 max(f32x16 a, f32x16 b) { return (f32x16)_mm512_max_ps((__m512)a, (__m512)b); }
@@ -46,6 +47,9 @@ inline f32x16 round_even(f32x16 a) { return (f32x16)_mm512_roundscale_ps((__m512
 inline i32x16 to_int(f32x16 a) { return (i32x16)_mm512_cvtps_epi32((__m512)a); }  // to nearest even
 inline f32x16 to_float(i32x16 a) { return (f32x16)_mm512_cvtepi32_ps((__m512i)a); }
 inline f32x16 load_f16(const f16* p) { return (f32x16)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+inline f32x16 if_above(f32x16 a, f32x16 b, f32x16 w) { return a > b ? w : f32x16{}; }
+inline f32x16 if_same(f32x16 a, f32x16 b, f32x16 w) { return a == b ? w : f32x16{}; }
+inline f32x16 if_reached(f32x16 a, f32x16 b, f32x16 w) { return a >= b ? w : f32x16{}; }
 #elif defined(__AVX2__)
 struct halves { __m256 lo, hi; };
 inline halves split(f32x16 v) { halves h; std::memcpy(&h, &v, 64); return h; }
@@ -77,10 +81,47 @@ inline f32x16 to_float(i32x16 a) { return __builtin_convertvector(a, f32x16); }
 inline f32x16 load_f16(const f16* p) {
   return join(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 8))));
 }
+template <int RELATION>
+inline f32x16 if_compared(f32x16 a, f32x16 b, f32x16 w) {
+  const halves x = split(a), y = split(b), z = split(w);
+  return join(_mm256_and_ps(_mm256_cmp_ps(x.lo, y.lo, RELATION), z.lo), _mm256_and_ps(_mm256_cmp_ps(x.hi, y.hi, RELATION), z.hi));
+}
+inline f32x16 if_above(f32x16 a, f32x16 b, f32x16 w) { return if_compared<_CMP_GT_OQ>(a, b, w); }
+inline f32x16 if_same(f32x16 a, f32x16 b, f32x16 w) { return if_compared<_CMP_EQ_OQ>(a, b, w); }
+inline f32x16 if_reached(f32x16 a, f32x16 b, f32x16 w) { return if_compared<_CMP_GE_OQ>(a, b, w); }
 #else
 inline f32x16 fma(f32x16 a, f32x16 b, f32x16 c) { return a * b + c; }
-inline f32x16 max(f32x16 a, f32x16 b) { return a > b ? a : b; }
-inline f32x16 min(f32x16 a, f32x16 b) { return a < b ? a : b; }
+typedef float f32x4 __attribute__((vector_size(16)));
+typedef int32_t i32x4 __attribute__((vector_size(16)));
+template <class F>
+inline f32x16 by_quarters(f32x16 a, f32x16 b, F f) {  // 16 bytes: wider comparisons GCC takes apart lane by lane
+  f32x4 x[4], y[4];
+  std::memcpy(x, &a, 64);
+  std::memcpy(y, &b, 64);
+  for (int i = 0; i < 4; ++i) x[i] = f(x[i], y[i], i);
+  std::memcpy(&a, x, 64);
+  return a;
+}
+inline f32x16 max(f32x16 a, f32x16 b) {
+  return by_quarters(a, b, [](f32x4 x, f32x4 y, int) { return x > y ? x : y; });
+}
+inline f32x16 min(f32x16 a, f32x16 b) {
+  return by_quarters(a, b, [](f32x4 x, f32x4 y, int) { return x < y ? x : y; });
+}
+inline f32x4 quarter(f32x16 v, int i) {
+  f32x4 q[4];
+  std::memcpy(q, &v, 64);
+  return q[i];
+}
+inline f32x16 if_above(f32x16 a, f32x16 b, f32x16 w) {
+  return by_quarters(a, b, [&](f32x4 x, f32x4 y, int i) { return (f32x4)((x > y) & (i32x4)quarter(w, i)); });
+}
+inline f32x16 if_same(f32x16 a, f32x16 b, f32x16 w) {
+  return by_quarters(a, b, [&](f32x4 x, f32x4 y, int i) { return (f32x4)((x == y) & (i32x4)quarter(w, i)); });
+}
+inline f32x16 if_reached(f32x16 a, f32x16 b, f32x16 w) {
+  return by_quarters(a, b, [&](f32x4 x, f32x4 y, int i) { return (f32x4)((x >= y) & (i32x4)quarter(w, i)); });
+}
 inline f32x16 round_even(f32x16 a) {  // |a| < 2^22: adding 1.5 * 2^23 leaves no fraction bits
   const f32x16 magic = set1(12582912.0f);
   return (a + magic) - magic;
@@ -167,7 +208,7 @@ inline f32x16 exp(f32x16 x) {
   p = fma(p, r * r, r) + set1(1.0f);
   const f32x16 scale = (f32x16)((to_int(n) + 127) << 23);
   const f32x16 found = p * scale;
-  return x < set1(-87.33f) ? f32x16{} : found;
+  return if_reached(x, set1(-87.33f), found);
 }
 
 inline f32x16 silu(f32x16 x) { return x / (set1(1.0f) + exp(-x)); }
