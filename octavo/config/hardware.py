@@ -21,19 +21,25 @@ class Hardware:
     cpu_flags: frozenset[str]
 
 
-def _cgroup_cores() -> float | None:
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        return None
+CGROUPS = Path("/sys/fs/cgroup")
+CPUS = Path("/sys/devices/system/cpu")
+
+
+def _cgroup_cores(root: Path = CGROUPS) -> float | None:
+    """The cores' worth of time that the container grants (cgroup version 2, or 1)."""
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            quota, period = " ".join((root / file).read_text() for file in files).split()
+            return None if quota in ("max", "-1") else int(quota) / int(period)
+        except (OSError, ValueError):
+            continue
+    return None
 
 
 def _cgroup_memory_left() -> int | None:
-    base = Path("/sys/fs/cgroup")
     try:
-        limit = (base / "memory.max").read_text().strip()
-        return None if limit == "max" else int(limit) - int((base / "memory.current").read_text())
+        limit = (CGROUPS / "memory.max").read_text().strip()
+        return None if limit == "max" else int(limit) - int((CGROUPS / "memory.current").read_text())
     except (OSError, ValueError):
         return None
 
@@ -52,10 +58,19 @@ def _cpuinfo() -> tuple[str, frozenset[str]]:
     return name, flags
 
 
+def _physical_cores(cpus: set[int], root: Path = CPUS) -> int:
+    """How many different cores these logical CPUs are: two threads of one core share what kernels need."""
+    try:
+        parts = ("physical_package_id", "core_id")
+        return len({tuple((root / f"cpu{n}/topology" / part).read_text() for part in parts) for n in cpus})
+    except OSError:
+        return min(len(cpus), psutil.cpu_count(logical=False) or len(cpus))
+
+
 def usable_cores() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    physical = psutil.cpu_count(logical=False) or cores
-    cores = min(cores, max(physical, 1))
+    """Physical cores within this process's affinity, and no more than its container's share of time."""
+    every = range(os.cpu_count() or 1)
+    cores = _physical_cores(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(every))
     quota = _cgroup_cores()
     return max(1, min(cores, int(quota))) if quota else cores
 
