@@ -24,10 +24,14 @@ struct Scratch {
   int64_t bytes;
 };
 
-Scratch carve(uint8_t* at, int32_t group, int32_t d) {
+Scratch carve(uintptr_t at, int32_t group, int32_t d) {
   const int64_t rows = round_up(int64_t{attention_chunk(group)} * group, MAX_ROWS), wide = round_up(d, 16);
-  uint8_t* const begin = at;
-  const auto take = [&](int64_t bytes) { uint8_t* p = at; at += round_up(bytes, 64); return p; };
+  const uintptr_t begin = at;
+  const auto take = [&](int64_t bytes) {
+    const uintptr_t place = at;
+    at += uintptr_t(round_up(bytes, 64));
+    return reinterpret_cast<uint8_t*>(place);
+  };
   Scratch s;
   s.q = take(rows * d * 4);
   s.units = (float*)take(rows * 4);
@@ -40,7 +44,7 @@ Scratch carve(uint8_t* at, int32_t group, int32_t d) {
   s.staging.last_values = take(wide * 4);
   s.staging.key_scale = (float*)take(PARTITION * 4);
   s.staging.value_scale = (float*)take(PARTITION * 4);
-  s.bytes = at - begin;
+  s.bytes = int64_t(at - begin);
   return s;
 }
 
@@ -190,11 +194,11 @@ void attend_item(const AttentionArgs& args, const Step& step, const AttentionIte
 }  // namespace
 
 int64_t attention_scratch(int32_t heads, int32_t kv_heads, int32_t head_dim) {
-  return carve(nullptr, heads / kv_heads, head_dim).bytes + 64;
+  return carve(0, heads / kv_heads, head_dim).bytes + 64;
 }
 
 void attention(const AttentionArgs& args, const Step& step, const AttentionItem& item, float* partials, void* scratch) {
-  uint8_t* const aligned = (uint8_t*)round_up((int64_t)(uintptr_t)scratch, 64);
+  const uintptr_t aligned = (reinterpret_cast<uintptr_t>(scratch) + 63) & ~uintptr_t{63};
   const Scratch parts = carve(aligned, args.heads / args.kv.kv_heads, args.kv.head_dim);
   switch (args.kv.kind) {
     case KvKind::F32: return attend_item<ProductF32>(args, step, item, partials, parts);
