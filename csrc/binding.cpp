@@ -14,6 +14,7 @@
 #include "attention_plan.h"
 #include "operations.h"
 #include "pack.h"
+#include "probe.h"
 
 namespace nb = nanobind;
 using namespace octavo;
@@ -277,6 +278,12 @@ NB_MODULE(_native, m) {
       .def_prop_rw("profiling", [](const Recorded& r) { return r.program.profiling; },
                    [](Recorded& r, bool on) { r.program.profiling = on; })
       .def("profile", &profile);
+
+  m.def("probe", [](Pool& pool, const std::string& kind, const std::string& isa) {  // per second, see probe.h
+    const char* name = kernels_named(isa)->name;
+    nb::gil_scoped_release release;
+    return probe(pool, kind, name);
+  });
 
   // One row or a few at a time, outside of a program: what the sampler needs beyond the tail's own sampling.
   m.def("sample_rows", [](Pool& pool, const std::string& isa, Address logits, int64_t ld, int64_t vocab,

@@ -69,10 +69,10 @@ def limits(isa: str = "", threads: int | None = None) -> dict[str, float]:
     Raises ImportError where the native kernels are not built."""
     from octavo.kernels.cpu import _native
 
-    threads = threads or facts()["cores"]
-    found = {"read_gb_s": _native.probe("read", isa, threads) / 1e9}
+    pool = _native.Pool(threads or facts()["cores"])
+    found = {"read_gb_s": _native.probe(pool, "read", isa) / 1e9}
     for kind in ("int8", "bf16", "f32"):
-        found[f"{kind}_gops"] = _native.probe(kind, isa, threads) / 1e9
+        found[f"{kind}_gops"] = _native.probe(pool, kind, isa) / 1e9
     return {name: round(value, 1) for name, value in found.items()}
 
 
