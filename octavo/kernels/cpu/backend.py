@@ -71,13 +71,21 @@ class CpuOps:
     def record(
         self, model: StepModel, kv: Sequence[Tensor], rows: PermanentRows, max_tokens: int, block_size: int
     ) -> Recorded:
+        sampled = self._record(model, kv, block_size, logits=True)
+        scored = self._record(model, kv, block_size, logits=False)
+        return RecordedStep(self, sampled, scored, rows, max_tokens)
+
+    def _record(
+        self, model: StepModel, kv: Sequence[Tensor], block_size: int, logits: bool
+    ) -> tuple[Recording, Tensor]:
         recording = self._recording = Recording(block_size)
         try:
-            hidden = model(recording.step, kv)
-            logits = model.logits(self.gather_rows(hidden, recording.step.logits_index))
+            result = model(recording.step, kv)
+            if logits:
+                result = model.logits(self.gather_rows(result, recording.step.logits_index))
+            return recording, result
         finally:
             self._recording = None
-        return RecordedStep(self.pool, self.isa, recording, hidden, logits, rows, max_tokens)
 
     def _sink(self, rows: int, step: Step | None = None) -> Sink:
         return self._recording or Immediate(self.pool, self.isa, rows, step)

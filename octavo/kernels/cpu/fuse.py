@@ -3,6 +3,7 @@ that nobody reads. Called by emit.py with the nodes of one step, in order.
 
 - A product that is only added to the residual adds to it itself.
 - silu_mul of a product is one operation.
+- Of the last layers' rows only those are computed whose logits are wanted.
 - Who computes a value writes it in the format its readers take, when they agree on one.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from octavo.kernels.cpu.nodes import F32, Buffer, Convert, GateUp, Linear, Node, Nodes, Norm, SiluMul, Value
+from octavo.kernels.cpu.nodes import F32, Buffer, Convert, GateUp, GatherRows, Linear, Node, Nodes, Norm, SiluMul, Value
 
 GATE_UP_MULTIPLE = 64
 """Rows of a matrix that the fused kernel takes: halves of whole groups of 32."""
@@ -20,6 +21,7 @@ def improve(step: Nodes) -> list[Node]:
     """The nodes to run."""
     _add_in_products(step)
     _fuse_gates(step)
+    _gather_early(step)
     _choose_formats(step)
     return _insert_conversions(step.nodes)
 
@@ -64,6 +66,58 @@ def _fuse_gates(step: Nodes) -> None:
             products.add(node)
             fused[silu] = GateUp(node.x, node.weight.parts[0], node.bias, silu.out)
     step.nodes = [fused.get(node, node) for node in step.nodes if node not in products]
+
+
+def _gather_early(step: Nodes) -> None:
+    """What comes before GatherRows and computes row by row what nobody else reads is done after it."""
+    at, gather = next(((i, n) for i, n in enumerate(step.nodes) if isinstance(n, GatherRows)), (0, None))
+    if gather is None:
+        return
+    early, moved = _split(step.nodes[:at], gather.x, step.kept)
+    inside: set[Value] = set()
+    sampled: dict[Value, Value] = {}
+    for node in moved:
+        for value, _ in node.reads:
+            if value not in inside and value not in sampled:
+                sampled[value] = Value(value.width, samples=True)
+        inside |= _values(node.writes)
+        _replace(node, sampled)
+    for value in inside - set(sampled):
+        value.samples = True
+    if moved:
+        gathers = [GatherRows(value, rows) for value, rows in sampled.items()]
+        last = sampled.get(gather.x, gather.x)
+        for node in step.nodes[at + 1 :]:
+            _replace(node, {gather.out: last})
+        step.nodes = [*early, *gathers, *moved, *step.nodes[at + 1 :]]
+
+
+def _split(body: Sequence[Node], wanted: Value, kept: Sequence[Value]) -> tuple[list[Node], list[Node]]:
+    """The nodes that all tokens need, and those that only `wanted` needs, row by row."""
+    early: list[Node] = []
+    moved: list[Node] = []
+    late, changed = {wanted}, set[Value]()  # read later by moved nodes alone; written later by others
+    for node in reversed(body):
+        reads, writes = _values(node.reads), _values(node.writes)
+        by_row = isinstance(node, (Linear, Norm, SiluMul, GateUp))
+        if by_row and writes <= late and not reads & changed and not writes & set(kept):
+            moved.insert(0, node)
+            late |= reads
+        else:
+            early.insert(0, node)
+            late -= reads
+            changed |= writes
+    return early, moved
+
+
+def _values(buffers: Sequence[Buffer]) -> set[Value]:
+    return {value for value, _ in buffers}
+
+
+def _replace(node: Node, by: dict[Value, Value]) -> None:
+    for name, value in vars(node).items():
+        if isinstance(value, Value) and value in by:
+            setattr(node, name, by[value])
 
 
 def _choose_formats(step: Nodes) -> None:

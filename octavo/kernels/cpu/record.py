@@ -7,6 +7,7 @@ their storage. What the model reads and writes is thereby known; nothing is comp
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -63,33 +64,53 @@ class Recording:
         self.nodes.nodes.append(node)
 
 
+class Backend(Protocol):
+    """What of CpuOps a recorded step needs."""
+
+    pool: _native.Pool
+    isa: str
+
+
 def chunk_of(vocab: int, max_rows: int) -> int:
     """Samples whose logits are held at once."""
     return min(max_rows, max(LEAST_CHUNK, LOGITS_BYTES // (4 * vocab)))
 
 
-class RecordedStep:
-    """Implements kernels.recorded.Recorded. `hidden` and `logits`: what the recorded model returned."""
+class _Replay:
+    """A program and its workspace. `result`: what is read after it, [rows, width] f32."""
 
     def __init__(
-        self, pool: _native.Pool, isa: str, recording: Recording, hidden: Tensor, logits: Tensor, rows: PermanentRows,
+        self, pool: _native.Pool, isa: str, inputs: _native.Inputs, recording: Recording, result: Tensor, sizes: Sizes
+    ) -> None:
+        value, _ = recording.value(result)
+        recording.nodes.kept.append(value)
+        self._nodes = improve(recording.nodes)  # they keep alive what the program points to
+        workspace = Workspace.make(self._nodes, recording.nodes.kept, sizes)
+        self.nbytes = workspace.memory.nbytes
+        self.result = workspace.tensor(value, sizes.samples if value.samples else sizes.tokens)
+        self.program = _native.Program(pool, inputs, isa)
+        emit(self.program, self._nodes, workspace, sizes.samples)
+
+
+class RecordedStep:
+    """Implements kernels.recorded.Recorded, from recordings that end with the logits and with the hidden states of all
+    tokens."""
+
+    def __init__(
+        self, ops: Backend, sampled: tuple[Recording, Tensor], scored: tuple[Recording, Tensor], rows: PermanentRows,
         max_tokens: int,
     ) -> None:  # fmt: skip
-        max_rows, block_size = rows.num_tokens.shape[0], recording.step.block_size
-        hidden_value, logits_value = recording.value(hidden)[0], recording.value(logits)[0]
-        self.chunk = chunk_of(logits_value.width, max_rows)
-        nodes = recording.nodes
-        nodes.nodes.append(Sample(logits_value, rows.sampling_floats, rows.sampling_ints))
-        nodes.kept += [hidden_value, logits_value]
-        self._nodes = improve(nodes)  # they keep alive what the program points to
-        workspace = Workspace.make(self._nodes, nodes.kept, Sizes(max_tokens, self.chunk))
-        self.nbytes = workspace.memory.nbytes
-        self._rows = rows
-        self._inputs = _bound(rows, max_tokens, block_size)
-        self.program = _native.Program(pool, self._inputs, isa)
-        emit(self.program, self._nodes, workspace, self.chunk)
-        self._hidden = workspace.tensor(hidden_value, max_tokens)
-        self._logits = workspace.tensor(logits_value, self.chunk)
+        recording, logits = sampled
+        value, _ = recording.value(logits)
+        recording.add(Sample(value, rows.sampling_floats, rows.sampling_ints))
+        self.chunk = chunk_of(value.width, rows.num_tokens.shape[0])
+        sizes = Sizes(max_tokens, self.chunk)
+        self._rows = rows  # alive: the inputs point to them
+        self._inputs = _bound(rows, max_tokens, recording.step.block_size)
+        self._step = _Replay(ops.pool, ops.isa, self._inputs, *sampled, sizes)
+        self._score = _Replay(ops.pool, ops.isa, self._inputs, *scored, sizes)
+        self.program = self._step.program
+        self.nbytes = self._step.nbytes + self._score.nbytes
 
     def step(self, rows: list[int], counts: list[int], samples: list[bool]) -> list[int]:
         return self.program.step(rows, counts, samples, True)
@@ -98,11 +119,13 @@ class RecordedStep:
         self.program.step(rows, counts, samples, False)
 
     def hidden(self) -> Tensor:
-        return self._hidden[: self._inputs.tokens]
+        """Computes the step once more: `begin` does not bring all tokens to the end."""
+        self._score.program.run()
+        return self._score.result[: self._inputs.tokens]
 
     def logits(self, first: int, count: int) -> Tensor:
         self.program.tail(first, count)
-        return self._logits[:count]
+        return self._step.result[:count]
 
     def advance(self, token_ids: list[int]) -> None:
         self._inputs.advance(token_ids)
