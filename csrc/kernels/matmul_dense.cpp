@@ -11,7 +11,7 @@ namespace OCTAVO_ISA {
 
 namespace {
 
-constexpr int64_t PIECE_LINES = 288;  // of each tile
+constexpr int64_t PIECE_LINES = 288;  // of each tile, at most
 constexpr int MAX_ROWS = 12;
 
 using Block = void (*)(const Piece&, const uint8_t* const*, const uint8_t* const*, float*, int64_t);
@@ -22,45 +22,64 @@ constexpr int rows_of(int tiles) {  // of a block with so many tiles; 0: no such
   return rows < MAX_ROWS ? rows : MAX_ROWS;
 }
 
-template <class Product, int R, int T>
+template <class Product, int R, int T, int AHEAD>
 constexpr Block block_or_null() {
-  if constexpr (R <= rows_of<Product>(T)) return block<Product, R, T, 0>;
+  if constexpr (R <= rows_of<Product>(T)) return block<Product, R, T, AHEAD>;
   else return nullptr;
 }
 
-template <class Product, int T>
+template <class Product, int T, int AHEAD>
 constexpr Block BLOCKS[MAX_ROWS + 1] = {
-    nullptr, block_or_null<Product, 1, T>(), block_or_null<Product, 2, T>(), block_or_null<Product, 3, T>(),
-    block_or_null<Product, 4, T>(), block_or_null<Product, 5, T>(), block_or_null<Product, 6, T>(),
-    block_or_null<Product, 7, T>(), block_or_null<Product, 8, T>(), block_or_null<Product, 9, T>(),
-    block_or_null<Product, 10, T>(), block_or_null<Product, 11, T>(), block_or_null<Product, 12, T>(),
+    nullptr,
+    block_or_null<Product, 1, T, AHEAD>(),
+    block_or_null<Product, 2, T, AHEAD>(),
+    block_or_null<Product, 3, T, AHEAD>(),
+    block_or_null<Product, 4, T, AHEAD>(),
+    block_or_null<Product, 5, T, AHEAD>(),
+    block_or_null<Product, 6, T, AHEAD>(),
+    block_or_null<Product, 7, T, AHEAD>(),
+    block_or_null<Product, 8, T, AHEAD>(),
+    block_or_null<Product, 9, T, AHEAD>(),
+    block_or_null<Product, 10, T, AHEAD>(),
+    block_or_null<Product, 11, T, AHEAD>(),
+    block_or_null<Product, 12, T, AHEAD>(),
 };
 
-// All rows times tiles [0, T) of a piece.
+// All rows times tiles [0, T) of a piece. Four streams of the next piece are shared out over the blocks of rows.
 template <class Product, int T>
-void pass_rows(Piece piece, int64_t rows, const uint8_t* const* tiles, float* out) {
+void pass_rows(Piece piece, int64_t rows, const uint8_t* const* tiles, const uint8_t* const* ahead, float* out) {
   constexpr int most = rows_of<Product>(T);
-  while (rows > 0) {
-    const int64_t r = rows < most ? rows : most;
-    BLOCKS<Product, T>[r](piece, tiles, nullptr, out, GROUP_WIDTH);
+  int64_t blocks = (rows + most - 1) / most;
+  const int each = T < 4 ? 0 : blocks == 1 ? 4 : blocks <= 3 ? 2 : 1;
+  for (int stream = 0; rows > 0; stream += each) {
+    const int64_t r = (rows + blocks - 1) / blocks;  // equal blocks, so that arithmetic hides the fetching
+    --blocks;
+    Block product = BLOCKS<Product, T, 0>[r];
+    if constexpr (T == 4) {
+      if (stream + each <= 4)
+        product = each == 4 ? BLOCKS<Product, 4, 4>[r] : each == 2 ? BLOCKS<Product, 4, 2>[r] : BLOCKS<Product, 4, 1>[r];
+    }
+    product(piece, tiles, ahead + (stream < 4 ? stream : 0), out, GROUP_WIDTH);
     piece.x += r * piece.stride;
     out += r * GROUP_WIDTH;
     rows -= r;
   }
 }
 
+// As many tiles at once as leave a block room for these rows, or for four.
 template <class Product>
-void pass(const Piece& piece, int64_t rows, const uint8_t* const* tiles, int count, float* out) {
-  const int64_t wanted = rows < 4 ? rows : 4;  // so many rows must fit a block with more tiles
+void pass(const Piece& piece, int64_t rows, const uint8_t* const* tiles, const uint8_t* const* ahead, int count,
+          float* out) {
+  const int64_t wanted = rows < 4 ? rows : 4;
   for (int t = 0; t < count;) {
-    if (rows_of<Product>(4) >= 1 && rows_of<Product>(4) >= wanted && count - t >= 4) {
-      if constexpr (rows_of<Product>(4) >= 1) pass_rows<Product, 4>(piece, rows, tiles + t, out + t * TILE);
-      t += 4;
-    } else if (rows_of<Product>(2) >= wanted && count - t >= 2) {
-      pass_rows<Product, 2>(piece, rows, tiles + t, out + t * TILE);
+    if (count == 4 && rows_of<Product>(4) >= wanted) {
+      if constexpr (rows_of<Product>(4) > 0) pass_rows<Product, 4>(piece, rows, tiles, ahead, out);
+      t = 4;
+    } else if (count - t >= 2 && rows_of<Product>(2) >= wanted) {
+      pass_rows<Product, 2>(piece, rows, tiles + t, ahead, out + t * TILE);
       t += 2;
     } else {
-      pass_rows<Product, 1>(piece, rows, tiles + t, out + t * TILE);
+      pass_rows<Product, 1>(piece, rows, tiles + t, ahead, out + t * TILE);
       t += 1;
     }
   }
@@ -68,13 +87,17 @@ void pass(const Piece& piece, int64_t rows, const uint8_t* const* tiles, int cou
 
 template <class Product>
 void group_product(const Rows& x, const Matrix& w, const TileGroup& group, int64_t r0, int64_t r1, float* out) {
-  const int64_t lines = w.tile_bytes / 64;
-  for (int64_t first = 0; first < lines; first += PIECE_LINES) {
-    const int64_t count = lines - first < PIECE_LINES ? lines - first : PIECE_LINES;
-    const Piece piece{x.row(r0) + first * 4, x.stride, count, first == 0};
-    const uint8_t* tiles[GROUP_TILES];
-    for (int t = 0; t < GROUP_TILES; ++t) tiles[t] = group.tile[t] + first * 64;
-    pass<Product>(piece, r1 - r0, tiles, group.count, out);
+  const int64_t lines = w.tile_bytes / 64, pieces = (lines + PIECE_LINES - 1) / PIECE_LINES;
+  const int64_t length = (lines + pieces - 1) / pieces;
+  for (int64_t first = 0; first < lines; first += length) {
+    const int64_t left = lines - first;
+    const Piece piece{x.row(r0) + first * 4, x.stride, left < length ? left : length, first == 0};
+    const uint8_t *tiles[GROUP_TILES], *ahead[GROUP_TILES];
+    for (int t = 0; t < GROUP_TILES; ++t) {
+      tiles[t] = group.tile[t] + first * 64;
+      ahead[t] = left > length ? tiles[t] + length * 64 : group.next[t];
+    }
+    pass<Product>(piece, r1 - r0, tiles, ahead, group.count, out);
   }
 }
 
