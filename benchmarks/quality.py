@@ -60,7 +60,8 @@ def octavo(name: str, dtype: str, kv: str = "auto", backend: str = "cpu", isa: s
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    shifted -= np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return shifted
 
 
 def deviation(exact_path: Path, path: Path, ids: NDArray[np.int64]) -> dict[str, float]:
@@ -154,7 +155,7 @@ def main() -> None:
     options = arguments()
     model = str(Path(options.model).resolve())
     ids = windows(model, options.window)
-    results = []
+    results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="octavo-quality-") as folder:
         ids_path, exact, other = (Path(folder) / name for name in ("ids.npy", "exact.npy", "other.npy"))
         np.save(ids_path, ids)
@@ -165,7 +166,7 @@ def main() -> None:
             results.append({"subject": subject.name} | deviation(exact, other, ids) | {"computed_by": said})
             print(table(results[-1:]).splitlines()[-1], file=sys.stderr)
     text = {"file": TEXT.name, "windows": ids.shape[0], "window": ids.shape[1], "positions": ids.size}
-    report = {"model": Path(model).name, "text": text, "machine": machine(), "results": results}
+    report: dict[str, Any] = {"model": Path(model).name, "text": text, "machine": machine(), "results": results}
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"{options.name or Path(model).stem}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")

@@ -12,6 +12,7 @@ import json
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 
@@ -38,10 +39,8 @@ def main(path: str, ids_path: str, out_path: str, dtype: str, kv_dtype: str, chu
     windows, length = ids.shape
     files = locate(Path(path))
     facts = read_facts(files)
-    config = EngineConfig(
-        model=path, dtype=dtype, kv_cache_dtype=kv_dtype, max_num_seqs=1, max_model_len=length,
-        max_num_batched_tokens=length,
-    )  # fmt: skip
+    options = {"model": path, "dtype": dtype, "kv_cache_dtype": kv_dtype, "max_num_seqs": 1, "max_model_len": length}
+    config = msgspec.convert({**options, "max_num_batched_tokens": length}, EngineConfig)
     resolved = resolve(config, detect(), facts, files.name)
     spec = registry.Spec(resolved.device, resolved.dtype, resolved.kv_cache_dtype, resolved.threads, forced_isa())
     ops = registry.choose(spec, forced_backend())
