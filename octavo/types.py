@@ -96,7 +96,7 @@ class Metrics(msgspec.Struct, array_like=False, kw_only=True):
     time_to_first_token_ms: float = 0.0
 
 
-class Delta(msgspec.Struct, kw_only=True):
+class Delta(msgspec.Struct, kw_only=True, gc=False):
     """What one step added to one choice of a request. `token_ids`: all that came. `logprobs`: of the tokens whose text
     is shown by now, so that they join to the text; not of stop tokens and skipped special tokens."""
 

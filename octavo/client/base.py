@@ -7,6 +7,7 @@ from typing import Protocol
 
 import msgspec
 
+from octavo.errors import ApiError
 from octavo.text.template import ChatTemplate
 from octavo.text.tokenizer import Tokenizer
 from octavo.types import Delta, Metrics, SamplingParams, TokenLogprobs
@@ -20,11 +21,25 @@ class Prompt(msgspec.Struct, kw_only=True):
     text: str | None = None
 
 
+class Listener(Protocol):
+    """Hears what becomes of a request, on the client's event loop; must not raise."""
+
+    def on_delta(self, delta: Delta) -> None: ...
+
+    def on_end(self, error: ApiError | None) -> None:
+        """Once, unless the generation was closed before."""
+        ...
+
+
 class Generation(Protocol):
     """One request being generated: n choices, deltas as they come. Leaving the iteration early (break, cancel,
     aclose) aborts it in the engine. Raises ApiError when the request fails."""
 
     def __aiter__(self) -> AsyncIterator[Delta]: ...
+
+    def follow(self, listener: Listener) -> None:
+        """Instead of iterating: the listener hears everything from now on, and at once what has come already."""
+        ...
 
     async def aclose(self) -> None: ...
 

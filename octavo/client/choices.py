@@ -90,19 +90,21 @@ class RequestState:
         """Takes one message of the engine for one of its ids; → what a reader is to be given now. Messages for a
         sequence that has ended (they crossed its Abort) are ignored."""
         sequence = self._sequences[message.id]
-        if self.done or sequence.finished:
+        stream = sequence.stream
+        if self.done or sequence.aborted or stream.finish_reason is not None:
             return []
         if message.prompt_logprobs is not None:
             self.prompt_logprobs = message.prompt_logprobs
         if message.metrics is not None:
             sequence.metrics = message.metrics
-        if message.token_ids and sequence.first_token_at is None:
+        if sequence.first_token_at is None and message.token_ids:
             sequence.first_token_at = time.perf_counter()
-        delta = sequence.stream.push(message)
-        if sequence.stream.stopped_by_text:
-            self._aborts.append(message.id)
-            _complete_metrics(sequence)
-        self.done = all(s.finished for s in self._sequences.values())
+        delta = stream.push(message)
+        if stream.finish_reason is not None:
+            if stream.stopped_by_text:
+                self._aborts.append(message.id)
+                _complete_metrics(sequence)
+            self.done = all(s.finished for s in self._sequences.values())
         if not self._select:
             return [delta]
         sequence.shown_logprobs += delta.logprobs or []
@@ -123,7 +125,9 @@ class RequestState:
 
     def take_aborts(self) -> list[int]:
         """Ids to send as Abort now; each is given once."""
-        aborts, self._aborts = self._aborts, []
+        aborts = self._aborts
+        if aborts:
+            self._aborts = []
         return aborts
 
     def resume(self) -> list[Add]:

@@ -190,10 +190,13 @@ class EngineClient:
         self._ledger.suspend(crashed=not was_draining)
 
     def _receive(self, message: ToClient) -> None:
-        if isinstance(message, Failed) and message.code == VERSION_MISMATCH:
-            self._fatal(ConfigError(message.message))
-        elif isinstance(message, Outputs | Failed):
+        if isinstance(message, Outputs):
             self._ledger.receive(message)
+        elif isinstance(message, Failed):
+            if message.code == VERSION_MISMATCH:
+                self._fatal(ConfigError(message.message))
+            else:
+                self._ledger.receive(message)
         elif isinstance(message, Pong):
             self._stats = message.stats
             if not message.known and self._state >= _State.WELCOMED:

@@ -1,19 +1,20 @@
-"""What `Client.generate` returns: the async reader's end of one request. The ledger writes, the HTTP handler reads.
+"""What `Client.generate` returns: the reader's end of one request. The ledger writes, whoever asked for it reads.
 
-Deltas that the reader has not taken yet are merged per choice, so a slow reader costs no more than its text. Invariant:
-the request leaves the ledger when the iteration ends, however it ends.
+A reader either iterates over the deltas, or follows: then a listener hears each in the moment it comes. Deltas that an
+iterating reader has not taken yet are merged per choice, so a slow one costs no more than its text. Invariant: the
+request leaves the ledger when the iteration ends, however it ends, or at `aclose`.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 
 import msgspec
 
-from octavo.client.base import Prompt
+from octavo.client.base import Listener, Prompt
 from octavo.client.choices import RequestState
 from octavo.client.ledger import Ledger
+from octavo.client.news import News
 from octavo.errors import ApiError
 from octavo.text.tokenizer import Tokenizer
 from octavo.types import Delta, Metrics, SamplingParams, TokenLogprobs
@@ -30,9 +31,9 @@ class LedgerGeneration:
         own = [msgspec.structs.replace(add, id=index) for index, add in enumerate(adds)]
         self._state = RequestState(prompt, params, own, tokenizer)
         self._ledger = ledger
-        self._pending: dict[int, Delta] = {}
-        self._error: ApiError | None = None
-        self._news = asyncio.Event()
+        self._waiting = _Waiting()
+        self._listener: Listener = self._waiting
+        self._ended = False
 
     # -- the ledger's side
 
@@ -44,33 +45,38 @@ class LedgerGeneration:
         return self._state.resume()
 
     def output(self, message: TokenOutput) -> list[int]:
-        for delta in self._state.on_message(message):
+        state = self._state
+        for delta in state.on_message(message):
             if delta.text or delta.token_ids or delta.finish_reason is not None:
-                waiting = self._pending.get(delta.index)
-                self._pending[delta.index] = delta if waiting is None else merged(waiting, delta)
-                self._news.set()
-        if self._state.done:
-            self._news.set()
-        return self._state.take_aborts()
+                self._listener.on_delta(delta)
+        if state.done:
+            self._end(None)
+        return state.take_aborts()
 
     def failed(self, error: ApiError) -> None:
-        self._error = error
         self._state.abort()
-        self._news.set()
+        self._end(error)
 
     # -- the reader's side
 
+    def follow(self, listener: Listener) -> None:
+        waiting, self._listener = self._waiting, listener
+        for delta in waiting.deltas.values():
+            listener.on_delta(delta)
+        if waiting.ended:
+            listener.on_end(waiting.error)
+
     async def __aiter__(self) -> AsyncIterator[Delta]:
+        waiting = self._waiting
         try:
             while True:
-                while self._pending:
-                    yield self._pending.pop(next(iter(self._pending)))
-                if self._error is not None:
-                    raise self._error
+                while waiting.deltas:
+                    yield waiting.deltas.pop(next(iter(waiting.deltas)))
+                if waiting.error is not None:
+                    raise waiting.error
                 if self._state.done:
                     return
-                self._news.clear()
-                await self._news.wait()
+                await waiting.news.wait()
         finally:
             self._leave()
 
@@ -85,21 +91,49 @@ class LedgerGeneration:
     def prompt_logprobs(self) -> list[TokenLogprobs | None] | None:
         return self._state.prompt_logprobs
 
+    def _end(self, error: ApiError | None) -> None:
+        if not self._ended:
+            self._ended = True
+            self._listener.on_end(error)
+
     def _leave(self) -> None:
+        self._ended = True
         self._state.abort()
         self._ledger.leave(self)
 
 
-def merged(first: Delta, second: Delta) -> Delta:
-    """Two deltas of one choice, one after the other, as one."""
-    both = None
-    if first.logprobs is not None or second.logprobs is not None:
-        both = [*(first.logprobs or []), *(second.logprobs or [])]
+class _Waiting:
+    """The listener of an iterating reader: what came since it last looked."""
+
+    def __init__(self) -> None:
+        self.deltas: dict[int, Delta] = {}
+        self.ended = False
+        self.error: ApiError | None = None
+        self.news = News()
+
+    def on_delta(self, delta: Delta) -> None:
+        before = self.deltas.get(delta.index)
+        self.deltas[delta.index] = delta if before is None else merged([before, delta])
+        self.news.ring()
+
+    def on_end(self, error: ApiError | None) -> None:
+        self.ended, self.error = True, error
+        self.news.ring()
+
+
+def merged(deltas: list[Delta]) -> Delta:
+    """Deltas of one choice, one after the other, as one."""
+    if len(deltas) == 1:
+        return deltas[0]
+    last = deltas[-1]
+    logprobs = None
+    if any(delta.logprobs is not None for delta in deltas):
+        logprobs = [entry for delta in deltas for entry in delta.logprobs or ()]
     return Delta(
-        index=first.index,
-        text=first.text + second.text,
-        token_ids=[*first.token_ids, *second.token_ids],
-        logprobs=both,
-        finish_reason=second.finish_reason,
-        stop_reason=second.stop_reason,
+        index=last.index,
+        text="".join([delta.text for delta in deltas]),
+        token_ids=[id for delta in deltas for id in delta.token_ids],
+        logprobs=logprobs,
+        finish_reason=last.finish_reason,
+        stop_reason=last.stop_reason,
     )

@@ -51,7 +51,7 @@ class Request(Protocol):
     def failed(self, error: ApiError) -> None: ...
 
 
-@dataclass(eq=False, frozen=True)
+@dataclass(eq=False, frozen=True, slots=True)
 class _Sent:
     """A sequence under the id of its last sending."""
 
@@ -102,13 +102,16 @@ class Ledger:
             sent = self._sent.get(item.id)
             if sent is None:
                 continue
-            if item.finish_reason is not None:
+            final = item.finish_reason is not None
+            if final:
                 del self._sent[item.id]
             item.id = sent.own_id
-            if enough := sent.request.output(item):
-                self._abort([id for id, s in self._sent.items() if s.request is sent.request and s.own_id in enough])
-            if sent.request.done:
-                self._requests.pop(sent.request, None)
+            request = sent.request
+            enough = request.output(item)
+            if enough:
+                self._abort([id for id, s in self._sent.items() if s.request is request and s.own_id in enough])
+            if (final or enough) and request.done:
+                self._requests.pop(request, None)
 
     def suspend(self, *, crashed: bool) -> None:
         """No engine is attached any more. `crashed`: it died, and what was in flight may be the cause."""

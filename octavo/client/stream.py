@@ -46,6 +46,8 @@ class ChoiceStream:
         self._index = index
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens, continuation=True)
         self._stops = StopMatcher(params.stop_strings(), include_in_output=params.include_stop_str_in_output)
+        self._plain = not params.stop_strings() and params.logprobs is None
+        """Text is shown as it comes, token by token, and nobody asks where in the text a token begins."""
         self._decoded_len = 0
         self._shown_len = 0
         self._shown: list[str] = []
@@ -62,8 +64,14 @@ class ChoiceStream:
 
     def push(self, output: TokenOutput) -> Delta:
         """Take new tokens; the delta holds what may be shown because of them. After the end it is always empty."""
-        if self.finished:
+        if self.finish_reason is not None:
             return Delta(index=self._index)
+        if self._plain and output.finish_reason is None and len(output.token_ids) == 1:  # most tokens
+            ids = output.token_ids
+            self.output_ids.append(ids[0])
+            text = self._detokenizer.push(ids[0])
+            self._shown.append(text)
+            return Delta(index=self._index, text=text, token_ids=ids)
         count_before = len(self.output_ids)
         stop_token = len(output.token_ids) - 1 if output.finish_reason == "stop" else -1
         pieces: list[str] = []

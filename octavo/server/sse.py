@@ -1,4 +1,4 @@
-"""Server-sent events: an async generator of encoded events becomes one streamed answer that never just ends.
+"""Server-sent events: what becomes of a request's work, written as one streamed answer that never just ends.
 
 Used by the chat and completions handlers. Invariants: a failure before the first event is a plain 4xx or 5xx, a later
 one is a last `data: {"error": …}` without [DONE]; whatever happens, the engine's work is closed. A reader that takes
@@ -9,34 +9,68 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
+from typing import Protocol
 
+import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from octavo.errors import ApiError
 from octavo.server.errors import ClientGone, error_body, unexpected
 from octavo.server.inflight import InFlight, Watch
+from octavo.server.work import Work
+from octavo.types import Delta
 
 logger = logging.getLogger("octavo.server")
-
-Events = AsyncGenerator[bytes, None]
-Close = Callable[[], Awaitable[None]]
 
 DONE = b"data: [DONE]\n\n"
 FIRST_EVENT_S = 1.0
 """How long the status line waits for the first event, so that what the engine refuses at once is a plain 4xx."""
 
 
+CONNECTION = "octavo.connection"
+"""Key of the scope: the `send` of the connection itself, past all middleware."""
+
+
+_json = msgspec.json.Encoder().encode
+
+
 def event(payload: bytes) -> bytes:
     return b"data: " + payload + b"\n\n"
 
 
-class EventStream(Response):
-    """Awaits `start` (what it refuses is a plain answer), then sends what the returned generator yields: whole
-    `data: …` records, several may be joined. In the end it awaits the returned close, also when nothing was sent."""
+class Template:
+    """An event of which only one text changes: the bytes before and after it."""
 
-    def __init__(self, start: Callable[[], Awaitable[tuple[Events, Close]]], inflight: InFlight) -> None:
+    def __init__(self, sample: bytes, field: str) -> None:
+        """`sample`: the event with this field an empty text, which stands in it once: quotes inside of texts are
+        escaped."""
+        empty = f'"{field}":""'.encode()
+        assert sample.count(empty) == 1, "not a template"
+        at = sample.index(empty) + len(empty) - 2
+        self._before, self._after = sample[:at], sample[at + 2 :]
+
+    def fill(self, text: str) -> bytes:
+        return self._before + _json(text) + self._after
+
+
+class Writer(Protocol):
+    """Says in bytes what has come: whole `data: …` records, several may be joined."""
+
+    def chunk(self, prompt_index: int, delta: Delta) -> bytes:
+        """May be empty."""
+        ...
+
+    def end(self) -> bytes:
+        """Once all has ended well."""
+        ...
+
+
+class EventStream(Response):
+    """Awaits `start` (what it refuses is a plain answer), then sends what the writer makes of the work."""
+
+    def __init__(self, start: Callable[[], Awaitable[tuple[Work, Writer]]], inflight: InFlight) -> None:
         super().__init__(None, media_type="text/event-stream")
         del self.headers["content-length"]
         self.headers["cache-control"] = "no-cache"
@@ -46,14 +80,14 @@ class EventStream(Response):
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Middleware looks at the start of an answer; the many parts after it go straight to the connection.
+        send_body: Send = scope.get(CONNECTION, send)
         try:
             async with self._inflight.watch(receive) as watch:
-                events, close = await self._start()
-                try:
-                    await self._pump(events, watch, send)
-                finally:
-                    await events.aclose()
-                    await close()
+                work, writer = await self._start()
+                async with work:
+                    await self._begin(work, send)
+                    await self._pump(work, writer, watch, send_body)
         except ClientGone:
             logger.debug("a stream's client left")
         except Exception as error:
@@ -61,7 +95,7 @@ class EventStream(Response):
                 raise
             if not isinstance(error, ApiError):
                 logger.exception("a stream failed")
-            await self._fail(error if isinstance(error, ApiError) else unexpected(), send)
+            await self._fail(error if isinstance(error, ApiError) else unexpected(), send_body)
 
     async def _fail(self, error: ApiError, send: Send) -> None:
         try:
@@ -70,25 +104,23 @@ class EventStream(Response):
         except (asyncio.TimeoutError, OSError):
             logger.debug("a stream's client did not take the error event")
 
-    async def _pump(self, events: Events, watch: Watch, send: Send) -> None:
-        first = asyncio.ensure_future(anext(events))
-        try:
-            await asyncio.wait({first}, timeout=FIRST_EVENT_S)
-            if first.done():
-                first.result()
-            self._started = True
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            chunk = await first
-        finally:
-            if not first.done():
-                first.cancel()
-                await asyncio.wait({first})
-        await self._send(watch, send, chunk)
-        async for chunk in events:
-            await self._send(watch, send, chunk)
-        await send({"type": "http.response.body", "body": b""})
+    async def _begin(self, work: Work, send: Send) -> None:
+        """The status line, once there is something to send or it has waited long enough."""
+        await work.begin(FIRST_EVENT_S)
+        self._started = True
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
 
-    async def _send(self, watch: Watch, send: Send, chunk: bytes) -> None:
-        watch.sending()
-        await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        watch.sent()
+    async def _pump(self, work: Work, writer: Writer, watch: Watch, send: Send) -> None:
+        while True:
+            await work.wait()
+            chunk = b"".join([writer.chunk(index, delta) for index, delta in work.take()])
+            ended = work.ended
+            if ended:
+                chunk += writer.end()
+            if chunk:
+                watch.sending()
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                watch.sent()
+            if ended:
+                await send({"type": "http.response.body", "body": b""})
+                return

@@ -1,77 +1,111 @@
 """The generations of one HTTP request: started together, read as one stream, closed together.
 
-Called by the chat and completions handlers inside a watch. Invariant: however the block ends, every generation is
-closed, so nothing runs in the engine for a request that nobody waits for.
+Called by the chat and completions handlers and the event stream, inside a watch and as `async with work`. The client
+hands each delta over in the moment it comes; what the reader has not taken yet is merged per choice. Invariant: however
+the block ends, every generation is closed, so nothing runs in the engine for a request that nobody waits for.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
+from types import TracebackType
 
 from octavo.client.base import Client, Generation, Prompt
+from octavo.client.generation import merged
+from octavo.client.news import News
 from octavo.errors import ApiError, EngineError
 from octavo.server.errors import ClientGone
 from octavo.server.metrics import ServerMetrics
 from octavo.types import Delta, Metrics, SamplingParams, TokenLogprobs
 
 _STARTS_PER_TURN = 16
-_MERGE_BUFFER = 256
-"""Deltas of several prompts that wait for a slow reader before the pumps wait too."""
+
+Arrived = tuple[int, Delta]
+"""(prompt index, delta)."""
 
 
 class Work:
-    """Prompts being generated with the same parameters. Iterating gives (prompt index, delta) in order of arrival."""
+    """Prompts being generated with the same parameters."""
 
-    def __init__(self, generations: list[Generation], metrics: ServerMetrics, prompt_tokens: int) -> None:
+    def __init__(self, metrics: ServerMetrics, prompt_tokens: int, num_prompts: int) -> None:
         self.prompt_tokens = prompt_tokens
-        self._generations = generations
         self._metrics = metrics
         self._started = time.perf_counter()
+        self._generations: list[Generation] = []
         self._last: dict[tuple[int, int], float] = {}
-        self._open = set(range(len(generations)))
-        self._pumps: list[asyncio.Task[None]] = []
+        self._open = set(range(num_prompts))
+        self._arrived: list[Arrived] = []
+        self._error: ApiError | None = None
+        self._only_the_end = False
+        self._news = News()
 
     @classmethod
     async def start(
         cls, client: Client, prompts: Sequence[Prompt], params: SamplingParams, metrics: ServerMetrics
     ) -> Work:
         """Raises the ApiError of the first prompt that is refused; then none is left running."""
-        work = cls([], metrics, sum(len(prompt.token_ids) for prompt in prompts))
+        work = cls(metrics, sum(len(prompt.token_ids) for prompt in prompts), len(prompts))
         try:
             for index, prompt in enumerate(prompts):
                 if index % _STARTS_PER_TURN == _STARTS_PER_TURN - 1:
                     await asyncio.sleep(0)  # other streams keep their pace
-                work._generations.append(await client.generate(prompt, params))
+                generation = await client.generate(prompt, params)
+                work._generations.append(generation)
+                generation.follow(_Prompt(work, index))
         except BaseException as error:
+            if not work._generations:
+                work._open.clear()
             await work.aclose(error)
             raise
-        work._open = set(range(len(prompts)))
         return work
 
-    async def __aiter__(self) -> AsyncIterator[tuple[int, Delta]]:
+    @property
+    def ended(self) -> bool:
+        """Everything has come and was taken."""
+        return not self._open and not self._arrived and self._error is None
+
+    async def begin(self, seconds: float) -> None:
+        """Until there is something to take, at most so long. Raises the ApiError of a failure before that."""
+        timer = asyncio.get_running_loop().call_later(seconds, self._news.ring)
         try:
-            if len(self._generations) == 1:
-                async for delta in self._generations[0]:
-                    self._observe(0, delta)
-                    yield 0, delta
-                self._ended(0)
-                return
-            async for index, delta in self._merged():
-                self._observe(index, delta)
-                yield index, delta
-        except BaseException as error:
-            await self.aclose(error)
-            raise
+            if not self._arrived and self._error is None and self._open:
+                await self._news.wait()
+        finally:
+            timer.cancel()
+        self._check()
+
+    async def wait(self) -> None:
+        """Until `take` has something to give or to raise, or all has ended."""
+        while not self._arrived and self._error is None and self._open:
+            await self._news.wait()
+
+    def take(self) -> list[Arrived]:
+        """What has come since the last time, one delta per choice, in order of arrival. Raises the ApiError with which
+        a prompt failed, once everything before it is taken."""
+        arrived = self._arrived
+        if not arrived:
+            self._check()
+            return arrived
+        self._arrived = []
+        return arrived if len(arrived) == 1 else _merged(arrived)
+
+    async def finish(self) -> list[Arrived]:
+        """Everything at once. Raises the ApiError with which a prompt failed."""
+        self._only_the_end = True
+        while self._open and self._error is None:
+            await self._news.wait()
+        if self._error is not None:
+            raise self._error
+        return self.take()
+
+    def _check(self) -> None:
+        if self._error is not None and not self._arrived:
+            raise self._error
 
     async def aclose(self, error: BaseException | None = None) -> None:
         """Closes what still runs; counts it as aborted, or failed when `error` is an ApiError."""
-        for pump in self._pumps:
-            pump.cancel()
-        if self._pumps:
-            await asyncio.wait(self._pumps)
-            self._pumps.clear()
         if self._open:
             self._open.clear()
             if isinstance(error, ApiError) and not isinstance(error, ClientGone):
@@ -81,6 +115,14 @@ class Work:
         for generation in self._generations:
             await generation.aclose()
 
+    async def __aenter__(self) -> Work:
+        return self
+
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        await self.aclose(error)
+
     @property
     def metrics(self) -> list[Metrics]:
         return [generation.metrics for generation in self._generations]
@@ -88,48 +130,63 @@ class Work:
     def prompt_logprobs(self, index: int) -> list[TokenLogprobs | None] | None:
         return self._generations[index].prompt_logprobs
 
-    async def _merged(self) -> AsyncIterator[tuple[int, Delta]]:
-        queue: asyncio.Queue[tuple[int, Delta | BaseException | None]] = asyncio.Queue(_MERGE_BUFFER)
+    # -- what the client says
 
-        async def pump(index: int, generation: Generation) -> None:
-            try:
-                async for delta in generation:
-                    await queue.put((index, delta))
-                await queue.put((index, None))
-            except Exception as error:
-                await queue.put((index, error))
+    def arrive(self, index: int, delta: Delta) -> None:
+        if delta.token_ids:
+            self._observe(index, delta)
+        if delta.finish_reason == "abort":
+            self.end(index, EngineError("the engine ended this request before it was complete"))
+            return
+        if delta.finish_reason is not None:
+            self._metrics.finished.labels(self._metrics.model, delta.finish_reason).inc()
+        self._arrived.append((index, delta))
+        if not self._only_the_end:
+            self._news.ring()
 
-        self._pumps = [asyncio.create_task(pump(i, g)) for i, g in enumerate(self._generations)]
-        while self._open:
-            index, item = await queue.get()
-            if isinstance(item, BaseException):
-                raise item
-            if item is None:
-                self._ended(index)
-            else:
-                yield index, item
+    def end(self, index: int, error: ApiError | None) -> None:
+        if self._error is not None:
+            return
+        if error is not None:
+            self._error = error
+            self._news.ring()
+            return
+        if index in self._open:
+            self._open.discard(index)
+            self._metrics.ended(self._generations[index].metrics, time.perf_counter() - self._started)
+        if not self._open:
+            self._news.ring()
 
     def _observe(self, index: int, delta: Delta) -> None:
-        if not delta.token_ids:
-            if delta.finish_reason is not None:
-                self._finished(delta)
-            return
-        now, model = time.perf_counter(), self._metrics.model
+        now = time.perf_counter()
         key = (index, delta.index)
         last = self._last.get(key)
         if last is None:
-            self._metrics.ttft.labels(model).observe(now - self._started)
+            self._metrics.ttft.labels(self._metrics.model).observe(now - self._started)
         else:
-            self._metrics.itl.labels(model).observe((now - last) / len(delta.token_ids))
+            self._metrics.gaps.observe((now - last) / len(delta.token_ids))
         self._last[key] = now
-        if delta.finish_reason is not None:
-            self._finished(delta)
 
-    def _finished(self, delta: Delta) -> None:
-        if delta.finish_reason == "abort":
-            raise EngineError("the engine ended this request before it was complete")
-        self._metrics.finished.labels(self._metrics.model, delta.finish_reason).inc()
 
-    def _ended(self, index: int) -> None:
-        self._open.discard(index)
-        self._metrics.ended(self._generations[index].metrics, time.perf_counter() - self._started)
+class _Prompt:
+    """Listens to the generation of one prompt; implements client.base.Listener."""
+
+    __slots__ = ("_index", "_work")
+
+    def __init__(self, work: Work, index: int) -> None:
+        self._work = work
+        self._index = index
+
+    def on_delta(self, delta: Delta) -> None:
+        self._work.arrive(self._index, delta)
+
+    def on_end(self, error: ApiError | None) -> None:
+        self._work.end(self._index, error)
+
+
+def _merged(arrived: list[Arrived]) -> list[Arrived]:
+    """One delta per choice."""
+    by_choice: dict[tuple[int, int], list[Delta]] = {}
+    for index, delta in arrived:
+        by_choice.setdefault((index, delta.index), []).append(delta)
+    return [(index, merged(deltas)) for (index, _), deltas in by_choice.items()]

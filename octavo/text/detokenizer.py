@@ -16,12 +16,21 @@ class Detokenizer:
     def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True, continuation: bool = False) -> None:
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
+        self._texts = tokenizer.whole_texts(skip_special_tokens)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._partial = False
+        """The decoder holds bytes of an unfinished code point."""
         self._at_start = tokenizer.strips_space and not continuation
 
     def push(self, token_id: int) -> str:
         """Text that this token completes; empty while a code point is unfinished."""
-        return self._show(self._decoder.decode(self._tokenizer.visible_bytes(token_id, self._skip_special_tokens)))
+        if not self._partial:
+            whole = self._texts[token_id]
+            if whole is not None:
+                return self._show(whole) if self._at_start else whole
+        text = self._decoder.decode(self._tokenizer.visible_bytes(token_id, self._skip_special_tokens))
+        self._partial = bool(self._decoder.getstate()[0])
+        return self._show(text)
 
     def flush(self) -> str:
         """What is left at the end: U+FFFD for a code point that never came complete."""

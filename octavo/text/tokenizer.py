@@ -42,6 +42,7 @@ class Tokenizer:
         self.strips_space = parts.strips_space
         self._piece = parts.piece
         self._pieces: dict[int, bytes] = {}
+        self._whole_texts = {skip: WholeTexts(self, skip) for skip in (False, True)}
         self._backend = parts.backend
         self._backend.encode_special_tokens = True
         self._separator = f"\ue000{secrets.token_hex(16)}\ue001"
@@ -123,6 +124,10 @@ class Tokenizer:
         """What a token adds to decoded text: nothing for a special token that is to be skipped."""
         return b"" if skip_special_tokens and token_id in self.special_ids else self.token_bytes(token_id)
 
+    def whole_texts(self, skip_special_tokens: bool) -> WholeTexts:
+        """What each token adds to a text that ends on a whole code point."""
+        return self._whole_texts[skip_special_tokens]
+
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes a token stands for, special tokens by name; empty for ids without a token."""
         piece = self._pieces.get(token_id)
@@ -165,6 +170,24 @@ class Tokenizer:
             yield cut
             position = cut
         yield len(text)
+
+
+class WholeTexts(dict[int, str | None]):
+    """Token id → its visible text, None where that is not made of whole code points. Fills itself when asked."""
+
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
+        super().__init__()
+        self._tokenizer = tokenizer
+        self._skip_special_tokens = skip_special_tokens
+
+    def __missing__(self, token_id: int) -> str | None:
+        text: str | None
+        try:
+            text = self._tokenizer.visible_bytes(token_id, self._skip_special_tokens).decode()
+        except UnicodeDecodeError:
+            text = None
+        self[token_id] = text
+        return text
 
 
 class SpecialMatcher:

@@ -6,7 +6,6 @@ The streamed and the plain answer are built from the same deltas; nothing here w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
@@ -26,11 +25,13 @@ from octavo.server.openai.protocol import (
     ChatDelta,
     ChatLogprobs,
     ResponseMessage,
+    Usage,
     refuse_nul,
 )
 from octavo.server.openai.serving import Header, Serving, UsageTally, json_response, renamed, serving, usage_of
-from octavo.server.sse import DONE, Close, Events, EventStream, event
+from octavo.server.sse import DONE, EventStream, Template, Writer, event
 from octavo.server.work import Work
+from octavo.text.tokenizer import Tokenizer
 from octavo.types import Delta, FinishReason, Message, SamplingParams, TokenLogprobs
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -68,11 +69,11 @@ async def chat_completions(request: Request) -> Response:
 
     if asked.stream:
 
-        async def events() -> tuple[Events, Close]:
+        async def stream() -> tuple[Work, Writer]:
             work = await start()
-            return _chunks(serve, asked, header, work), work.aclose
+            return work, _Chunks(serve, asked, header, work)
 
-        return EventStream(events, serve.inflight)
+        return EventStream(stream, serve.inflight)
     async with serve.inflight.watch(request.receive):
         return json_response(await _whole(serve, asked, header, await start()))
 
@@ -166,15 +167,14 @@ class _Choice:
 
 async def _whole(serve: Serving, asked: ChatCompletionRequest, header: Header, work: Work) -> ChatCompletion:
     choices = [_Choice() for _ in range(asked.n)]
-    try:
-        async for _, delta in work:
-            choice = choices[delta.index]
-            choice.texts.append(delta.text)
-            choice.logprobs += delta.logprobs or ()
-            if delta.finish_reason is not None:
-                choice.finish_reason, choice.stop_reason = delta.finish_reason, delta.stop_reason
-    finally:
-        await work.aclose()
+    async with work:
+        arrived = await work.finish()
+    for _, delta in arrived:
+        choice = choices[delta.index]
+        choice.texts.append(delta.text)
+        choice.logprobs += delta.logprobs or ()
+        if delta.finish_reason is not None:
+            choice.finish_reason, choice.stop_reason = delta.finish_reason, delta.stop_reason
     tokenizer = serve.client.tokenizer
     answer = ChatCompletion(
         id=header.id, created=header.created, model=header.model, choices=[], usage=usage_of(work.metrics)
@@ -195,47 +195,63 @@ async def _whole(serve: Serving, asked: ChatCompletionRequest, header: Header, w
     return answer
 
 
-async def _chunks(
-    serve: Serving, asked: ChatCompletionRequest, header: Header, work: Work
-) -> AsyncGenerator[bytes, None]:
-    tally = UsageTally(asked.stream_options, work.prompt_tokens)
-    tokenizer = serve.client.tokenizer
-    begun = [False] * asked.n
-    waiting: list[list[TokenLogprobs]] = [[] for _ in range(asked.n)]
-    builders = [ChatLogprobsBuilder(tokenizer) for _ in range(asked.n)]
+class _Streamed:
+    """How far one choice of a stream has come."""
 
-    def chunk(choices: list[ChatChunkChoice]) -> bytes:
-        return event(
-            _encode(
-                ChatCompletionChunk(
-                    id=header.id, created=header.created, model=header.model, choices=choices, usage=tally.of_chunk
-                )
-            )
-        )
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.begun = False
+        self.waiting: list[TokenLogprobs] = []
+        """Log-probabilities whose text has not come yet."""
+        self.template: Template | None = None
+        self._builder = ChatLogprobsBuilder(tokenizer)
 
-    def shown(delta: Delta) -> ChatLogprobs | None:
-        entries, waiting[delta.index] = waiting[delta.index], []
-        return builders[delta.index].build(entries, delta.finish_reason is not None) if entries else None
+    def logprobs(self, final: bool) -> ChatLogprobs | None:
+        entries, self.waiting = self.waiting, []
+        return self._builder.build(entries, final) if entries else None
 
-    async for _, delta in work:
-        index, out = delta.index, b""
-        tally.add(len(delta.token_ids))
-        if not begun[index]:
-            begun[index] = True
-            out = chunk([ChatChunkChoice(index=index, delta=ChatDelta(role="assistant", content=""))])
-        if delta.logprobs:
-            waiting[index] += delta.logprobs
+
+class _Chunks:
+    """Implements sse.Writer."""
+
+    def __init__(self, serve: Serving, asked: ChatCompletionRequest, header: Header, work: Work) -> None:
+        self._header = header
+        self._work = work
+        self._tally = UsageTally(asked.stream_options, work.prompt_tokens)
+        self._choices = [_Streamed(serve.client.tokenizer) for _ in range(asked.n)]
+        self._plain = not asked.logprobs and not self._tally.continuous
+
+    def chunk(self, prompt_index: int, delta: Delta) -> bytes:
+        index, choice = delta.index, self._choices[delta.index]
+        if self._plain and choice.begun and delta.finish_reason is None:
+            if not delta.text:
+                return b""
+            if choice.template is None:
+                part = ChatChunkChoice(index=index, delta=ChatDelta(content=""))
+                choice.template = Template(self._event([part]), "content")
+            return choice.template.fill(delta.text)
+        out = b""
+        self._tally.add(len(delta.token_ids))
+        if not choice.begun:
+            choice.begun = True
+            out = self._event([ChatChunkChoice(index=index, delta=ChatDelta(role="assistant", content=""))])
+        final = delta.finish_reason is not None
+        choice.waiting += delta.logprobs or ()
         if delta.text:
-            out += chunk([ChatChunkChoice(index=index, delta=ChatDelta(content=delta.text), logprobs=shown(delta))])
-        if delta.finish_reason is not None:
-            last = ChatChunkChoice(index=index, delta=ChatDelta(), logprobs=shown(delta))
+            part = ChatChunkChoice(index=index, delta=ChatDelta(content=delta.text), logprobs=choice.logprobs(final))
+            out += self._event([part])
+        if final:
+            last = ChatChunkChoice(index=index, delta=ChatDelta(), logprobs=choice.logprobs(final))
             last.finish_reason, last.stop_reason = delta.finish_reason, delta.stop_reason
-            out += chunk([last])
-        if out:
-            yield out
-    tail = b""
-    if tally.wanted:
-        final = ChatCompletionChunk(id=header.id, created=header.created, model=header.model, choices=[])
-        final.usage = usage_of(work.metrics)
-        tail = event(_encode(final))
-    yield tail + DONE
+            out += self._event([last])
+        return out
+
+    def end(self) -> bytes:
+        if not self._tally.wanted:
+            return DONE
+        return self._event([], usage_of(self._work.metrics)) + DONE
+
+    def _event(self, choices: list[ChatChunkChoice], usage: Usage | None = None) -> bytes:
+        header = self._header
+        chunk = ChatCompletionChunk(id=header.id, created=header.created, model=header.model, choices=choices)
+        chunk.usage = self._tally.of_chunk if usage is None else usage
+        return event(_encode(chunk))

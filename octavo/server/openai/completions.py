@@ -6,7 +6,7 @@ its own log-probabilities, come first: that is how evaluation harnesses score te
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 
 import msgspec
 from starlette.requests import Request
@@ -25,7 +25,7 @@ from octavo.server.openai.protocol import (
     refuse_nul,
 )
 from octavo.server.openai.serving import Header, Serving, UsageTally, json_response, serving, usage_of
-from octavo.server.sse import DONE, Close, Events, EventStream, event
+from octavo.server.sse import DONE, EventStream, Template, Writer, event
 from octavo.server.work import Work
 from octavo.types import Delta, FinishReason, SamplingParams
 
@@ -52,11 +52,11 @@ async def completions(request: Request) -> Response:
 
     if asked.stream:
 
-        async def events() -> tuple[Events, Close]:
+        async def stream() -> tuple[Work, Writer]:
             work, choices = await start()
-            return _chunks(asked, header, work, choices), work.aclose
+            return work, _Chunks(asked, header, work, choices)
 
-        return EventStream(events, serve.inflight)
+        return EventStream(stream, serve.inflight)
     async with serve.inflight.watch(request.receive):
         return json_response(await _whole(serve, asked, header, *await start()))
 
@@ -131,6 +131,11 @@ class _Choice:
         if asked.logprobs is not None:
             self._logprobs = CompletionLogprobsBuilder(self._tokenizer, asked.logprobs, asked.skip_special_tokens)
 
+    @property
+    def plain(self) -> bool:
+        """A delta shows its text and nothing else."""
+        return not self._echo and self._logprobs is None
+
     def take(self, delta: Delta, work: Work, prompt_index: int) -> CompletionChoice | None:
         """What the delta shows; None when that is nothing."""
         text, logprobs = delta.text, None
@@ -176,13 +181,12 @@ async def _whole(
     serve: Serving, asked: CompletionRequest, header: Header, work: Work, choices: list[_Choice]
 ) -> Completion:
     shown: list[list[CompletionChoice]] = [[] for _ in choices]
-    try:
-        async for prompt_index, delta in work:
-            index = prompt_index * asked.n + delta.index
-            if (part := choices[index].take(delta, work, prompt_index)) is not None:
-                shown[index].append(part)
-    finally:
-        await work.aclose()
+    async with work:
+        arrived = await work.finish()
+    for prompt_index, delta in arrived:
+        index = prompt_index * asked.n + delta.index
+        if (part := choices[index].take(delta, work, prompt_index)) is not None:
+            shown[index].append(part)
     answer = Completion(id=header.id, created=header.created, model=header.model, choices=[])
     for index, parts in enumerate(shown):
         assert parts, "a generation ended without a finish_reason"
@@ -201,20 +205,41 @@ async def _whole(
     return answer
 
 
-async def _chunks(
-    asked: CompletionRequest, header: Header, work: Work, choices: list[_Choice]
-) -> AsyncGenerator[bytes, None]:
-    tally = UsageTally(asked.stream_options, work.prompt_tokens)
-    async for prompt_index, delta in work:
-        tally.add(len(delta.token_ids))
-        part = choices[prompt_index * asked.n + delta.index].take(delta, work, prompt_index)
-        if part is not None:
-            body = Completion(id=header.id, created=header.created, model=header.model, choices=[part])
-            body.usage = tally.of_chunk
-            yield event(_encode(body))
-    tail = b""
-    if tally.wanted:
-        final = Completion(id=header.id, created=header.created, model=header.model, choices=[])
-        final.usage = usage_of(work.metrics)
-        tail = event(_encode(final))
-    yield tail + DONE
+class _Chunks:
+    """Implements sse.Writer."""
+
+    def __init__(self, asked: CompletionRequest, header: Header, work: Work, choices: list[_Choice]) -> None:
+        self._header = header
+        self._work = work
+        self._choices = choices
+        self._n = asked.n
+        self._tally = UsageTally(asked.stream_options, work.prompt_tokens)
+        self._templates: dict[int, Template] = {}
+
+    def chunk(self, prompt_index: int, delta: Delta) -> bytes:
+        index = prompt_index * self._n + delta.index
+        choice = self._choices[index]
+        if choice.plain and delta.finish_reason is None and not self._tally.continuous:
+            if not delta.text:
+                return b""
+            template = self._templates.get(index)
+            if template is None:
+                empty = CompletionChoice(index=index, text="", logprobs=None, finish_reason=None)
+                template = self._templates[index] = Template(self._event(empty), "text")
+            return template.fill(delta.text)
+        self._tally.add(len(delta.token_ids))
+        part = choice.take(delta, self._work, prompt_index)
+        return b"" if part is None else self._event(part)
+
+    def end(self) -> bytes:
+        if not self._tally.wanted:
+            return DONE
+        final = Completion(id=self._header.id, created=self._header.created, model=self._header.model, choices=[])
+        final.usage = usage_of(self._work.metrics)
+        return event(_encode(final)) + DONE
+
+    def _event(self, part: CompletionChoice) -> bytes:
+        header = self._header
+        body = Completion(id=header.id, created=header.created, model=header.model, choices=[part])
+        body.usage = self._tally.of_chunk
+        return event(_encode(body))

@@ -82,7 +82,7 @@ class UsageTally:
 
     def __init__(self, options: StreamOptions | None, prompt_tokens: int) -> None:
         self.wanted = options is not None and options.include_usage
-        self._continuous = options is not None and options.continuous_usage_stats
+        self.continuous = options is not None and options.continuous_usage_stats
         self._prompt_tokens = prompt_tokens
         self._completion_tokens = 0
 
@@ -91,7 +91,7 @@ class UsageTally:
 
     @property
     def of_chunk(self) -> Usage | UnsetType | None:
-        if self._continuous:
+        if self.continuous:
             done = self._completion_tokens
             return Usage(
                 prompt_tokens=self._prompt_tokens, completion_tokens=done, total_tokens=self._prompt_tokens + done
