@@ -1,6 +1,7 @@
 // Products with bf16 and f32 weights: how a rectangle of rows and tiles is cut into the register blocks of
-// dense_inner.h. Weights come in groups of four tiles; a piece of their k stays in L1 while the rows pass by, and the
-// next piece is fetched into L2 meanwhile.
+// dense_inner.h. With few rows one stream of weights runs through the registers once; with more, pieces of two tiles stay
+// in the caches while the rows pass by. The piece after the present one is fetched into L2 meanwhile: the core's own
+// prefetcher loses the stream between two pieces, and does not run ahead far enough when there is much arithmetic.
 #include "matmul_dense.h"
 
 #include "dense_inner.h"
@@ -45,59 +46,62 @@ constexpr Block BLOCKS[MAX_ROWS + 1] = {
     block_or_null<Product, 12, T, AHEAD>(),
 };
 
-// All rows times tiles [0, T) of a piece. Four streams of the next piece are shared out over the blocks of rows.
+// All rows times a piece of T tiles. The streams of the next piece are shared out over the blocks of rows.
 template <class Product, int T>
 void pass_rows(Piece piece, int64_t rows, const uint8_t* const* tiles, const uint8_t* const* ahead, float* out) {
   constexpr int most = rows_of<Product>(T);
   int64_t blocks = (rows + most - 1) / most;
-  const int each = T < 4 ? 0 : blocks == 1 ? 4 : blocks <= 3 ? 2 : 1;
+  const int each = blocks == 1 ? T : 1;
   for (int stream = 0; rows > 0; stream += each) {
     const int64_t r = (rows + blocks - 1) / blocks;  // equal blocks, so that arithmetic hides the fetching
     --blocks;
-    Block product = BLOCKS<Product, T, 0>[r];
-    if constexpr (T == 4) {
-      if (stream + each <= 4)
-        product = each == 4 ? BLOCKS<Product, 4, 4>[r] : each == 2 ? BLOCKS<Product, 4, 2>[r] : BLOCKS<Product, 4, 1>[r];
-    }
-    product(piece, tiles, ahead + (stream < 4 ? stream : 0), out, GROUP_WIDTH);
+    if (stream >= T) BLOCKS<Product, T, 0>[r](piece, tiles, ahead, out, GROUP_WIDTH);
+    else if (each == 1) BLOCKS<Product, T, 1>[r](piece, tiles, ahead + stream, out, GROUP_WIDTH);
+    else BLOCKS<Product, T, T>[r](piece, tiles, ahead, out, GROUP_WIDTH);
     piece.x += r * piece.stride;
     out += r * GROUP_WIDTH;
     rows -= r;
   }
 }
 
-// As many tiles at once as leave a block room for these rows, or for four.
-template <class Product>
-void pass(const Piece& piece, int64_t rows, const uint8_t* const* tiles, const uint8_t* const* ahead, int count,
-          float* out) {
-  const int64_t wanted = rows < 4 ? rows : 4;
-  for (int t = 0; t < count;) {
-    if (count == 4 && rows_of<Product>(4) >= wanted) {
-      if constexpr (rows_of<Product>(4) > 0) pass_rows<Product, 4>(piece, rows, tiles, ahead, out);
-      t = 4;
-    } else if (count - t >= 2 && rows_of<Product>(2) >= wanted) {
-      pass_rows<Product, 2>(piece, rows, tiles + t, ahead, out + t * TILE);
-      t += 2;
-    } else {
-      pass_rows<Product, 1>(piece, rows, tiles + t, ahead, out + t * TILE);
-      t += 1;
-    }
-  }
-}
-
-template <class Product>
-void group_product(const Rows& x, const Matrix& w, const TileGroup& group, int64_t r0, int64_t r1, float* out) {
+// All rows times all of T tiles; `next`: the tiles after these.
+template <class Product, int T>
+void product(const Rows& x, const Matrix& w, const uint8_t* const* tiles, const uint8_t* const* next, int64_t r0,
+             int64_t r1, float* out) {
   const int64_t lines = w.tile_bytes / 64, pieces = (lines + PIECE_LINES - 1) / PIECE_LINES;
   const int64_t length = (lines + pieces - 1) / pieces;
   for (int64_t first = 0; first < lines; first += length) {
     const int64_t left = lines - first;
     const Piece piece{x.row(r0) + first * 4, x.stride, left < length ? left : length, first == 0};
-    const uint8_t *tiles[GROUP_TILES], *ahead[GROUP_TILES];
-    for (int t = 0; t < GROUP_TILES; ++t) {
-      tiles[t] = group.tile[t] + first * 64;
-      ahead[t] = left > length ? tiles[t] + length * 64 : group.next[t];
+    const uint8_t *from[T], *ahead[T];
+    for (int t = 0; t < T; ++t) {
+      from[t] = tiles[t] + first * 64;
+      ahead[t] = left > length ? from[t] + length * 64 : next[t];
     }
-    pass<Product>(piece, r1 - r0, tiles, ahead, group.count, out);
+    pass_rows<Product, T>(piece, r1 - r0, from, ahead, out);
+  }
+}
+
+// One tile at a time reads memory fastest; two save loads of x, and are twice as many chains where vectors are short.
+template <class Product>
+bool by_twos(int64_t rows) {
+  return LANES == 16 ? rows > rows_of<Product>(1) : rows <= rows_of<Product>(2);
+}
+
+template <class Product>
+void group_product(const Rows& x, const Matrix& w, const TileGroup& group, int64_t r0, int64_t r1, float* out) {
+  const uint8_t* tiles[GROUP_TILES + 2];  // and what follows
+  for (int t = 0; t < group.count; ++t) tiles[t] = group.tile[t];
+  for (int t = 0; t < 2; ++t) tiles[group.count + t] = group.next[t];
+  const int step = by_twos<Product>(r1 - r0) ? 2 : 1;
+  for (int t = 0; t < group.count;) {
+    if (step == 2 && group.count - t >= 2) {
+      product<Product, 2>(x, w, tiles + t, tiles + t + 2, r0, r1, out + t * TILE);
+      t += 2;
+    } else {
+      product<Product, 1>(x, w, tiles + t, tiles + t + 1, r0, r1, out + t * TILE);
+      t += 1;
+    }
   }
 }
 
@@ -136,10 +140,8 @@ void linear_dense(const LinearArgs& args, int64_t r0, int64_t r1, int64_t t0, in
     for (int64_t t = t0; t < t1; t += GROUP_TILES) {
       TileGroup group;
       group.count = int(t1 - t < GROUP_TILES ? t1 - t : GROUP_TILES);
-      for (int i = 0; i < GROUP_TILES; ++i) {
-        group.tile[i] = w.tile(t + (i < group.count ? i : 0));
-        group.next[i] = group.tile[i] + GROUP_TILES * w.tile_bytes;
-      }
+      for (int i = 0; i < group.count; ++i) group.tile[i] = w.tile(t + i);
+      for (int i = 0; i < 2; ++i) group.next[i] = w.tile(t + group.count + i);
       dense_group(args.x, w, group, r, stop, sums);
       finish(args, sums, r, stop, t, group.count);
     }
