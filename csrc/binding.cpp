@@ -7,11 +7,11 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-#include <cstdlib>
 #include <stdexcept>
 #include <tuple>
 
 #include "attention_plan.h"
+#include "memory.h"
 #include "operations.h"
 #include "pack.h"
 #include "probe.h"
@@ -53,19 +53,17 @@ class OwnedMatrix {
     view.group = group;
     view.f32_scales = f32_scales;
     view.tile_bytes = tile_bytes(kind, k, group, f32_scales);
-    memory_ = static_cast<uint8_t*>(std::aligned_alloc(64, size_t(round_up(nbytes() + 64, 64))));
-    if (memory_ == nullptr) throw std::bad_alloc();
-    view.data = memory_;
+    memory_ = weight_memory(size_t(nbytes()) + 64);
+    view.data = memory_.get();
   }
-  ~OwnedMatrix() { std::free(memory_); }
   OwnedMatrix(const OwnedMatrix&) = delete;
   OwnedMatrix& operator=(const OwnedMatrix&) = delete;
 
   int64_t nbytes() const { return view.tiles() * view.tile_bytes; }
-  uint8_t* memory() { return memory_; }
+  uint8_t* memory() { return memory_.get(); }
 
  private:
-  uint8_t* memory_ = nullptr;
+  std::shared_ptr<uint8_t> memory_;
 };
 
 using MatrixPtr = std::shared_ptr<OwnedMatrix>;
@@ -261,6 +259,7 @@ void bind_operations(nb::class_<Recorded>& c) {
 NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);
   m.def("isas", &isas);
+  m.def("prefer_huge_pages", [](Address data, int64_t bytes) { prefer_huge_pages(at<void>(data), size_t(bytes)); });
   m.def("row_bytes", [](int format, int64_t k) { return row_bytes(Format(format), k); });
   m.def("kv_page_bytes", [](int kind, int32_t block_size, int32_t kv_heads, int32_t head_dim) {
     return kv_at(0, kind, 1, block_size, kv_heads, head_dim).page_bytes();
