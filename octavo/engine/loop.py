@@ -73,7 +73,10 @@ class EngineLoop:
         self._last_seen: dict[bytes, float] = {}
         self._next_silence = math.inf
         """Before this clock no client can have been silent for too long."""
-        self._plans: deque[Plan] = deque()
+        self._plans: deque[tuple[Plan, float]] = deque()
+        """In flight, each with the clock at which it was submitted."""
+        self._collected = -math.inf
+        """When the last result came."""
         self._drain_wanted = False
         self._draining = False
         self._checked = True
@@ -125,19 +128,22 @@ class EngineLoop:
             plan = self._scheduler.schedule(self._clock())
             if plan is None:
                 break
-            self._plans.append(plan)
+            self._plans.append((plan, self._clock()))
             self._executor.submit(plan)
         if not self._plans:
             assert not self._scheduler.has_requests, "requests, but nothing to compute"
             return False
-        plan = self._plans.popleft()
+        plan, began = self._plans.popleft()
         try:
             result = self._executor.collect()
         except StepFailed as error:
             logger.error("step %d failed, its requests end: %s", plan.index, error, exc_info=error)
             self._reply(self._scheduler.fail(plan, _STEP_FAILED))
             return True
-        self._reply(self._scheduler.update(plan, result, self._clock()))
+        now = self._clock()
+        self._scheduler.took(int((now - max(began, self._collected)) * 1e6))
+        self._collected = now
+        self._reply(self._scheduler.update(plan, result, now))
         return True
 
     def _reply(self, replies: list[Reply]) -> None:

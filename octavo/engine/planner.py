@@ -1,7 +1,8 @@
 """Shares out rows, pages and a step's token budget. Integers only.
 
 Owned and called by engine/scheduler.py, which knows the clients and the results. Rules, in their order:
-1. Whoever lacks one token (decode) gets it; while prompts wait for computation a quarter of the budget is theirs.
+1. Whoever lacks one token (decode) gets it; while prompts wait for computation a quarter of the budget is theirs. How
+   much of their share they use beside decoding streams is up to pace.py.
 2. Prompts that one step can finish go by priority, then age. One that takes several steps ("long") gets at least half
    of what is left, and all that the short ones do not need: neither kind can block the other, the oldest gets on.
 3. Pages that run out are taken from the running request with the lowest priority, then the youngest (preemption by
@@ -18,6 +19,7 @@ from bisect import bisect_left
 from dataclasses import dataclass, field
 
 from octavo.engine.blocks import BlockPool
+from octavo.engine.pace import Pace
 from octavo.engine.prefix import PrefixCache
 from octavo.engine.queue import WaitingQueue
 from octavo.engine.request import Request
@@ -61,6 +63,9 @@ class Flight:
     """The long prompt of this step, run last, and the tokens it has for certain."""
     long_tokens: int = 0
     preempted: bool = False
+    decodes: int = 0
+    """Runs of one token; all other runs compute `prompt_tokens`."""
+    prompt_tokens: int = 0
 
 
 @dataclass
@@ -79,6 +84,7 @@ class Planner:
         self.pool = BlockPool(config.num_blocks)
         self.cache = PrefixCache(self.pool, config.block_size, config.prefix_cache)
         self.queue = WaitingQueue(config.max_queued_requests, long_prompt=config.max_num_batched_tokens)
+        self.pace = Pace(config.max_num_batched_tokens, config.max_num_seqs)
         self.running: list[Request] = []
         self.fresh: dict[int, list[int]] = {}
         """Plan in flight → pages that can be found on its account, to be taken back if it fails."""
@@ -112,6 +118,9 @@ class Planner:
         if len({item[2].num_tokens > 1 for item in flight.items}) == 2:
             flight.items.sort(key=lambda item: item[2].num_tokens > 1)
         plan.run = [item[2] for item in flight.items]
+        counts = [run.num_tokens for run in plan.run]
+        flight.decodes = counts.count(1)
+        flight.prompt_tokens = sum(counts) - flight.decodes
         plan.release, self._release = self._release, []
         self._steady = self._steady_after(flight)
         return flight
@@ -175,7 +184,7 @@ class Planner:
             self._steady = None
             return None
         steady.steps_left -= 1
-        flight = Flight(Plan(index, run=steady.run), steady.items)
+        flight = Flight(Plan(index, run=steady.run), steady.items, decodes=len(steady.items))
         for request in full:
             assert request.row is not None
             pages = self.pool.allocate(1)
@@ -206,6 +215,9 @@ class Planner:
             rows.sort(key=lambda r: r.last_plan)
             chosen = set(rows[:cap])
             decodes = cap
+        if decodes:
+            waiting = min(len(self.queue), len(self._free_rows)) + sum(count > 1 for count in wanted)
+            flight.left = min(flight.left, decodes + self.pace.prompt_tokens(decodes, waiting))
         left = flight.left - decodes
         long_share = (left // 2 if short else left) if long else 0
         left -= long_share

@@ -136,6 +136,11 @@ class Scheduler:
                 replies.append((request.client, self._output(request, [], None, end)))
         return replies
 
+    def took(self, us: int) -> None:
+        """The oldest plan in flight was computed in `us` microseconds: for the pace of the plans to come."""
+        flight = self._flights[0]
+        self._planner.pace.observe(flight.decodes, flight.prompt_tokens, us)
+
     def fail(self, plan: Plan, message: str) -> list[Reply]:
         """The oldest plan in flight failed: its requests fail, and what it should have computed is forgotten."""
         flight = self._flights.popleft()

@@ -124,6 +124,7 @@ class Driver:
         except StepFailed:
             self._judge(self.scheduler.fail(plan, "failed"), may_fail=True)
         else:
+            self.scheduler.took(self.random.choice([10, 1000, 100_000]))
             self._judge(self.scheduler.update(plan, result, self.now))
         self.scheduler.check()
         return True
