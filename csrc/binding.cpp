@@ -299,6 +299,11 @@ NB_MODULE(_native, m) {
     });
     return ids;
   });
+  m.def("penalize", [](const std::string& isa, Address logits, int64_t vocab, Address counts, Address seen, float presence,
+                       float frequency, float repetition) {
+    kernels_named(isa)->penalize(at<float>(logits), vocab,
+                                 {at<int32_t>(counts), at<uint8_t>(seen), presence, frequency, repetition});
+  });
   m.def("logprobs", [](const std::string& isa, Address logits, int64_t vocab, const std::vector<int64_t>& ids, int64_t count) {
     const Kernels* kernels = kernels_named(isa);
     std::vector<float> values(ids.size()), top(static_cast<size_t>(count));

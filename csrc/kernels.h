@@ -99,6 +99,12 @@ struct SampleRow {
   int64_t top_k = 0, seed = 0, index = 0;
 };
 
+struct PenalizeArgs {
+  const int32_t* counts = nullptr;  // [vocab] of the ids in the output
+  const uint8_t* seen = nullptr;    // [vocab] not 0: in the prompt
+  float presence = 0, frequency = 0, repetition = 1;
+};
+
 struct Kernels {
   const char* name;  // "avx512", "avx2", "portable"
 
@@ -129,6 +135,8 @@ struct Kernels {
   void (*logprobs)(const float* logits, int64_t vocab, const int64_t* ids, int64_t count, float* values);
   // the `count` <= vocab largest in descending order (lower id first on ties)
   void (*top)(const float* logits, int64_t vocab, int64_t count, float* values, int64_t* ids, void* scratch);
+  // in place, what kernels/reference/sampling.py's penalize says of one row
+  void (*penalize)(float* logits, int64_t vocab, const PenalizeArgs&);
 };
 
 // dispatch.cpp

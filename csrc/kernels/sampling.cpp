@@ -1,5 +1,5 @@
-// One row of logits: its largest, its log-probabilities, and one draw from it, without sorting the vocabulary. What is
-// meant stands in octavo/kernels/reference/sampling.py; tokens are the same as there but for near ties in rounding.
+// One row of logits: penalties, its largest, its log-probabilities, and one draw from it, without sorting the vocabulary.
+// What is meant stands in octavo/kernels/reference/sampling.py; tokens are the same as there but for near ties in rounding.
 //
 // Every cut is a threshold on values. It is found by `select`, a selection by weight: top_k weighs each value 1, top_p
 // weighs it e^value. What is certainly below the threshold is left out before, by the blocks' largest values.
@@ -311,6 +311,21 @@ void top(const float* logits, int64_t vocab, int64_t count, float* values, int64
     if (value(i) == floor) ids[found++] = i;
   std::sort(ids, ids + count, [=](int64_t a, int64_t b) { return value(a) != value(b) ? value(a) > value(b) : a < b; });
   for (int64_t i = 0; i < count; ++i) values[i] = logits[ids[i]];
+}
+
+void penalize(float* logits, int64_t vocab, const PenalizeArgs& args) {
+  for (int64_t begin = 0; begin < vocab; begin += BLOCK) {
+    const int64_t end = std::min(vocab, begin + BLOCK);
+    int32_t any = 0;  // most blocks hold no id of the request
+    for (int64_t i = begin; i < end; ++i) any |= args.counts[i] | args.seen[i];
+    if (any == 0) continue;
+    for (int64_t i = begin; i < end; ++i) {
+      const int32_t count = args.counts[i];
+      if (count == 0 && args.seen[i] == 0) continue;
+      const float x = logits[i] > 0 ? logits[i] / args.repetition : logits[i] * args.repetition;
+      logits[i] = x - float(count) * args.frequency - (count > 0 ? args.presence : 0.0f);
+    }
+  }
 }
 
 }  // namespace OCTAVO_ISA

@@ -103,15 +103,17 @@ class Ops(Protocol):
     def penalize(
         self,
         logits: Tensor,
+        places: Tensor,
         output_counts: Tensor,
         prompt_seen: Tensor,
         presence: Tensor,
         frequency: Tensor,
         repetition: Tensor,
-    ) -> Tensor:
+    ) -> None:
         """In place on logits [samples, vocab] f32: repetition (divide positive, multiply negative logits of tokens in
-        prompt or output), then frequency * count and presence * (count > 0) subtracted.
-        output_counts [samples, vocab] int, prompt_seen [samples, vocab] bool, the rest [samples] f32."""
+        prompt or output), then frequency * count and presence * (count > 0) subtracted. What row i has seen stands in
+        row places[i] of output_counts [n, vocab] int32 and prompt_seen [n, vocab] bool; places[i] < 0: row i is left
+        alone. presence, frequency, repetition [samples] f32."""
         ...
 
     def sample(
@@ -124,7 +126,7 @@ class Ops(Protocol):
         seeds: Tensor,
         indices: Tensor,
     ) -> Tensor:
-        """[samples, vocab] f32 → [samples] int64 token ids.
+        """[samples, vocab] f32 → [samples] int64 token ids; -1 where a logit is NaN or the largest is not finite.
 
         Per row: temperature 0 is argmax (lowest id on ties); otherwise scale by 1/temperature, keep top_k (<= 0:
         all), then top_p (1: all) of what is left, then min_p (0: all), and draw with noise that is a pure

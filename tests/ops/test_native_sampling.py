@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_sampling import naive_kept, near_a_boundary
 
+from octavo.kernels import registry
 from octavo.kernels.reference import sampling
+from octavo.kernels.registry import Spec
 
 native = pytest.importorskip("octavo.kernels.cpu._native", reason="the native kernels are not built")
 
@@ -219,6 +221,43 @@ def test_logprobs_and_the_largest_few(isa: str, vocab: int) -> None:
         np.testing.assert_allclose(values, table[order], rtol=1e-6, atol=1e-5)
         of_reference = sampling.logprobs(torch.from_numpy(logits)[None], torch.from_numpy(ids[:1]), count)
         np.testing.assert_allclose(chosen[0], float(of_reference[0]), rtol=1e-6, atol=1e-5)
+
+
+@each_isa
+@pytest.mark.parametrize("vocab", SIZES)
+def test_penalties_are_the_reference_to_the_bit(isa: str, vocab: int) -> None:
+    ops = registry.choose(Spec("cpu", "float32", threads=1, isa=isa), "cpu")
+    generator = torch.Generator().manual_seed(vocab)
+    logits = torch.randn((6, vocab), generator=generator) * 5
+    counts = torch.randint(0, 4, (8, vocab), generator=generator, dtype=torch.int32)
+    counts *= torch.rand((8, vocab), generator=generator) < 0.05
+    seen = torch.rand((8, vocab), generator=generator) < 0.02
+    places = torch.tensor([3, -1, 0, 7, -1, 5])
+    settings_ = torch.randn((3, 6), generator=generator)
+    settings_[2] = settings_[2].abs() + 0.5
+    expected = logits.clone()
+    sampling.penalize(expected, places, counts, seen, *settings_)
+    ops.penalize(logits, places, counts, seen, *settings_)
+    assert torch.equal(logits, expected)
+
+
+@each_isa
+def test_the_backend_takes_views_and_several_rows(isa: str) -> None:
+    """Ops.sample and Ops.logprobs over a part of wider rows."""
+    ops = registry.choose(Spec("cpu", "float32", threads=2, isa=isa), "cpu")
+    wide = torch.randn((5, 300), generator=torch.Generator().manual_seed(1)) * 4
+    logits, count = wide[:, 20:220], torch.arange(5)
+    settings_ = torch.full((5,), 0.7), count * 7, torch.full((5,), 0.9), torch.zeros(5), count + 3, count
+    assert torch.equal(ops.sample(logits, *settings_), sampling.sample(logits, *settings_))
+    for num_top in (0, 4):
+        for found, wanted in zip(
+            ops.logprobs(logits, count * 9, num_top), sampling.logprobs(logits, count * 9, num_top), strict=True
+        ):
+            torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-5)
+    wide[2, 30], wide[3, 30], wide[4, 20:220] = math.nan, math.inf, -math.inf
+    found = ops.sample(logits, *settings_)
+    assert found[2:].tolist() == [-1, -1, -1] and (found[:2] >= 0).all()
+    assert torch.equal(found, sampling.sample(logits, *settings_))
 
 
 @each_isa

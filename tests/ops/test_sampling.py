@@ -189,22 +189,22 @@ def test_extreme_logits_and_temperatures_stay_sane() -> None:
 def test_penalize_against_the_definition(seed: int, n: int, vocab: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn((n, vocab), generator=generator) * 5
-    counts = torch.randint(0, 4, (n, vocab), generator=generator, dtype=torch.int32)
-    seen = torch.rand((n, vocab), generator=generator) < 0.3
+    counts = torch.randint(0, 4, (n + 2, vocab), generator=generator, dtype=torch.int32)
+    counts *= torch.rand((n + 2, vocab), generator=generator) < 0.3
+    seen = torch.rand((n + 2, vocab), generator=generator) < 0.3
+    places = torch.randperm(n + 2, generator=generator)[:n] - 1  # a row without a place is left alone
     presence = torch.rand(n, generator=generator) * 4 - 2
     frequency = torch.rand(n, generator=generator) * 4 - 2
     repetition = torch.rand(n, generator=generator) * 2 + 0.1
     expected = logits.clone()
-    for i in range(n):
-        for j in range(vocab):
-            x, count = float(logits[i, j]), int(counts[i, j])
-            if count or seen[i, j]:
+    for i, place in enumerate(places.tolist()):
+        for j in range(vocab if place >= 0 else 0):
+            x, count = float(logits[i, j]), int(counts[place, j])
+            if count or seen[place, j]:
                 x = x / float(repetition[i]) if x > 0 else x * float(repetition[i])
             expected[i, j] = x - float(frequency[i]) * count - float(presence[i]) * (count > 0)
-    given_logits = logits.clone()
-    result = sampling.penalize(given_logits, counts, seen, presence, frequency, repetition)
-    assert result.data_ptr() == given_logits.data_ptr()
-    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+    sampling.penalize(logits, places, counts, seen, presence, frequency, repetition)
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("num_top", [0, 1, 5])

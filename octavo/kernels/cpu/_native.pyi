@@ -145,6 +145,17 @@ def sample_rows(
     int_stride: int,
     /,
 ) -> list[int]: ...
+def penalize(
+    isa: str,
+    logits: int,
+    vocab: int,
+    counts: int,
+    seen: int,
+    presence: float,
+    frequency: float,
+    repetition: float,
+    /,
+) -> None: ...
 def logprobs(
     isa: str, logits: int, vocab: int, ids: list[int], count: int, /
 ) -> tuple[list[float], list[float], list[int]]: ...

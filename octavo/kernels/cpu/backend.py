@@ -20,7 +20,6 @@ from octavo.kernels.cpu.nodes import Attend, Embed, GatherRows, Linear, Norm, Pa
 from octavo.kernels.cpu.record import RecordedStep, Recording
 from octavo.kernels.layouts import Layout, Prepared
 from octavo.kernels.recorded import PermanentRows, Recorded, StepModel
-from octavo.kernels.reference import sampling
 from octavo.kernels.step import Step
 
 KV_KINDS = {"float32": 0, "bfloat16": 1, "int8": 2}
@@ -167,13 +166,23 @@ class CpuOps:
     def penalize(
         self,
         logits: Tensor,
+        places: Tensor,
         output_counts: Tensor,
         prompt_seen: Tensor,
         presence: Tensor,
         frequency: Tensor,
         repetition: Tensor,
-    ) -> Tensor:
-        return sampling.penalize(logits, output_counts, prompt_seen, presence, frequency, repetition)
+    ) -> None:
+        assert logits.is_contiguous() and output_counts.dtype == torch.int32 and prompt_seen.dtype == torch.bool
+        vocab = logits.shape[1]
+        settings = zip(presence.tolist(), frequency.tolist(), repetition.tolist(), strict=True)
+        counts, seen = output_counts.data_ptr(), prompt_seen.data_ptr()
+        for i, (place, values) in enumerate(zip(places.tolist(), settings, strict=True)):
+            if place >= 0:
+                at = 4 * vocab * place
+                _native.penalize(
+                    self.isa, logits.data_ptr() + 4 * vocab * i, vocab, counts + at, seen + at // 4, *values
+                )
 
     def sample(
         self,
@@ -197,7 +206,16 @@ class CpuOps:
         )
 
     def logprobs(self, logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor]:
-        return sampling.logprobs(logits, token_ids, num_top)
+        samples, vocab = logits.shape
+        logits, ids = logits.contiguous(), token_ids.tolist()
+        at, row = logits.data_ptr(), 4 * vocab
+        found = [_native.logprobs(self.isa, at + i * row, vocab, [ids[i]], num_top) for i in range(samples)]
+        chosen, top, top_ids = ([entry[part] for entry in found] for part in range(3))
+        return (
+            torch.tensor(chosen, dtype=torch.float32).view(samples),
+            torch.tensor(top, dtype=torch.float32).view(samples, num_top),
+            torch.tensor(top_ids, dtype=torch.int64).view(samples, num_top),
+        )
 
 
 def _packed(weight: Prepared) -> Packed:

@@ -102,13 +102,14 @@ class ReferenceOps:
     def penalize(
         self,
         logits: Tensor,
+        places: Tensor,
         output_counts: Tensor,
         prompt_seen: Tensor,
         presence: Tensor,
         frequency: Tensor,
         repetition: Tensor,
-    ) -> Tensor:
-        return sampling.penalize(logits, output_counts, prompt_seen, presence, frequency, repetition)
+    ) -> None:
+        sampling.penalize(logits, places, output_counts, prompt_seen, presence, frequency, repetition)
 
     def sample(
         self,

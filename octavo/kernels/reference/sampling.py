@@ -26,20 +26,20 @@ BLOCK = 64
 
 def penalize(
     logits: Tensor,
+    places: Tensor,
     output_counts: Tensor,
     prompt_seen: Tensor,
     presence: Tensor,
     frequency: Tensor,
     repetition: Tensor,
-) -> Tensor:
+) -> None:
     """See Ops.penalize. In place on logits [samples, vocab] f32."""
-    in_output = output_counts > 0
-    seen = in_output | prompt_seen
-    factor = repetition.unsqueeze(-1)
-    repeated = torch.where(logits > 0, logits / factor, logits * factor)
-    logits.copy_(torch.where(seen, repeated, logits))
-    logits.sub_(output_counts * frequency.unsqueeze(-1))
-    return logits.sub_(in_output * presence.unsqueeze(-1))
+    held = (places >= 0).nonzero().squeeze(-1)
+    counts, x = output_counts[places[held]], logits[held]
+    seen = (counts > 0) | prompt_seen[places[held]]
+    presence, frequency, repetition = (each[held].unsqueeze(-1) for each in (presence, frequency, repetition))
+    x = torch.where(seen, torch.where(x > 0, x / repetition, x * repetition), x)
+    logits[held] = x.sub_(counts * frequency).sub_((counts > 0) * presence)
 
 
 def logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,15 +59,15 @@ def sample(
     seeds: Tensor,
     indices: Tensor,
 ) -> Tensor:
-    """See Ops.sample: [samples, vocab] f32 → [samples] int64. Every row needs a finite largest logit."""
-    random = ((temperature > 0) & (top_k != 1)).nonzero().squeeze(-1)
-    if random.numel() == 0:
-        return logits.argmax(-1)
+    """See Ops.sample: [samples, vocab] f32 → [samples] int64."""
+    largest, chosen = logits.max(-1)  # the largest is NaN when any is
+    fine = largest.isfinite()
+    random = ((temperature > 0) & (top_k != 1) & fine).nonzero().squeeze(-1)
     if random.numel() == logits.shape[0]:
         return _draw(logits, temperature, top_k, top_p, min_p, seeds, indices)
-    chosen = logits.argmax(-1)
-    chosen[random] = _draw(*(x[random] for x in (logits, temperature, top_k, top_p, min_p, seeds, indices)))
-    return chosen
+    if random.numel():
+        chosen[random] = _draw(*(x[random] for x in (logits, temperature, top_k, top_p, min_p, seeds, indices)))
+    return chosen.masked_fill_(~fine, -1)
 
 
 def _draw(

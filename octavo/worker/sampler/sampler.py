@@ -133,21 +133,18 @@ class Sampler:
         if not rows:
             return [], []
         assert logits.shape == (len(rows), self.vocab_size), f"{tuple(logits.shape)} logits for {len(rows)} rows"
-        self._check_finite(rows, logits)
         places = np.asarray(rows)
         needs = int(np.bitwise_or.reduce(self._needs[places]))
         index = torch.from_numpy(places).to(self._device)
         wanted = np.flatnonzero(self._needs[places] & _LOGPROBS)
         raw = logits[torch.from_numpy(wanted).to(self._device)] if wanted.size else logits[:0]
         self._edit(needs, index, logits)
-        if needs & _NOISE:
-            floats, ints = self._floats[index], self._ints[index]
-            temperature, top_p, min_p = floats[:, 0], floats[:, 1], floats[:, 2]
-            chosen = self._ops.sample(logits, temperature, ints[:, 0], top_p, min_p, ints[:, 1], ints[:, 2])
-        else:
-            chosen = logits.argmax(-1)
-        self._record(needs, index, chosen)
+        temperature, top_p, min_p = self._floats[index, :3].unbind(-1)
+        top_k, seeds, num_outputs = self._ints[index].unbind(-1)
+        chosen = self._ops.sample(logits, temperature, top_k, top_p, min_p, seeds, num_outputs)
         token_ids: list[int] = chosen.tolist()
+        self.check(rows, token_ids)
+        self._record(needs, index, chosen)
         logprobs: list[TokenLogprobs | None] = [None] * len(rows)
         if wanted.size:
             tops = self._num_top[places[wanted]].tolist()
@@ -160,12 +157,6 @@ class Sampler:
         """logits [positions, vocab] f32 and the prompt token that followed each position."""
         return self._logprobs(logits, next_token_ids, [num_top] * len(next_token_ids))
 
-    def _check_finite(self, rows: list[int], logits: Tensor) -> None:
-        fine = logits.amax(-1).isfinite()  # the largest is NaN when any is
-        if not bool(fine.all()):
-            bad = [row for row, ok in zip(rows, fine.tolist(), strict=True) if not ok]
-            raise EngineError(_NOT_FINITE.format(bad))
-
     def _edit(self, needs: int, rows: Tensor, logits: Tensor) -> None:
         if needs & _ALLOWED:
             held, at = self._allowed.find(rows)
@@ -175,10 +166,10 @@ class Sampler:
         if needs & _EDITS:
             self._edits.apply(rows, self._ints[rows, 2], logits)
         if needs & _PENALTIES:
-            held, at = self._penalties.find(rows)
-            counts, seen = (table[at] for table in self._penalties.tables)
-            presence, frequency, repetition = self._floats[rows[held], 3:].unbind(-1)
-            logits[held] = self._ops.penalize(logits[held], counts, seen, presence, frequency, repetition)
+            counts, seen = self._penalties.tables
+            presence, frequency, repetition = self._floats[rows, 3:].unbind(-1)
+            places = self._penalties.places(rows)
+            self._ops.penalize(logits, places, counts, seen, presence, frequency, repetition)
 
     def _record(self, needs: int, rows: Tensor, chosen: Tensor) -> None:
         self._ints[rows, 2] += 1

@@ -37,6 +37,10 @@ class VocabTables:
             self._free.append(place)
             self._place_of_row[row] = -1
 
+    def places(self, rows: Tensor) -> Tensor:
+        """[samples] int64: where in the tables each of `rows` [samples] int64 is; -1: nowhere."""
+        return self._place_of_row[rows]
+
     def find(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Of `rows` [samples] int64 those with a place: (their positions in `rows` [m], their places [m])."""
         places = self._place_of_row[rows]
