@@ -3,15 +3,17 @@
 
 #include "functions.h"
 #if defined(__AVX512VNNI__)
-#include "matmul_int_panel.h"
+#include "matmul_int_pairs.h"
 #endif
 
 namespace octavo {
 namespace OCTAVO_ISA {
 namespace {
 
-constexpr int64_t AHEAD = 2048;  // bytes of weights fetched ahead
-constexpr int64_t DIRECT_ROWS = 8;  // more: by panels
+constexpr int64_t AHEAD = 8192;  // bytes of weights fetched ahead
+#if defined(__AVX512VNNI__)
+constexpr int64_t PAIR_ROWS = 5;  // fewer stream one tile after the other, which memory likes better
+#endif
 constexpr int MOST_ROWS = 8;     // multiplied together
 
 // ROWS rows from r, one tile: the group's lines stay in registers for all rows. `next` is read after this tile when it is
@@ -54,9 +56,9 @@ template <Kind KIND, int GROUP, bool F32>
 void rectangle(const LinearArgs& args, int64_t r0, int64_t r1, int64_t t0, int64_t t1) {
   using T = Tile<KIND, GROUP, F32>;
 #if defined(__AVX512VNNI__)
-  if (r1 - r0 > DIRECT_ROWS && t1 - t0 > 1) {
+  if (r1 - r0 >= PAIR_ROWS) {
     const int64_t even = t1 - (t1 - t0) % 2;
-    panel_product<T>(args, r0, r1, t0, even);
+    pairs_product<T>(args, r0, r1, t0, even);
     t0 = even;
   }
 #endif
