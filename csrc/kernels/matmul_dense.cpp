@@ -2,8 +2,6 @@
 // dense_inner.h. With few rows one stream of weights runs through the registers once; with more, pieces of two tiles stay
 // in the caches while the rows pass by. The piece after the present one is fetched into L2 meanwhile: the core's own
 // prefetcher loses the stream between two pieces, and does not run ahead far enough when there is much arithmetic.
-#include "matmul_dense.h"
-
 #include "dense_inner.h"
 #include "functions.h"
 
@@ -12,8 +10,10 @@ namespace OCTAVO_ISA {
 
 namespace {
 
-constexpr int64_t PIECE_LINES = 288;  // of each tile, at most
-constexpr int MAX_ROWS = 12;
+constexpr int64_t PIECE_LINES = 288;  // of each tile, at most: two pieces lie in L1 or nearly
+constexpr int64_t CHUNK_ROWS = 144;   // whose sums lie there too
+constexpr int64_t WIDTH = 2 * TILE;   // of a row of sums
+constexpr int MAX_ROWS = 12;          // of a register block
 
 using Block = void (*)(const Piece&, const uint8_t* const*, const uint8_t* const*, float*, int64_t);
 
@@ -55,30 +55,50 @@ void pass_rows(Piece piece, int64_t rows, const uint8_t* const* tiles, const uin
   for (int stream = 0; rows > 0; stream += each) {
     const int64_t r = (rows + blocks - 1) / blocks;  // equal blocks, so that arithmetic hides the fetching
     --blocks;
-    if (stream >= T) BLOCKS<Product, T, 0>[r](piece, tiles, ahead, out, GROUP_WIDTH);
-    else if (each == 1) BLOCKS<Product, T, 1>[r](piece, tiles, ahead + stream, out, GROUP_WIDTH);
-    else BLOCKS<Product, T, T>[r](piece, tiles, ahead, out, GROUP_WIDTH);
+    if (stream >= T) BLOCKS<Product, T, 0>[r](piece, tiles, ahead, out, WIDTH);
+    else if (each == 1) BLOCKS<Product, T, 1>[r](piece, tiles, ahead + stream, out, WIDTH);
+    else BLOCKS<Product, T, T>[r](piece, tiles, ahead, out, WIDTH);
     piece.x += r * piece.stride;
-    out += r * GROUP_WIDTH;
+    out += r * WIDTH;
     rows -= r;
   }
 }
 
-// All rows times all of T tiles; `next`: the tiles after these.
+// All rows of a chunk times T tiles from `tile` on; `next`: what will be read after these.
 template <class Product, int T>
-void product(const Rows& x, const Matrix& w, const uint8_t* const* tiles, const uint8_t* const* next, int64_t r0,
-             int64_t r1, float* out) {
-  const int64_t lines = w.tile_bytes / 64, pieces = (lines + PIECE_LINES - 1) / PIECE_LINES;
+void product(const LinearArgs& args, int64_t r0, int64_t rows, int64_t tile, const uint8_t* next, float* sums) {
+  const int64_t bytes = args.weight.tile_bytes, lines = bytes / 64, pieces = (lines + PIECE_LINES - 1) / PIECE_LINES;
   const int64_t length = (lines + pieces - 1) / pieces;
   for (int64_t first = 0; first < lines; first += length) {
     const int64_t left = lines - first;
-    const Piece piece{x.row(r0) + first * 4, x.stride, left < length ? left : length, first == 0};
-    const uint8_t *from[T], *ahead[T];
+    const Piece piece{args.x.row(r0) + first * 4, args.x.stride, left < length ? left : length, first == 0};
+    const uint8_t *tiles[T], *ahead[T];
     for (int t = 0; t < T; ++t) {
-      from[t] = tiles[t] + first * 64;
-      ahead[t] = left > length ? from[t] + length * 64 : next[t];
+      tiles[t] = args.weight.tile(tile + t) + first * 64;
+      ahead[t] = left > length ? tiles[t] + length * 64 : next + t * bytes;
     }
-    pass_rows<Product, T>(piece, r1 - r0, from, ahead, out);
+    pass_rows<Product, T>(piece, rows, tiles, ahead, sums);
+  }
+}
+
+// Sums of T tiles to where they belong: the bias first, then what is there already.
+template <int T>
+void finish(const LinearArgs& args, int64_t r0, int64_t rows, int64_t tile, const float* sums) {
+  for (int t = 0; t < T; ++t) {
+    const int64_t column = (tile + t) * TILE, left = args.weight.n - column;
+    const int lanes = left < TILE ? int(left) : TILE;
+    const f32x16 bias = args.bias ? load_n(args.bias + column, lanes) : f32x16{};
+    float* out = args.out + r0 * args.ld + column;
+    for (int64_t r = 0; r < rows; ++r, out += args.ld) {
+      f32x16 y = load(sums + r * WIDTH + t * TILE) + bias;
+      if (lanes == TILE) {
+        if (args.add) y += load(out);
+        store(out, y);
+      } else {
+        if (args.add) y += load_n(out, lanes);
+        store_n(out, y, lanes);
+      }
+    }
   }
 }
 
@@ -89,62 +109,30 @@ bool by_twos(int64_t rows) {
 }
 
 template <class Product>
-void group_product(const Rows& x, const Matrix& w, const TileGroup& group, int64_t r0, int64_t r1, float* out) {
-  const uint8_t* tiles[GROUP_TILES + 2];  // and what follows
-  for (int t = 0; t < group.count; ++t) tiles[t] = group.tile[t];
-  for (int t = 0; t < 2; ++t) tiles[group.count + t] = group.next[t];
-  const int step = by_twos<Product>(r1 - r0) ? 2 : 1;
-  for (int t = 0; t < group.count;) {
-    if (step == 2 && group.count - t >= 2) {
-      product<Product, 2>(x, w, tiles + t, tiles + t + 2, r0, r1, out + t * TILE);
-      t += 2;
+void chunk(const LinearArgs& args, int64_t r0, int64_t rows, int64_t t0, int64_t t1) {
+  alignas(64) float sums[CHUNK_ROWS * WIDTH];
+  const bool twos = by_twos<Product>(rows);
+  for (int64_t t = t0; t < t1;) {
+    const int64_t count = twos && t1 - t >= 2 ? 2 : 1;
+    const uint8_t* const next = t + count == t1 && args.next ? args.next : args.weight.tile(t + count);
+    if (count == 2) {
+      product<Product, 2>(args, r0, rows, t, next, sums);
+      finish<2>(args, r0, rows, t, sums);
     } else {
-      product<Product, 1>(x, w, tiles + t, tiles + t + 1, r0, r1, out + t * TILE);
-      t += 1;
+      product<Product, 1>(args, r0, rows, t, next, sums);
+      finish<1>(args, r0, rows, t, sums);
     }
-  }
-}
-
-// Sums of a group to where they belong: bias first, then what is there already.
-void finish(const LinearArgs& args, const float* sums, int64_t r0, int64_t r1, int64_t tile, int tiles) {
-  for (int64_t r = r0; r < r1; ++r, sums += GROUP_WIDTH) {
-    for (int t = 0; t < tiles; ++t) {
-      const int64_t column = (tile + t) * TILE, left = args.weight.n - column;
-      float* const out = args.out + r * args.ld + column;
-      f32x16 y = load(sums + t * TILE);
-      if (left >= TILE) {
-        if (args.bias) y += load(args.bias + column);
-        if (args.add) y += load(out);
-        store(out, y);
-      } else {
-        if (args.bias) y += load_n(args.bias + column, int(left));
-        if (args.add) y += load_n(out, int(left));
-        store_n(out, y, int(left));
-      }
-    }
+    t += count;
   }
 }
 
 }  // namespace
 
-void dense_group(const Rows& x, const Matrix& w, const TileGroup& group, int64_t r0, int64_t r1, float* out) {
-  if (w.kind == Kind::BF16) group_product<ProductBF16>(x, w, group, r0, r1, out);
-  else group_product<ProductF32>(x, w, group, r0, r1, out);
-}
-
 void linear_dense(const LinearArgs& args, int64_t r0, int64_t r1, int64_t t0, int64_t t1) {
-  alignas(64) float sums[GROUP_ROWS * GROUP_WIDTH];
-  const Matrix& w = args.weight;
-  for (int64_t r = r0; r < r1; r += GROUP_ROWS) {
-    const int64_t stop = r1 - r < GROUP_ROWS ? r1 : r + GROUP_ROWS;
-    for (int64_t t = t0; t < t1; t += GROUP_TILES) {
-      TileGroup group;
-      group.count = int(t1 - t < GROUP_TILES ? t1 - t : GROUP_TILES);
-      for (int i = 0; i < group.count; ++i) group.tile[i] = w.tile(t + i);
-      for (int i = 0; i < 2; ++i) group.next[i] = w.tile(t + group.count + i);
-      dense_group(args.x, w, group, r, stop, sums);
-      finish(args, sums, r, stop, t, group.count);
-    }
+  for (int64_t r = r0; r < r1; r += CHUNK_ROWS) {
+    const int64_t rows = r1 - r < CHUNK_ROWS ? r1 - r : CHUNK_ROWS;
+    if (args.weight.kind == Kind::BF16) chunk<ProductBF16>(args, r, rows, t0, t1);
+    else chunk<ProductF32>(args, r, rows, t0, t1);
   }
 }
 
