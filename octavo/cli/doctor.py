@@ -53,40 +53,66 @@ def _hardware(hardware: Hardware) -> Table:
     return _table("Hardware", rows)
 
 
-def _kernels(resolved: ResolvedConfig) -> Table:
+def _kernels(resolved: ResolvedConfig) -> tuple[Table, str | None]:
+    """And the name of the backend that would run."""
     from octavo.kernels import registry
 
     rows = [("pytorch", version("torch"))]
     spec = registry.Spec(resolved.device, resolved.dtype, resolved.kv_cache_dtype, resolved.threads, env.forced_isa())
-    for report in registry.report(spec, env.forced_backend()):
+    reports = registry.report(spec, env.forced_backend())
+    for report in reports:
         rows.append((report.name, ("chosen: " if report.chosen else "not chosen: ") + report.reason))
-    return _table("Kernels", rows)
+    return _table("Kernels", rows), next((report.name for report in reports if report.chosen), None)
 
 
-def count_weights(files: ModelFiles) -> int:
-    """Numbers in all tensors of the model, from the headers alone."""
+PACKED = {
+    **dict.fromkeys(("Q4_0", "Q4_1"), 4 + 32 / 32),
+    **dict.fromkeys(("Q4_K",), 4 + 64 / 32),
+    **dict.fromkeys(("Q2_K",), 4 + 64 / 16),
+    **dict.fromkeys(("Q8_0", "Q5_0", "IQ4_NL"), 8 + 16 / 32),
+    **dict.fromkeys(("IQ4_XS",), 8 + 32 / 32),
+    **dict.fromkeys(("Q6_K", "Q3_K"), 8 + 32 / 16),
+}
+"""Bits that a weight of a GGUF type takes in native kernels: itself, and its share of the scales of its group."""
+
+
+def count_weights(files: ModelFiles) -> dict[str, int]:
+    """How many numbers of each type the model has, from the headers alone."""
+    found: dict[str, int] = {}
     if files.is_gguf:
-        return sum(math.prod(t.shape) for t in gguf.read_header(files.path).tensors.values())
-    headers = safetensors.find_tensors(files.path).values()
-    return sum(math.prod(t.shape) for header in headers for t in header.tensors.values())
+        kinds = [(gguf.GGML_TYPES[t.type].name, t.shape) for t in gguf.read_header(files.path).tensors.values()]
+    else:
+        headers = safetensors.find_tensors(files.path).values()
+        kinds = [(t.dtype, t.shape) for header in headers for t in header.tensors.values()]
+    for kind, shape in kinds:
+        found[kind] = found.get(kind, 0) + math.prod(shape)
+    return found
 
 
-def memory_plan(resolved: ResolvedConfig, facts: ModelFacts, num_weights: int) -> list[tuple[str, str]]:
-    """Rows of the plan: what weights and pages take, and what that holds. Exact for dense weights."""
+def memory_plan(
+    resolved: ResolvedConfig, facts: ModelFacts, weights_by_type: dict[str, int], native: bool
+) -> list[tuple[str, str]]:
+    """Rows of the plan: what weights and pages take, and what that holds. `native`: quantized weights stay so."""
     element = 4 if resolved.dtype == "float32" else 2
-    weights = num_weights * element
-    per_token = facts.kv_bytes_per_token(element)
+    packed = PACKED if native else {}
+    weights = sum(count * packed.get(kind, 8 * element) / 8 for kind, count in weights_by_type.items())
+    forms = ", ".join(f"{count / 1e6:,.1f} M {kind}" for kind, count in sorted(weights_by_type.items()))
+    kv_element = 1 + 4 / facts.head_dim if resolved.kv_cache_dtype == "int8" else element
+    per_token = facts.kv_bytes_per_token(kv_element)
     one_sequence = per_token * resolved.max_model_len
     rows = [
-        ("weights", f"{weights / MIB:,.0f} MiB: {num_weights / 1e6:,.0f} M parameters as {resolved.dtype}"),
-        ("KV per token", f"{per_token / 1024:,.1f} KiB; one page holds {resolved.block_size} tokens"),
+        ("weights", f"{weights / MIB:,.0f} MiB: {forms}, " + ("packed" if packed else f"as {resolved.dtype}")),
+        (
+            "KV per token",
+            f"{per_token / 1024:,.1f} KiB; one page holds {resolved.block_size} tokens of {resolved.kv_cache_dtype}",
+        ),
         ("KV of one sequence", f"{one_sequence / MIB:,.0f} MiB at max_model_len {resolved.max_model_len}"),
     ]
     given = resolved.kv_cache_memory
     if given is not None:
-        rows.append(("KV pages", f"{given / MIB:,.0f} MiB as given: {given // per_token:,} tokens"))
+        rows.append(("KV pages", f"{given / MIB:,.0f} MiB as given: {given / per_token:,.0f} tokens"))
     else:
-        rows.append(("KV pages", "sized by the profile run at start, out of what the budget leaves"))
+        rows.append(("KV pages", "sized at start, out of what the budget leaves"))
     fits = resolved.memory_budget >= weights + (given or one_sequence)
     rows.append(("fits", "yes" if fits else "no: lower --max-model-len, or give the process more memory"))
     return rows
@@ -111,5 +137,6 @@ def run_doctor(config: EngineConfig) -> None:
     console.print(_table("Model", model), "")
     choices = [(reason.partition(":")[0], reason.partition(":")[2].strip()) for reason in resolved.reasons]
     console.print(_table("Choices", choices), "")
-    console.print(_kernels(resolved), "")
-    console.print(_table("Memory plan", memory_plan(resolved, facts, count_weights(files))))
+    kernels, chosen = _kernels(resolved)
+    console.print(kernels, "")
+    console.print(_table("Memory plan", memory_plan(resolved, facts, count_weights(files), chosen == "cpu")))

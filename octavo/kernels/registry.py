@@ -73,11 +73,12 @@ def _native_supports(spec: Spec) -> str | None:
 
 
 def _describe_native(spec: Spec) -> str:
-    from octavo.kernels.cpu.backend import choose_isa, known_isas
+    from octavo.kernels.cpu.backend import PRODUCTS, choose_isa, known_isas
 
     isa = choose_isa(spec.isa)
     others = [name for name in known_isas() if name != isa]
-    return f"native kernels for {isa}" + (f" (this machine also runs {', '.join(others)})" if others else "")
+    also = f"; this machine also runs {', '.join(others)}" if others else ""
+    return f"native kernels for {isa} ({PRODUCTS[isa]}){also}"
 
 
 def _load_native(spec: Spec) -> Ops:

@@ -61,9 +61,9 @@ class ModelFacts:
     hidden_act: str | None = None
     """The activation's name in config.json; None: the architecture's usual one (GGUF does not say)."""
 
-    def kv_bytes_per_token(self, element_size: int) -> int:
+    def kv_bytes_per_token(self, element_size: float) -> int:
         """Bytes of K and V that one token takes over all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * element_size
+        return int(2 * self.num_layers * self.num_kv_heads * self.head_dim * element_size)
 
 
 class _Fields:

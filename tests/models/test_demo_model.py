@@ -55,7 +55,7 @@ def worker(files: ModelFiles, request: pytest.FixtureRequest) -> Worker:
         max_num_batched_tokens=512,
         block_size=BLOCK_SIZE,
         memory_budget=4 << 30,
-        threads=2,
+        threads=2 if request.param == "cpu" else 1,  # waits of two threads are long on a busy machine
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OCTAVO_BACKEND", request.param)

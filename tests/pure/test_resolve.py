@@ -33,8 +33,14 @@ def test_defaults_have_reasons() -> None:
     resolved = resolve(EngineConfig(), HARDWARE, FACTS, "tiny")
     assert (resolved.device, resolved.dtype, resolved.max_model_len, resolved.threads) == ("cpu", "bfloat16", 512, 2)
     assert resolved.served_model_name == "tiny"
+    assert resolved.kv_cache_dtype == "bfloat16"
     assert resolved.memory_budget == (6 << 30) - (512 << 20)
     assert {r.split(":")[0].split()[0] for r in resolved.reasons} == {"device", "dtype", "max_model_len", "memory"}
+
+
+def test_pages_have_the_dtype_or_int8() -> None:
+    assert resolve(EngineConfig(dtype="float32"), HARDWARE, FACTS, "tiny").kv_cache_dtype == "float32"
+    assert resolve(EngineConfig(kv_cache_dtype="int8"), HARDWARE, FACTS, "tiny").kv_cache_dtype == "int8"
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,13 @@ from octavo.kernels.step import Step
 KV_KINDS = {"float32": 0, "bfloat16": 1, "int8": 2}
 """csrc/types.h's KvKind."""
 
+PRODUCTS = {
+    "avx512": "int4 and int8 weights by VNNI, bf16 by AVX512_BF16, f32 by FMA",
+    "avx2": "int4 and int8 weights by VPMADDUBSW, bf16 and f32 by FMA",
+    "portable": "plain C++ on vectors",
+}
+"""How each instruction set multiplies, for octavo doctor."""
+
 
 def known_isas() -> list[str]:
     """Instruction sets that were compiled and that this machine runs, best first."""
