@@ -57,8 +57,7 @@ struct ProductF32 {
 struct ProductBf16 {
   static constexpr int PER_STEP = 2, STEP_BYTES = 64;
   static constexpr bool INTEGER = false;
-  // A query is the sum of two bf16, 16 bits of significand: K is rounded once already, q need not be.
-  struct Query { uint32_t high, low; };
+  using Query = uint32_t;
   using Weight = uint32_t;
   using Acc = f32x16;
   using Lanes = __m512bh;
@@ -67,17 +66,12 @@ struct ProductBf16 {
   static Acc add(Acc acc, const Lanes& b, Weight a) {
     return (Acc)_mm512_dpbf16_ps((__m512)acc, b, (__m512bh)_mm512_set1_epi32(int(a)));
   }
-  static Acc add(Acc acc, const Lanes& b, Query a) { return add(add(acc, b, a.high), b, a.low); }
   static void finish(Acc acc, float, float* out) { store(out, acc); }
 
   static void queries(f32x16 q, int n, Query* to, int stride) {
-    const __m256i high = (__m256i)_mm512_cvtneps_pbh((__m512)q);
-    const f32x16 rounded = (f32x16)_mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16);
-    const __m256i low = (__m256i)_mm512_cvtneps_pbh((__m512)(q - rounded));
-    uint32_t h[8], l[8];
-    std::memcpy(h, &high, 32);
-    std::memcpy(l, &low, 32);
-    for (int i = 0; i < n / 2; ++i) to[i * stride] = {h[i], l[i]};
+    bf16 x[16];
+    store_bf16(x, q);
+    for (int i = 0; i < n / 2; ++i) std::memcpy(to + i * stride, x + 2 * i, 4);
   }
   static f32x16 weights(f32x16 a, f32x16 b, Weight* to) {
     const __m512bh both = _mm512_cvtne2ps_pbh((__m512)b, (__m512)a);

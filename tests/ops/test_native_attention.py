@@ -183,7 +183,7 @@ def rounded(x: npt.NDArray[np.generic], kind: int) -> npt.NDArray[np.float64]:
         return np.asarray(torch.from_numpy(f32).bfloat16().double().numpy(), np.float64)
     if kind == INT8:
         scale = np.abs(f32).max(axis=-1, keepdims=True) / np.float32(127)
-        return np.rint(f32 / scale) * scale.astype(np.float64)
+        return np.asarray(np.rint(f32 / scale) * scale.astype(np.float64), np.float64)
     return f32.astype(np.float64)
 
 
