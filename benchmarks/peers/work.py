@@ -40,7 +40,7 @@ class Work:
 
 
 WORK = {
-    "prefill": Work("prefill of 512", 1, 512, 1, 5),
+    "prefill": Work("prefill of 512", 1, 512, 1, 3),
     "decode": Work("decode, 1 stream", 1, 8, 128, 3),
     "batch8": Work("8 x (128, 128)", 8, 128, 128, 1),
     "batch32": Work("32 x (128, 128)", 32, 128, 128, 1),
