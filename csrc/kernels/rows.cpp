@@ -9,14 +9,6 @@ namespace OCTAVO_ISA {
 
 namespace {
 
-// f(i, lanes) for the vectors of a row of k; all are full but the last.
-template <class F>
-inline void each_vector(int64_t k, F f) {
-  int64_t i = 0;
-  for (; i + 16 <= k; i += 16) f(i, 16);
-  if (i < k) f(i, int(k - i));
-}
-
 inline f32x16 load_some(const float* p, int lanes) { return lanes == 16 ? load(p) : load_n(p, lanes); }
 inline void store_some(float* p, f32x16 v, int lanes) {
   if (lanes == 16) store(p, v);
@@ -37,19 +29,28 @@ inline void write_row(const Rows& out, int64_t r, F value) {
   store_group(lo, hi, row, k, out.format, g);
 }
 
-// Sum of squares: four sums by turns, then their lanes; after x += add when there is an add.
+// v² added to `sum` for the vector v at x; after x += add when there is an add.
+inline f32x16 square(float* x, const float* add, int lanes, f32x16 sum) {
+  f32x16 v = load_some(x, lanes);
+  if (add) {
+    v += load_some(add, lanes);
+    store_some(x, v, lanes);
+  }
+  return fma(v, v, sum);
+}
+
+// Four sums by turns, a fifth of what is left beyond whole turns, then the lanes of all.
 float sum_of_squares(float* x, const float* add, int64_t k) {
-  f32x16 sums[4] = {};
-  each_vector(k, [&](int64_t i, int lanes) {
-    f32x16 v = load_some(x + i, lanes);
-    if (add) {
-      v += load_some(add + i, lanes);
-      store_some(x + i, v, lanes);
-    }
-    f32x16& sum = sums[i / 16 % 4];
-    sum = fma(v, v, sum);
-  });
-  return reduce_add((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  f32x16 a{}, b{}, c{}, d{}, rest{};
+  int64_t i = 0;
+  for (; i + 64 <= k; i += 64) {
+    a = square(x + i, add ? add + i : nullptr, 16, a);
+    b = square(x + i + 16, add ? add + i + 16 : nullptr, 16, b);
+    c = square(x + i + 32, add ? add + i + 32 : nullptr, 16, c);
+    d = square(x + i + 48, add ? add + i + 48 : nullptr, 16, d);
+  }
+  for (; i < k; i += 16) rest = square(x + i, add ? add + i : nullptr, k - i < 16 ? int(k - i) : 16, rest);
+  return reduce_add(((a + b) + (c + d)) + rest);
 }
 
 }  // namespace
