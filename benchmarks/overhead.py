@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import gc
 import json
+import logging
 import random
 import subprocess
 import sys
@@ -137,37 +138,32 @@ class Profile:
 
 
 def measure(
-    make: Callable[[], Executor], resolved: ResolvedConfig, files: ModelFiles, streams: list[int], tokens: int
+    make: Callable[[], Executor], resolved: ResolvedConfig, files: ModelFiles, streams: int, tokens: int
 ) -> dict[str, Any]:
-    """Figures for each number of streams, on one engine."""
+    """Figures for one number of streams, on a fresh engine."""
     executor = make()
     worker = executor.start()
-    found = {}
     try:
-        for count in streams:
-            with private_endpoint() as endpoint:
-                transport = SocketTransport(endpoint)
-                loop, _ = build_loop(resolved, files, worker, executor, transport)
-                gc.collect()
-                gc.freeze()
-                profile = Profile(count)
-                profile.watch(transport, "receive", "receive")
-                profile.watch(transport, "send", "send")
-                profile.watch(loop._scheduler, "schedule", "schedule")
-                profile.watch(loop._scheduler, "update", "update")
-                original = executor.collect
-                profile.watch(executor, "collect", "step")
-                client = subprocess.Popen([sys.executable, __file__, "--client", endpoint, str(count), str(tokens)])
-                while client.poll() is None:
-                    profile.turn(lambda: loop.turn(0.05))  # noqa: B023
-                executor.collect = original  # type: ignore[method-assign]
-                transport.close()
-                if client.returncode or not profile.turns:
-                    raise SystemExit(f"the client failed: {client.returncode}")
-                found[str(count)] = profile.figures()
+        with private_endpoint() as endpoint:
+            transport = SocketTransport(endpoint)
+            loop, _ = build_loop(resolved, files, worker, executor, transport)
+            gc.collect()
+            gc.freeze()
+            profile = Profile(streams)
+            profile.watch(transport, "receive", "receive")
+            profile.watch(transport, "send", "send")
+            profile.watch(loop._scheduler, "schedule", "schedule")
+            profile.watch(loop._scheduler, "update", "update")
+            profile.watch(executor, "collect", "step")
+            client = subprocess.Popen([sys.executable, __file__, "--client", endpoint, str(streams), str(tokens)])
+            while client.poll() is None:
+                profile.turn(lambda: loop.turn(0.05))
+            transport.close()
+            if client.returncode or not profile.turns:
+                raise SystemExit(f"the client failed: {client.returncode}")
+            return profile.figures()
     finally:
         executor.shutdown()
-    return found
 
 
 async def be_client(endpoint: str, streams: int, tokens: int) -> None:
@@ -193,6 +189,7 @@ def main() -> None:
     if sys.argv[1:2] == ["--client"]:
         asyncio.run(be_client(sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
         return
+    logging.basicConfig()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model")
     parser.add_argument("--streams", default="1,8,32")
@@ -208,7 +205,8 @@ def main() -> None:
 
             files = fetch(EngineConfig(model=asked.model))
             resolved = resolve(EngineConfig(model=asked.model), detect(), read_facts(files), files.name)
-            figures = measure(lambda: InlineExecutor(resolved, files), resolved, files, streams, asked.tokens)
+            make: Callable[[], Executor] = lambda: InlineExecutor(resolved, files)  # noqa: E731
+            figures = {str(n): measure(make, resolved, files, n, asked.tokens) for n in streams}
         else:
             load["step_ms"] = asked.step_ms
             folder = Path(name)
@@ -220,7 +218,8 @@ def main() -> None:
             write_byte_tokenizer(folder)
             files = locate(folder, "stand-in")
             resolved = resolve(EngineConfig(model=name), detect(), read_facts(files), "stand-in")
-            figures = measure(lambda: StandIn(asked.step_ms), resolved, files, streams, asked.tokens)
+            make = lambda: StandIn(asked.step_ms)  # noqa: E731
+            figures = {str(n): measure(make, resolved, files, n, asked.tokens) for n in streams}
     for count, found in figures.items():
         print(count, json.dumps(found))
     if asked.json:

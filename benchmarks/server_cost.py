@@ -120,7 +120,10 @@ def main() -> None:
 def measure(server: int, asked: argparse.Namespace) -> dict[str, Any]:
     import asyncio
 
-    from octavo.bench.serve import Load, Server, run_load, serve_figures, served_model
+    import uvloop
+
+    from octavo.bench.http import Server
+    from octavo.bench.serve import Load, run_load, serve_figures, served_model
     from octavo.errors import ConfigError
 
     target = Server(f"http://127.0.0.1:{asked.port}")
@@ -146,7 +149,7 @@ def measure(server: int, asked: argparse.Namespace) -> dict[str, Any]:
         found["tokens"] = tokens
         return found
 
-    return asyncio.run(run())
+    return uvloop.run(run())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """`octavo bench serve`: load on any OpenAI-compatible server, measured from the client's side.
 
-Streams POST /v1/completions with random token ids, greedy, ignore_eos. Raw asyncio with just enough HTTP/1.1, so that
-the client costs little beside the server it shares a machine with.
+Streams POST /v1/completions with random token ids, greedy, ignore_eos, on connections of bench/http.py. Most events are
+counted without reading their JSON.
 """
 
 from __future__ import annotations
@@ -10,22 +10,20 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import AsyncIterator
-from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from octavo.bench.http import Server
 from octavo.bench.report import check_writable, report, spread_ms
 from octavo.errors import ConfigError
 
 SEED = 0
 TIMEOUT_S = 600.0
-MAX_LINE = 1 << 20
 
 
 @dataclass
@@ -51,77 +49,14 @@ class Load:
     vocab_size: int = 10_000
 
 
-class Server:
-    """Where requests go. Raises ConfigError for a URL that is not http(s)."""
-
-    def __init__(self, url: str, api_key: str | None = None) -> None:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"{url!r} is not a URL; write it as http://127.0.0.1:8000")
-        self._tls = parts.scheme == "https"
-        self._host = parts.hostname
-        self._port = parts.port or (443 if self._tls else 80)
-        self._netloc = parts.netloc
-        self._base = parts.path.rstrip("/").removesuffix("/v1")
-        self._api_key = api_key
-
-    async def lines(self, method: str, path: str, body: dict[str, Any] | None = None) -> AsyncIterator[bytes]:
-        """Lines of the answer's body as they come. Raises ConnectionError with the server's words on a status that
-        is not 200, OSError, asyncio.TimeoutError, EOFError."""
-        reader, writer = await asyncio.open_connection(
-            self._host, self._port, ssl=True if self._tls else None, limit=MAX_LINE
-        )
-        try:
-            content = b"" if body is None else json.dumps(body).encode()
-            head = [f"{method} {self._base}{path} HTTP/1.1", f"Host: {self._netloc}", "Connection: close"]
-            head += ["Content-Type: application/json", f"Content-Length: {len(content)}"]
-            head += [f"Authorization: Bearer {self._api_key}"] if self._api_key else []
-            writer.write("\r\n".join(head).encode() + b"\r\n\r\n" + content)
-            status, chunked = await _read_head(reader)
-            parts = _chunks(reader) if chunked else _rest(reader)
-            if status != 200:
-                text = b"".join([part async for part in parts]).decode(errors="replace")
-                raise ConnectionError(f"HTTP {status}: {text[:300].strip()}")
-            rest = b""
-            async for part in parts:
-                *whole, rest = (rest + part).split(b"\n")
-                for line in whole:
-                    yield line.rstrip(b"\r")
-            if rest:
-                yield rest
-        finally:
-            writer.close()
-            with suppress(OSError):
-                await writer.wait_closed()
-
-
-async def _read_head(reader: asyncio.StreamReader) -> tuple[int, bool]:
-    """→ (status, whether the body comes in chunks)."""
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-    fields = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])}
-    try:
-        return int(head[0].split()[1]), fields.get("transfer-encoding", "").lower() == "chunked"
-    except (IndexError, ValueError):
-        raise ConnectionError(f"not HTTP: {head[0][:80]!r}") from None
-
-
-async def _chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    while size := int((await reader.readline()).split(b";")[0], 16):
-        yield await reader.readexactly(size)
-        await reader.readexactly(2)
-
-
-async def _rest(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    while part := await reader.read(1 << 16):
-        yield part
-
-
 async def served_model(server: Server) -> str:
     """The first model that the server lists. Raises ConfigError when it does not answer."""
+    lines: list[bytes] = []
     try:
-        found = json.loads(b"".join([line async for line in server.lines("GET", "/v1/models")]))
+        await server.exchange("GET", "/v1/models", lines.append)
+        found = json.loads(b"".join(lines))
         return str(found["data"][0]["id"])
-    except (OSError, EOFError, ValueError, LookupError, TypeError, asyncio.LimitOverrunError) as error:
+    except (OSError, EOFError, ValueError, LookupError, TypeError) as error:
         raise ConfigError(f"the server does not say which models it has: {error}; give --model") from None
 
 
@@ -136,33 +71,42 @@ async def one_request(server: Server, model: str, prompt: list[int], output_len:
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    sample = Sample(time.perf_counter())
+    events = _Events(Sample(time.perf_counter()))
     try:
-        done = await asyncio.wait_for(_stream(server, body, sample), TIMEOUT_S)
-        if not done:
-            sample.error = "the stream ended without [DONE]"
-    except (OSError, EOFError, ValueError, asyncio.TimeoutError, asyncio.LimitOverrunError) as error:
-        sample.error = f"{type(error).__name__}: {error}"
-    return sample
+        await asyncio.wait_for(server.exchange("POST", "/v1/completions", events.on_line, body), TIMEOUT_S)
+        if not events.done:
+            events.sample.error = "the stream ended without [DONE]"
+    except (OSError, EOFError, ValueError, asyncio.TimeoutError) as error:
+        events.sample.error = f"{type(error).__name__}: {error}"
+    return events.sample
 
 
-async def _stream(server: Server, body: dict[str, Any], sample: Sample) -> bool:
-    """→ whether the stream came to its proper end."""
-    async with aclosing(server.lines("POST", "/v1/completions", body)) as lines:  # type: ignore[type-var]
-        async for line in lines:
-            if not line.startswith(b"data:"):
-                continue
-            data = line[5:].strip()
-            if data == b"[DONE]":
-                return True
-            event = json.loads(data)
-            if "error" in event:
-                raise ConnectionError(str(event["error"].get("message", event["error"])))
-            if usage := event.get("usage"):
-                sample.output_tokens = usage["completion_tokens"]
-            if any(choice.get("text") for choice in event.get("choices", ())):
-                sample.arrivals.append(time.perf_counter())
-    return False
+class _Events:
+    """Reads the lines of one stream into its sample."""
+
+    def __init__(self, sample: Sample) -> None:
+        self.sample = sample
+        self.done = False
+
+    def on_line(self, line: bytes) -> None:
+        """Raises ConnectionError for an error event, ValueError for what is no JSON."""
+        if not line.startswith(b"data:"):
+            return
+        _, key, text = line.partition(b'"text":"')
+        if key and text[:1] != b'"' and b'"usage":{' not in line:  # a chunk with some text, as nearly all are
+            self.sample.arrivals.append(time.perf_counter())
+            return
+        data = line[5:].strip()
+        if data == b"[DONE]":
+            self.done = True
+            return
+        event = json.loads(data)
+        if "error" in event:
+            raise ConnectionError(str(event["error"].get("message", event["error"])))
+        if usage := event.get("usage"):
+            self.sample.output_tokens = usage["completion_tokens"]
+        if any(choice.get("text") for choice in event.get("choices", ())):
+            self.sample.arrivals.append(time.perf_counter())
 
 
 async def run_load(server: Server, model: str, load: Load, progress: Progress | None = None) -> list[Sample]:
@@ -220,7 +164,7 @@ def run_serve(
     not one request ended well; single failures are counted and the first is shown."""
     check_writable(json_file)
     console = Console()
-    figures, name, first_error = asyncio.run(_measure(Server(url, api_key), load, model, console))
+    figures, name, first_error = uvloop.run(_measure(Server(url, api_key), load, model, console))
     if first_error is not None:
         console.print(f"first error: {first_error}", style="red", markup=False)
     shown = {"model": name, **{k: getattr(load, k) for k in load.__dataclass_fields__}}
