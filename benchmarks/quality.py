@@ -7,7 +7,7 @@ with their own interpreters. Usage, from the repository's root:
     python benchmarks/quality.py MODEL [--llama-python PYTHON] [--transformers-python PYTHON] [--out FOLDER]
 
 MODEL: a .gguf file, or a folder with bf16 safetensors (then the peer is Transformers). Writes FOLDER/NAME.json and
-prints a Markdown table. Needs 400 MB of disk space per subject and no network.
+FOLDER/NAME.md, a table. Needs 400 MB of disk space per subject and no network.
 """
 
 from __future__ import annotations
@@ -106,6 +106,7 @@ def subjects(model: str, options: argparse.Namespace) -> list[Subject]:
     found.append(octavo("Octavo, reference backend in bf16", "bfloat16", backend="reference"))
     if options.llama_python and model.endswith(".gguf"):
         found.append(Subject("llama.cpp", options.llama_python, "llama_cpp_logits.py"))
+        found.append(Subject("llama.cpp, q8_0 KV", options.llama_python, "llama_cpp_logits.py", ("q8_0",)))
     if options.transformers_python and not model.endswith(".gguf"):
         found.append(Subject("Transformers bf16", options.transformers_python, "transformers_logits.py"))
     return found
@@ -168,10 +169,13 @@ def main() -> None:
     text = {"file": TEXT.name, "windows": ids.shape[0], "window": ids.shape[1], "positions": ids.size}
     report: dict[str, Any] = {"model": Path(model).name, "text": text, "machine": machine(), "results": results}
     options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"{options.name or Path(model).stem}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"{Path(model).name}, {ids.size} positions of {TEXT.name}, commit {report['machine']['commit']}\n")
-    print(table(results))
+    name, on = options.name or Path(model).stem, report["machine"]
+    (options.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    title = (
+        f"{Path(model).name}: {ids.size} positions of {TEXT.name}, on {on['cpu']}, commit {on['commit']}, {on['date']}"
+    )
+    (options.out / f"{name}.md").write_text(f"{title}\n\n{table(results)}\n")
+    print(f"{title}\n\n{table(results)}")
 
 
 if __name__ == "__main__":

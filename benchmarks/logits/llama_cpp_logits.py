@@ -1,5 +1,6 @@
 """Logits of llama.cpp at every position, for benchmarks/quality.py. Run by an interpreter that has llama-cpp-python:
-MODEL.gguf IDS.npy OUT.npy. Default context parameters, two threads; each window is evaluated from an empty cache.
+MODEL.gguf IDS.npy OUT.npy [q8_0]. Default context parameters, or keys and values in Q8_0 (which llama.cpp does with
+flash attention only); two threads; each window is evaluated from an empty cache.
 
 IDS: int64 [windows, length]. OUT: f32 [windows * length, vocab]. Prints one JSON object: what computed them.
 """
@@ -13,10 +14,14 @@ import llama_cpp
 import numpy as np
 
 
-def main(model: str, ids_path: str, out_path: str) -> None:
+def main(model: str, ids_path: str, out_path: str, kv: str = "") -> None:
     ids = np.load(ids_path)
     windows, length = ids.shape
-    llama = llama_cpp.Llama(model, n_ctx=length, n_threads=2, n_threads_batch=2, logits_all=True, verbose=False)
+    q8 = llama_cpp.GGML_TYPE_Q8_0
+    pages = {"type_k": q8, "type_v": q8, "flash_attn": True} if kv == "q8_0" else {}
+    llama = llama_cpp.Llama(
+        model, n_ctx=length, n_threads=2, n_threads_batch=2, logits_all=True, verbose=False, **pages
+    )
     out = np.lib.format.open_memmap(out_path, "w+", np.float32, (windows * length, llama.n_vocab()))
     for window in range(windows):
         llama.reset()
