@@ -73,7 +73,7 @@ def test_prompts_are_the_same_in_every_run_and_hold_no_special_token(config: Eng
     def prompts() -> list[list[int]]:
         bench = Bench(config, 30, 2, EchoExecutor())
         try:
-            return [bench._prompt().token_ids for _ in range(5)]
+            return [bench._prompt(30).token_ids for _ in range(5)]
         finally:
             bench.close()
 
