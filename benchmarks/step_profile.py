@@ -1,7 +1,7 @@
 """Where the time of a whole step goes, operation by operation, in the engine as it runs: decode of 1, 8 and 32 streams
 and a prefill of 512 tokens.
 
-    python benchmarks/step_profile.py [--model MODEL] [--out benchmarks/results/steps]
+    python benchmarks/step_profile.py [--model MODEL] [--out benchmarks/results/steps --docs]
 
 Each operation of the recorded step is timed between two barriers of the thread pool and held against its limit: the
 larger of its bytes at the memory's rate and its operations at the rate of their instructions (csrc/probe.cpp). The step
@@ -24,7 +24,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from peers import machine
+from native import step_table
+from peers import machine, table
 
 from octavo.config.engine import EngineConfig
 from octavo.config.hardware import detect
@@ -192,6 +193,7 @@ def main() -> int:
     parser.add_argument(
         "--out", type=Path, help="write FOLDER/MODEL.json and .txt; benchmarks/results/steps keeps ours"
     )
+    parser.add_argument("--docs", action="store_true", help="put the table into docs/performance.md")
     args = parser.parse_args()
     config = EngineConfig(model=args.model, prefix_cache=False)
     files = fetch(config)
@@ -208,10 +210,13 @@ def main() -> int:
         texts.append(show(title, lines, seconds))
         found[title] = {"us": round(seconds * 1e6, 1), "operations": [asdict(line) for line in lines]}
     print("\n\n".join(texts))
+    document = {"model": files.name, "limits": limits, "machine": machine.facts(), "commit": machine.commit()}
+    document |= {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "steps": found}
+    if args.docs:
+        docs = machine.ROOT / "docs" / "performance.md"
+        docs.write_text(table.put(docs.read_text(), step_table.markdown(document)))
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
-        document = {"model": files.name, "limits": limits, "machine": machine.facts(), "commit": machine.commit()}
-        document |= {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "steps": found}
         (args.out / f"{files.name}.json").write_text(json.dumps(document, indent=1) + "\n")
         (args.out / f"{files.name}.txt").write_text("\n\n".join(texts) + "\n")
     return 0

@@ -9,7 +9,7 @@ from typing import Any
 
 from peers.work import WORK
 
-BEGIN, END = "<!-- compare.py writes from here -->", "<!-- to here -->"
+BEGIN, END = "<!-- from here: written by a script in benchmarks/ -->", "<!-- to here -->"
 
 Document = Mapping[str, Any]
 """model, files (weights → name, megabytes), machine, versions, commit, date, rounds, work (names of WORK), peers (key,

@@ -93,6 +93,18 @@ def test_the_readme_shows_the_committed_results() -> None:
     assert results.with_suffix(".md").read_text() == block
 
 
+def test_the_docs_show_the_committed_profile() -> None:
+    from native import step_table
+    from peers import table
+
+    results = ROOT / "benchmarks" / "results" / "steps" / "SmolLM2-135M-Instruct.Q4_1.json"
+    block = table.current((ROOT / "docs" / "performance.md").read_text())
+    if not results.exists():
+        assert not (block or "").strip(), "docs/performance.md shows results that nobody can check"
+        return
+    assert block == step_table.markdown(json.loads(results.read_text()))
+
+
 def test_every_figure_counts_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
     from peers import work
 
