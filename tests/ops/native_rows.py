@@ -90,10 +90,7 @@ class Rows:
         assert (self.memory[self.rows * self.stride :] == 0xFF).all(), "written beyond the rows"
         if self.format == F32:
             return np.ascontiguousarray(raw).view(np.float32)
-        if self.format == BF16:
-            found = from_bf16(np.ascontiguousarray(raw).view(np.uint16))
-        else:
-            found = self._quantized(raw)
+        found = from_bf16(np.ascontiguousarray(raw).view(np.uint16)) if self.format == BF16 else self._quantized(raw)
         assert (found[:, self.k :] == 0).all(), "padding is zeros"
         return found[:, : self.k]
 

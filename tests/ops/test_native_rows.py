@@ -4,10 +4,11 @@ bit against themselves whatever other rows there are and however the work is sha
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native_rows import BF16, F32, FORMATS, Array, Rows, address, aligned, bits, from_bf16, native, run, to_bf16
+from native_rows import BF16, F32, FORMATS, Array, Rows, address, aligned, from_bf16, native, run, to_bf16
 
 each_isa = pytest.mark.parametrize("isa", native.isas())
 each_format = pytest.mark.parametrize("format", FORMATS, ids=FORMATS.values())
@@ -18,8 +19,8 @@ def random(seed: int, *shape: int) -> Array:
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
-def check(found: Rows, wanted: np.ndarray) -> None:
-    """The values, each within what its format rounds: half a step of its group in int8, which is 1/127 of the largest."""
+def check(found: Rows, wanted: npt.NDArray[np.float64]) -> None:
+    """The values, each within what its format rounds: half a step of its group in int8, 1/127 of the largest."""
     values = found.values()
     assert values.shape == wanted.shape
     if found.format == F32:
