@@ -85,7 +85,25 @@ void put_int8(const KvPages& kv, Place at, const float* k, const float* v, uint8
   std::memcpy(v_page + scale_at, &v_scale, 4);
 }
 
-void put(const KvPages& kv, int64_t slot, int32_t kv_head, const float* k, const float* v) {
+// Two neighbours share each group of four bytes of their values, which are then written whole vectors at a time.
+void put_value_pair(const KvPages& kv, Place at, const float* first, const float* second, uint8_t* page) {
+  uint8_t* to = page + (int64_t{at.kv_head} * kv.block_size + at.offset) * kv.head_dim * 2;
+  for (int i = 0; i < kv.head_dim; i += 16, to += 64) {
+    const int n = kv.head_dim - i < 16 ? kv.head_dim - i : 16;
+    u16x16 a, b;
+    store_bf16((bf16*)&a, load_n(first + i, n));
+    store_bf16((bf16*)&b, load_n(second + i, n));
+    const u32x16 pairs = __builtin_convertvector(a, u32x16) | __builtin_convertvector(b, u32x16) << 16;
+    std::memcpy(to, &pairs, size_t(n) * 4);
+  }
+}
+
+// A token's key and value; of bf16 values, those of the next token too when `pair`, and none when `key_only`.
+struct Writes {
+  bool pair, key_only;
+};
+
+void put(const KvPages& kv, int64_t slot, int32_t kv_head, const float* k, const float* v, int64_t v_ld, Writes writes) {
   const int64_t block = slot / kv.block_size;
   const Place at{kv_head, int32_t(slot % kv.block_size)};
   uint8_t *k_page = kv.k_page(block), *v_page = kv.v_page(block);
@@ -96,6 +114,8 @@ void put(const KvPages& kv, int64_t slot, int32_t kv_head, const float* k, const
     bf16 rounded[MAX_HEAD_DIM];
     round_bf16(k, kv.head_dim, rounded);
     put_keys(kv, at, rounded, 2, k_page);
+    if (writes.key_only) return;
+    if (writes.pair) return put_value_pair(kv, at, v, v + v_ld, v_page);
     round_bf16(v, kv.head_dim, rounded);
     put_values(kv, at, rounded, 2, v_page);
   } else {
@@ -108,13 +128,17 @@ void put(const KvPages& kv, int64_t slot, int32_t kv_head, const float* k, const
 void rope_cache(const RopeArgs& args, const Step& step, int64_t token0, int64_t token1) {
   const int d = args.kv.head_dim;
   float rotated[MAX_HEAD_DIM];
+  const auto begins_pair = [&](int64_t t) {
+    return args.kv.kind == KvKind::BF16 && step.slots[t] % 2 == 0 && t + 1 < token1 && step.slots[t + 1] == step.slots[t] + 1;
+  };
   for (int64_t t = token0; t < token1; ++t) {
+    const Writes writes{begins_pair(t), t > token0 && begins_pair(t - 1)};
     const float* cos_sin = args.cos_sin + step.positions[t] * args.rotary_dim;
     for (int32_t h = 0; h < args.heads; ++h)
       rotate(args.q + t * args.q_ld + int64_t{h} * d, cos_sin, args.rotary_dim, d, args.q_out + t * args.q_out_ld + int64_t{h} * d);
     for (int32_t h = 0; h < args.kv.kv_heads; ++h) {
       rotate(args.k + t * args.k_ld + int64_t{h} * d, cos_sin, args.rotary_dim, d, rotated);
-      put(args.kv, step.slots[t], h, rotated, args.v + t * args.v_ld + int64_t{h} * d);
+      put(args.kv, step.slots[t], h, rotated, args.v + t * args.v_ld + int64_t{h} * d, args.v_ld, writes);
     }
   }
 }
