@@ -265,4 +265,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except PeerFailed as error:  # Octavo itself: without it there is nothing to compare
+        sys.exit(f"Octavo failed:\n{error}")

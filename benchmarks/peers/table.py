@@ -98,7 +98,7 @@ def _about(document: Document) -> str:
     lines = [
         "Tokens a second: of the prompt until its first answered token (prefill), else of the answers over the whole"
         " time, prompts included. In brackets: how many times as fast Octavo was in the run right after, the median of"
-        f" {document['rounds']} in turns. Random token ids, greedy, no prefix cache,"
+        f" {document['rounds']}. Random token ids, greedy, no prefix cache,"
         f" {machine['cores']} threads."
         " Start: from starting Python until the model is ready.",
         f"{machine['cpu']}, {machine['cores']} cores, {', '.join(machine['isa'])}{memory};"
