@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("octavo.kernels.cpu._native", reason="the native kernels are not built")
 
-from octavo.kernels.cpu import _native  # noqa: E402
+from octavo.kernels.cpu import _native
 
 
 @pytest.mark.parametrize("isa", _native.isas())
