@@ -112,16 +112,26 @@ def subjects(model: str, options: argparse.Namespace) -> list[Subject]:
     return found
 
 
+def commit() -> str:
+    """Of the code that is measured, wherever this script lies; "+" when files were changed since. "": no checkout."""
+    import octavo as measured
+
+    assert measured.__file__ is not None
+    command = ["git", "describe", "--always", "--exclude", "*", "--dirty=+"]
+    done = subprocess.run(command, cwd=Path(measured.__file__).parent, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
 def machine() -> dict[str, Any]:
+    """To be called before measuring: the checkout may move on meanwhile."""
     names = [
         line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, stdout=subprocess.PIPE, text=True)
     return {
         "cpu": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
     }
 
@@ -155,7 +165,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     options = arguments()
     model = str(Path(options.model).resolve())
-    ids = windows(model, options.window)
+    ids, on = windows(model, options.window), machine()
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="octavo-quality-") as folder:
         ids_path, exact, other = (Path(folder) / name for name in ("ids.npy", "exact.npy", "other.npy"))
@@ -167,9 +177,9 @@ def main() -> None:
             results.append({"subject": subject.name} | deviation(exact, other, ids) | {"computed_by": said})
             print(table(results[-1:]).splitlines()[-1], file=sys.stderr)
     text = {"file": TEXT.name, "windows": ids.shape[0], "window": ids.shape[1], "positions": ids.size}
-    report: dict[str, Any] = {"model": Path(model).name, "text": text, "machine": machine(), "results": results}
+    report: dict[str, Any] = {"model": Path(model).name, "text": text, "machine": on, "results": results}
     options.out.mkdir(parents=True, exist_ok=True)
-    name, on = options.name or Path(model).stem, report["machine"]
+    name = options.name or Path(model).stem
     (options.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
     title = (
         f"{Path(model).name}: {ids.size} positions of {TEXT.name}, on {on['cpu']}, commit {on['commit']}, {on['date']}"
