@@ -14,7 +14,6 @@ constexpr int64_t AHEAD = 8192;  // bytes of weights fetched ahead
 #if defined(__AVX512VNNI__)
 constexpr int64_t PAIR_ROWS = 5;  // fewer stream one tile after the other, which memory likes better
 #endif
-constexpr int MOST_ROWS = 8;     // multiplied together
 
 // ROWS rows from r, one tile: the group's lines stay in registers for all rows. `next` is read after this tile when it is
 // not the tile that follows in memory.
@@ -33,10 +32,16 @@ void tile_product(const LinearArgs& args, int64_t r, int64_t t, const uint8_t* n
     ahead += T::STEP;
     const auto lines = tile.group(g);
     const f32x16 scale = tile.scale(g);
+    const int8_t* q[ROWS];
+    const int32_t* offset[ROWS];
     for (int i = 0; i < ROWS; ++i) {
-      const i32x16 sum = lines.dot(rows[i].q + g * T::G, rows[i].offset + g);
-      acc[i] = fma(to_float(sum) * set1(rows[i].scale[g * T::G / 32]), scale, acc[i]);
+      q[i] = rows[i].q + g * T::G;
+      offset[i] = rows[i].offset + g;
     }
+    i32x16 sums[ROWS];
+    lines.dot(q, offset, sums);
+    for (int i = 0; i < ROWS; ++i)
+      acc[i] = fma(to_float(sums[i]) * set1(rows[i].scale[g * T::G / 32]), scale, acc[i]);
     if constexpr (T::FOUR) {
       const f32x16 minimum = tile.minimum(g);
       for (int i = 0; i < ROWS; ++i) acc[i] = fma(set1(rows[i].scaled_sum[g]), minimum, acc[i]);

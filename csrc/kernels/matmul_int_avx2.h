@@ -10,6 +10,8 @@ namespace OCTAVO_ISA {
 
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
+constexpr int MOST_ROWS = 4;  // multiplied together: 16 registers
+
 template <int COUNT, bool FOUR>
 struct Lines {
   __m256i line[COUNT][2];  // int4: 0 .. 15; int8: signed again
@@ -31,27 +33,37 @@ struct Lines {
     }
   }
 
-  i32x16 dot(const int8_t* q, const int32_t*) const {
+  // Sums of weight * q over the group for some rows: one half of the outputs after the other, so that sums stay in
+  // registers.
+  template <int ROWS>
+  void dot(const int8_t* const (&q)[ROWS], const int32_t* const (&)[ROWS], i32x16 (&result)[ROWS]) const {
     const __m256i ones = _mm256_set1_epi16(1);
-    __m256i sums[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-    for (int b = 0; b < COUNT; ++b) {
-      int32_t four;
-      std::memcpy(&four, q + b * 4, 4);
-      const __m256i a = _mm256_set1_epi32(four);
-      for (int half = 0; half < 2; ++half) {
-        if constexpr (FOUR) {
-          sums[half] = _mm256_add_epi16(sums[half], _mm256_maddubs_epi16(line[b][half], a));
-        } else {
-          const __m256i w = line[b][half];
-          const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
-          sums[half] = _mm256_add_epi32(sums[half], _mm256_madd_epi16(pairs, ones));
+    for (int half = 0; half < 2; ++half) {
+      __asm__ volatile("" ::: "memory");  // or the compiler keeps the first half's broadcasts, for which there is no room
+      __m256i sums[ROWS];
+      for (int i = 0; i < ROWS; ++i) sums[i] = _mm256_setzero_si256();
+#pragma GCC unroll 8
+      for (int b = 0; b < COUNT; ++b) {
+        const __m256i w = line[b][half], magnitude = _mm256_abs_epi8(w);
+#pragma GCC unroll 4
+        for (int i = 0; i < ROWS; ++i) {
+          int32_t four;
+          std::memcpy(&four, q[i] + b * 4, 4);
+          const __m256i a = _mm256_set1_epi32(four);
+          if constexpr (FOUR) {
+            sums[i] = _mm256_add_epi16(sums[i], _mm256_maddubs_epi16(w, a));
+          } else {
+            const __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(a, w));
+            sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(pairs, ones));
+          }
+          __asm__("" : "+x"(sums[i]));  // or the compiler adds up in a tree that does not fit the registers
         }
       }
+      for (int i = 0; i < ROWS; ++i) {
+        if constexpr (FOUR) sums[i] = _mm256_madd_epi16(sums[i], ones);
+        std::memcpy(reinterpret_cast<char*>(&result[i]) + half * 32, &sums[i], 32);
+      }
     }
-    if constexpr (FOUR) for (__m256i& s : sums) s = _mm256_madd_epi16(s, ones);
-    i32x16 result;
-    std::memcpy(&result, sums, 64);
-    return result;
   }
 };
 

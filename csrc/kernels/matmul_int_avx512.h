@@ -7,6 +7,8 @@ namespace OCTAVO_ISA {
 
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
+constexpr int MOST_ROWS = 8;  // multiplied together
+
 template <int COUNT, bool FOUR>
 struct Lines {
   __m512i line[COUNT];  // unsigned bytes; int8 weights as w + 128
@@ -24,14 +26,19 @@ struct Lines {
     }
   }
 
-  i32x16 dot(const int8_t* q, const int32_t* offset) const {
-    __m512i sum = FOUR ? _mm512_setzero_si512() : _mm512_set1_epi32(*offset);
-    for (int b = 0; b < COUNT; ++b) {
-      int32_t four;
-      std::memcpy(&four, q + b * 4, 4);
-      sum = _mm512_dpbusd_epi32(sum, line[b], _mm512_set1_epi32(four));
+  // Sums of weight * q over the group for some rows; int8 weights stand here as w + 128, offset = -128 * sum(q) takes
+  // that back.
+  template <int ROWS>
+  void dot(const int8_t* const (&q)[ROWS], const int32_t* const (&offset)[ROWS], i32x16 (&result)[ROWS]) const {
+    for (int i = 0; i < ROWS; ++i) {
+      __m512i sum = FOUR ? _mm512_setzero_si512() : _mm512_set1_epi32(*offset[i]);
+      for (int b = 0; b < COUNT; ++b) {
+        int32_t four;
+        std::memcpy(&four, q[i] + b * 4, 4);
+        sum = _mm512_dpbusd_epi32(sum, line[b], _mm512_set1_epi32(four));
+      }
+      result[i] = (i32x16)sum;
     }
-    return (i32x16)sum;
   }
 };
 
