@@ -8,6 +8,7 @@ port=${OCTAVO_PORT:-8137}
 octavo=.venv/bin/octavo
 mkdir -p "$out"
 
+.venv/bin/python benchmarks/startup.py --json "$out/startup.json"
 $octavo bench latency --input-len 512 --output-len 128 --iterations 5 --json "$out/latency_512_128.json"
 $octavo bench throughput --num-prompts 8 --input-len 128 --output-len 128 --json "$out/throughput_8.json"
 $octavo bench throughput --num-prompts 32 --input-len 128 --output-len 128 --json "$out/throughput_32.json"

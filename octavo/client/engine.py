@@ -77,9 +77,12 @@ class _Model:
 
 class EngineClient:
     """Implements client.base.Client. `on_fatal` is called once when no engine at this endpoint can ever be served: its
-    protocol is another, or its model's tokenizer or template cannot be read."""
+    protocol is another, or its model's tokenizer or template cannot be read. `model`: what the engine is expected to
+    serve, loaded here while the engine loads it there."""
 
-    def __init__(self, endpoint: str, on_fatal: Callable[[OctavoError], None] | None = None) -> None:
+    def __init__(
+        self, endpoint: str, on_fatal: Callable[[OctavoError], None] | None = None, model: ModelFiles | None = None
+    ) -> None:
         self.engine_restarts = 0
         """Engines that took the place of a lost one."""
         self._on_fatal = on_fatal
@@ -97,6 +100,8 @@ class EngineClient:
         self._hold_until = 0.0
         self._heart: asyncio.Task[None] | None = None
         self._attaching: asyncio.Task[None] | None = None
+        self._expected = model
+        self._preloading: asyncio.Task[_Model] | None = None
 
     @property
     def info(self) -> EngineInfo | None:
@@ -132,13 +137,15 @@ class EngineClient:
 
     async def start(self) -> None:
         """Begin to look for the engine; does not wait for it."""
+        if self._expected is not None:
+            self._preloading = asyncio.create_task(asyncio.to_thread(_load_model, self._expected))
         self._connection.open()
         self._heart = asyncio.create_task(self._beat(), name="octavo-heartbeat")
 
     async def close(self) -> None:
         """Leave in good order: the engine aborts what is in flight, which fails with Unavailable here."""
         self._state = _State.LOST
-        tasks = [task for task in (self._heart, self._attaching) if task is not None]
+        tasks = [task for task in (self._heart, self._attaching, self._preloading) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -223,7 +230,7 @@ class EngineClient:
         """Load what a client needs of the model, off the loop, then send what the ledger holds."""
         if self._model is None or self._model.path != info.model_path:
             try:
-                model = await asyncio.to_thread(_load_model, info)
+                model = await self._load(info)
             except OctavoError as error:
                 self._fatal(error)
                 return
@@ -239,6 +246,15 @@ class EngineClient:
         self._state = _State.ATTACHED
         count = self._ledger.resume()
         logger.info("attached to engine %d, model %s; requests going on: %d", info.pid, info.model, count)
+
+    async def _load(self, info: EngineInfo) -> _Model:
+        """Of the model that the engine says it serves, whatever was expected."""
+        preloading, self._preloading = self._preloading, None
+        if preloading is not None:
+            model = await preloading
+            if model.path == info.model_path:
+                return model
+        return await asyncio.to_thread(_load_model, ModelFiles(info.model, Path(info.model_path)))
 
     def _fatal(self, error: OctavoError) -> None:
         if self._on_fatal is None:
@@ -257,8 +273,8 @@ class EngineClient:
                 self._ledger.fail_all(EngineError("the engine was lost and did not come back"))
 
 
-def _load_model(info: EngineInfo) -> _Model:
+def _load_model(files: ModelFiles) -> _Model:
     try:
-        return _Model.load(locate(Path(info.model_path), info.model))
+        return _Model.load(locate(files.path, files.name))
     except OSError as error:
-        raise ModelFileError(Path(info.model_path).name, f"cannot be read: {error.strerror}") from None
+        raise ModelFileError(files.path.name, f"cannot be read: {error.strerror}") from None

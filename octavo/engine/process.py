@@ -48,6 +48,7 @@ def main(
 ) -> None:
     """Serve clients at `endpoint` (ipc://PATH) until SIGTERM or SIGINT. Must run in the main thread.
     Raises OctavoError when the engine cannot start: a taken endpoint, a bad model file, too little memory."""
+    gc.disable()  # while PyTorch is imported: what is made until the engine is ready lives until its end
     setproctitle.setproctitle("octavo-engine")
     log.setup("engine", log_level)
     stop = _Stop(drain_timeout)
@@ -65,9 +66,9 @@ def main(
                 logger.info("%s", line)
             memory = psutil.Process().memory_info
             loop, _ = build_loop(resolved, files, worker, executor, transport, memory_mb=lambda: memory().rss / 2**20)
-            # What is alive now lives until the end: the garbage collector need not look at it again.
-            gc.collect()
+            # Nor need the collector look at it ever again. Collecting first would take 0.15 s to find nearly nothing.
             gc.freeze()
+            gc.enable()
             watchdog = Watchdog(resolved.watchdog_timeout, lambda: loop.busy_since)
             watchdog.start()
             logger.info("ready after %.1f s at %s: %s", time.monotonic() - started, endpoint, _summary(worker))

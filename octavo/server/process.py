@@ -22,6 +22,7 @@ from octavo import log
 from octavo.client.engine import EngineClient
 from octavo.config import ServerConfig
 from octavo.errors import ConfigError, OctavoError
+from octavo.modelfiles.files import ModelFiles
 from octavo.server.app import create_app
 
 logger = logging.getLogger("octavo.server")
@@ -31,8 +32,9 @@ CLOSE_S = 2
 BACKLOG = 2048
 
 
-def main(config: ServerConfig, endpoint: str, fd: int | None = None) -> None:
-    """Serve until a signal. `endpoint`: the engine's; `fd`: a listening socket to take over.
+def main(config: ServerConfig, endpoint: str, fd: int | None = None, model: ModelFiles | None = None) -> None:
+    """Serve until a signal. `endpoint`: the engine's; `fd`: a listening socket to take over; `model`: what the engine
+    is expected to serve.
 
     Raises ConfigError when the address cannot be bound, and what makes the engine one that can never be served.
     """
@@ -48,7 +50,7 @@ def main(config: ServerConfig, endpoint: str, fd: int | None = None) -> None:
         server.fatal = error
         server.should_exit = True
 
-    app = create_app(EngineClient(endpoint, on_fatal=fatal), config)
+    app = create_app(EngineClient(endpoint, on_fatal=fatal, model=model), config)
     server = DrainingServer(app, config)
     host, port = listener.getsockname()[:2]
     logger.info("listening on http://%s:%d", f"[{host}]" if ":" in str(host) else host, port)

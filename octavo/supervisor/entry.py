@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 
 from octavo.config.engine import EngineConfig, ServerConfig
 from octavo.errors import OctavoError
+from octavo.modelfiles.files import ModelFiles
 from octavo.supervisor.lifeline import die_with_parent
 
 
@@ -34,6 +36,8 @@ class ServerSpec(msgspec.Struct, tag="server", frozen=True, kw_only=True):
     ready_fd: int
     listen_fd: int
     """The listening TCP socket."""
+    model: tuple[str, str] | None = None
+    """Name and path of what the engine will serve, where that is known."""
 
 
 Spec = EngineSpec | ServerSpec
@@ -66,7 +70,8 @@ def _server(spec: ServerSpec, ready: Callable[[], None]) -> int:
     from octavo.server import process
 
     ready()
-    process.main(spec.config, spec.endpoint, spec.listen_fd)
+    model = None if spec.model is None else ModelFiles(spec.model[0], Path(spec.model[1]))
+    process.main(spec.config, spec.endpoint, spec.listen_fd, model)
     return 0
 
 

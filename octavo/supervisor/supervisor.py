@@ -21,6 +21,7 @@ from octavo.config.engine import EngineConfig, ServerConfig
 from octavo.config.hardware import detect
 from octavo.config.resolve import refuse_unsupported, resolve
 from octavo.modelfiles.facts import read_facts
+from octavo.modelfiles.files import ModelFiles
 from octavo.modelfiles.hub import fetch
 from octavo.modelfiles.hub.progress import console_progress
 from octavo.supervisor.child import Child
@@ -46,13 +47,14 @@ def run(config: EngineConfig, server: ServerConfig) -> int:
         listener = stack.enter_context(listen(server.host, server.port))
         if not is_loopback(listener):
             logger.warning("anyone who reaches %s may use it: there are no API keys yet", url(listener))
+        files = None
         if server.connect is not None:
             check_endpoint(server.connect)
             endpoint = server.connect
         else:
-            _check_model(config)
+            files = _check_model(config)
             endpoint = stack.enter_context(private_endpoint())
-        children = [_server_child(server, endpoint, listener.fileno())]
+        children = [_server_child(server, endpoint, listener.fileno(), files)]
         if server.connect is None:
             children.append(_engine_child(config, server, endpoint))
         signals = stack.enter_context(_caught_signals())
@@ -66,15 +68,20 @@ def run(config: EngineConfig, server: ServerConfig) -> int:
                 child.wait()
 
 
-def _check_model(config: EngineConfig) -> None:
+def _check_model(config: EngineConfig) -> ModelFiles:
     """What can be known of the model and the options before a process is started for them."""
     files = fetch(config, console_progress())
     resolve(config, detect(), read_facts(files), files.name)
+    return files
 
 
-def _server_child(server: ServerConfig, endpoint: str, fd: int) -> Child:
+def _server_child(server: ServerConfig, endpoint: str, fd: int, files: ModelFiles | None) -> Child:
+    model = None if files is None else (files.name, str(files.path.resolve()))
+
     def make_spec(ready_fd: int) -> ServerSpec:
-        return ServerSpec(parent=os.getpid(), endpoint=endpoint, config=server, ready_fd=ready_fd, listen_fd=fd)
+        return ServerSpec(
+            parent=os.getpid(), endpoint=endpoint, config=server, ready_fd=ready_fd, listen_fd=fd, model=model
+        )
 
     return Child("server", make_spec, fds=(fd,))
 

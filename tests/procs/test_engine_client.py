@@ -12,10 +12,12 @@ import pytest
 from paced import PacedEngine, model_folder
 from served import wait_until
 
+from octavo.client import engine as engine_module
 from octavo.client.base import Prompt
 from octavo.client.engine import EngineClient
 from octavo.client.prepare import Seeds
 from octavo.errors import EngineError, OctavoError, Unavailable
+from octavo.modelfiles.files import ModelFiles
 from octavo.types import SamplingParams
 from octavo.wire.messages import Hello
 
@@ -61,6 +63,31 @@ def test_answers_and_leaves_in_order(endpoint: str, model: Path) -> None:
         await client.close()
         wait_until(lambda: not engine.scheduler.has_requests, "the abort")
         assert engine.scheduler.counters.aborts == 1
+        engine.kill()
+
+    _run(work())
+
+
+@pytest.mark.parametrize(("expected", "loads"), [("right", 1), ("another", 2)])
+def test_the_expected_model_is_loaded_before_the_engine_is_there(
+    endpoint: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected: str, loads: int
+) -> None:
+    loaded: list[str] = []
+    real = engine_module._load_model
+    monkeypatch.setattr(engine_module, "_load_model", lambda files: (real(files), loaded.append(str(files.path)))[0])
+    other = tmp_path / "other"
+    other.mkdir()
+    folder = model if expected == "right" else model_folder(other)
+
+    async def work() -> None:
+        client = EngineClient(endpoint, model=ModelFiles("counting", folder))
+        await client.start()
+        await _until(lambda: len(loaded) == 1)
+        engine = PacedEngine(endpoint, model)
+        await _until(lambda: client.ready)
+        assert len(loaded) == loads and loaded[-1] == str(model)
+        assert await _text(client, "A", 4) == _counted("A", 4)
+        await client.close()
         engine.kill()
 
     _run(work())

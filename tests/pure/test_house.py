@@ -46,6 +46,7 @@ _MAY_IMPORT = {
     "client.offline": f"{BASE} config modelfiles wire text client client.local client.offline_async executor",
     "client.offline_async": f"{BASE} config modelfiles wire text client client.local executor",
     "server": f"{BASE} octavo config wire text grammar client",
+    "server.process": f"{BASE} config modelfiles.files client server",
     "supervisor": f"{BASE} config modelfiles modelfiles.hub wire wire.sockets",
     "bench": f"{BASE} octavo config modelfiles modelfiles.hub wire text client client.local executor.base",
     "cli": (
@@ -68,7 +69,7 @@ _MAY_IMPORT = {
 }
 _ONLY_IN_FUNCTIONS = {
     "executor": "worker",  # the bridge: the function that starts the worker
-    "supervisor": "engine.process server",  # each in its own child
+    "supervisor": "engine.process server.process",  # each in its own child
     "cli": "kernels.registry",  # doctor tells what was chosen and why
 }
 MAY_IMPORT = {name: tuple(rooms.split()) for name, rooms in _MAY_IMPORT.items()}

@@ -21,6 +21,7 @@ from server_harness import HELLO, TEXT, Live, events, live
 from octavo.client.fake import FakeClient
 from octavo.config import ServerConfig
 from octavo.errors import ConfigError, ModelFileError, OctavoError
+from octavo.modelfiles.files import ModelFiles
 from octavo.server import process as server_process
 from octavo.server.process import bind
 
@@ -225,7 +226,7 @@ def test_second_signal_ends_at_once() -> None:
 
 def test_engine_that_can_never_be_served_ends_the_process_with_its_error() -> None:
     class Broken(FakeClient):
-        def __init__(self, endpoint: str, on_fatal: Callable[[OctavoError], None]) -> None:
+        def __init__(self, endpoint: str, on_fatal: Callable[[OctavoError], None], model: ModelFiles | None) -> None:
             super().__init__()
             self.on_fatal = on_fatal
 
