@@ -4,8 +4,8 @@
     python benchmarks/kernels.py --shapes smollm2 --only linear,attention --rows 1,32
 
 The limit of a kernel is the larger of two times: its bytes at the rate at which memory can be read, and its operations
-at the rate of the instructions it is made of; both rates are measured first (csrc/probe.cpp). Weights and KV pages come
-in so many copies that no cache holds them; activations lie in cache: both as in a step. Writes a table and JSON.
+at the rate of the instructions it is made of; both rates are measured beside it (csrc/probe.cpp). Weights and KV pages
+come in so many copies that no cache holds them; activations lie in cache: both as in a step. Writes a table and JSON.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -242,7 +242,32 @@ def _fill(address: int, values: list[float] | list[int]) -> None:
     (kind * len(values)).from_address(address)[:] = values
 
 
-def measure(case: Case, limits: dict[str, float]) -> Figure:
+@dataclass(frozen=True)
+class Measured:
+    case: Case
+    seconds: float
+    nbytes: float
+    operations: float
+
+    def against(self, limits: dict[str, float]) -> Figure:
+        case = self.case
+        limit = self.nbytes / (limits["read_gb_s"] * 1e9)
+        if case.arithmetic is not None:
+            limit = max(limit, self.operations / (limits[f"{case.arithmetic}_gops"] * 1e9))
+        return Figure(
+            case.kernel,
+            case.shape,
+            case.kind,
+            case.rows,
+            round(self.seconds * 1e6, 2),
+            round(self.nbytes / 1e6, 4),
+            round(self.operations / 1e6, 3),
+            round(limit * 1e6, 2),
+            None if case.arithmetic is None else round(limit / self.seconds, 3),
+        )
+
+
+def measure(case: Case) -> Measured:
     """The median over all executions in at least SECONDS and LEAST_RUNS runs, after one to warm up."""
     case.run()
     found: list[tuple[float, float, float]] = []
@@ -250,22 +275,8 @@ def measure(case: Case, limits: dict[str, float]) -> Figure:
     while runs < LEAST_RUNS or time.perf_counter() - started < SECONDS:
         found += case.run()
         runs += 1
-    seconds = statistics.median(each[0] for each in found)
-    _, nbytes, operations = found[0]
-    limit = nbytes / (limits["read_gb_s"] * 1e9)
-    if case.arithmetic is not None:
-        limit = max(limit, operations / (limits[f"{case.arithmetic}_gops"] * 1e9))
-    return Figure(
-        case.kernel,
-        case.shape,
-        case.kind,
-        case.rows,
-        round(seconds * 1e6, 2),
-        round(nbytes / 1e6, 4),
-        round(operations / 1e6, 3),
-        round(limit * 1e6, 2),
-        None if case.arithmetic is None else round(limit / seconds, 3),
-    )
+    kept = replace(case, run=list)  # lets go of the memory
+    return Measured(kept, statistics.median(each[0] for each in found), found[0][1], found[0][2])
 
 
 def line(figure: Figure) -> str:
@@ -295,16 +306,19 @@ def parse() -> argparse.Namespace:
 
 def main() -> int:
     args = parse()
-    limits = machine.limits(args.isa, args.threads)  # first, while the machine is as it will be
     pool = _native.Pool(args.threads)
-    lines = [f"{args.isa}, {args.threads} threads: {', '.join(f'{k} {v:g}' for k, v in limits.items())}"]
-    print(lines[0])
-    figures: list[Figure] = []
+    limits = machine.limits(args.isa, args.threads)
+    found: list[Measured] = []
     for name in args.shapes:
         for case in Cases(pool, args.isa, SHAPES[name], args.kinds).all(args.only, args.rows):
-            figures.append(measure(case, limits))
-            lines.append(line(figures[-1]))
-            print(lines[-1], flush=True)
+            found.append(measure(case))
+            print(f"{case.shape} {case.kernel} {case.kind} {case.rows}", file=sys.stderr)
+        again = machine.limits(args.isa, args.threads)  # on a shared machine memory is now faster, now slower
+        limits = {key: max(limits[key], again[key]) for key in limits}
+    figures = [each.against(limits) for each in found]
+    lines = [f"{args.isa}, {args.threads} threads: {', '.join(f'{k} {v:g}' for k, v in limits.items())}"]
+    lines += [line(figure) for figure in figures]
+    print("\n".join(lines))
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
         document = {

@@ -45,8 +45,8 @@ class Arrays:
         return int(array.ctypes.data)
 
     def aligned(self, nbytes: int) -> int:
-        """→ the address of zeros."""
-        address = self.keep(np.zeros(nbytes + ALIGNMENT, dtype=np.uint8))
+        """→ the address of zeros that were written: pages never written are all one page, always in cache."""
+        address = self.keep(np.full(nbytes + ALIGNMENT, 0, dtype=np.uint8))
         return address + -address % ALIGNMENT
 
     def normal(self, rows: int, width: int) -> int:
