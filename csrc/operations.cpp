@@ -9,6 +9,8 @@ namespace octavo {
 
 namespace {
 
+int64_t own_share(int64_t items, int64_t threads, int64_t grain) { return items * 3 / 4 / threads / grain * grain; }
+
 // f(begin, end) over [0, items): each thread has a share of its own, contiguous so that memory streams, and what is left of
 // the last quarter is taken piece by piece, so that a thread the system held up does not hold up the others.
 template <class F>
@@ -18,7 +20,7 @@ void share(const Operation& op, const Moment& now, int thread, int64_t items, in
     if (items > 0) f(int64_t{0}, items);
     return;
   }
-  const int64_t own = items * 3 / 4 / threads / grain * grain;
+  const int64_t own = own_share(items, threads, grain);
   if (own > 0) f(thread * own, (thread + 1) * own);
   for (const int64_t base = own * threads; base + op.claimed->load(std::memory_order_relaxed) < items;) {
     const int64_t at = base + op.claimed->fetch_add(grain, std::memory_order_relaxed);
@@ -28,13 +30,29 @@ void share(const Operation& op, const Moment& now, int thread, int64_t items, in
 
 constexpr int64_t BLOCK_BYTES = 384 << 10;  // rows that stay in a core's L2 while the weights pass by
 constexpr int64_t ROW_MULTIPLE = 48;        // whole register blocks of the kernels
+constexpr int64_t FEW_GRAIN = 4, MANY_GRAIN = 2;  // columns taken at once: kernels like pairs of tiles
+
+// What a thread reads after columns [.., end) of a product of few rows: its first piece of the shared rest after its own
+// share, then the weights of the operation that follows. With many rows the weights are not what is waited for.
+const uint8_t* read_next(const Operation& op, const Moment& now, int thread, const Matrix& w, int64_t columns, int64_t tiles,
+                         int64_t end) {
+  if (now.rows >= ROW_MULTIPLE || op.following == nullptr) return nullptr;
+  const int64_t threads = now.pool->threads(), own = own_share(columns, threads, FEW_GRAIN);
+  if (threads > 1 && end == (thread + 1) * own && own * threads + thread * FEW_GRAIN < columns)
+    return w.tile((own * threads + thread * FEW_GRAIN) * tiles);
+  return op.following->weights_of(thread, int(threads));
+}
+
+const uint8_t* first_weights(const Matrix& w, int64_t columns, int64_t tiles, int thread, int threads) {
+  return w.tile(threads == 1 ? 0 : thread * own_share(columns, threads, FEW_GRAIN) * tiles);
+}
 
 // Rows and columns of a product: blocks of rows, all columns of one block before the next.
 template <class F>
 void share_product(const Operation& op, const Moment& now, int thread, int64_t columns, int64_t bytes_per_row, F f) {
   const int64_t block = std::max(ROW_MULTIPLE, BLOCK_BYTES / bytes_per_row / ROW_MULTIPLE * ROW_MULTIPLE);
   const int64_t blocks = (now.rows + block - 1) / block;
-  const int64_t grain = now.rows < ROW_MULTIPLE ? 4 : 1;
+  const int64_t grain = now.rows < ROW_MULTIPLE ? FEW_GRAIN : MANY_GRAIN;
   share(op, now, thread, blocks * columns, grain, [&](int64_t begin, int64_t end) {
     while (begin < end) {
       const int64_t b = begin / columns, c = begin % columns, stop = std::min(columns, c + end - begin);
@@ -96,8 +114,15 @@ struct Linear : Operation {
   explicit Linear(const LinearArgs& a) : args(a) {}
   const char* name() const override { return args.add ? "linear_add" : "linear"; }
   void run(const Moment& now, int thread) override {
-    share_product(*this, now, thread, args.weight.tiles(), args.x.stride,
-                  [&](int64_t r0, int64_t r1, int64_t t0, int64_t t1) { now.kernels->linear(args, r0, r1, t0, t1); });
+    const int64_t tiles = args.weight.tiles();
+    LinearArgs part = args;
+    share_product(*this, now, thread, tiles, args.x.stride, [&](int64_t r0, int64_t r1, int64_t t0, int64_t t1) {
+      part.next = read_next(*this, now, thread, args.weight, tiles, 1, t1);
+      now.kernels->linear(part, r0, r1, t0, t1);
+    });
+  }
+  const uint8_t* weights_of(int thread, int threads) const override {
+    return first_weights(args.weight, args.weight.tiles(), 1, thread, threads);
   }
   Cost cost(const Moment& now) const override {
     const double rows = double(now.rows);
@@ -111,8 +136,15 @@ struct GateUp : Operation {
   explicit GateUp(const GateUpArgs& a) : args(a) {}
   const char* name() const override { return "gate_up"; }
   void run(const Moment& now, int thread) override {
-    share_product(*this, now, thread, args.weight.n / 2 / 32, args.x.stride,
-                  [&](int64_t r0, int64_t r1, int64_t u0, int64_t u1) { now.kernels->gate_up(args, r0, r1, u0, u1); });
+    const int64_t units = args.weight.n / 2 / 32;  // of two tiles of gate and two of up
+    GateUpArgs part = args;
+    share_product(*this, now, thread, units, args.x.stride, [&](int64_t r0, int64_t r1, int64_t u0, int64_t u1) {
+      part.next = read_next(*this, now, thread, args.weight, units, 2, u1);
+      now.kernels->gate_up(part, r0, r1, u0, u1);
+    });
+  }
+  const uint8_t* weights_of(int thread, int threads) const override {
+    return first_weights(args.weight, args.weight.n / 2 / 32, 2, thread, threads);
   }
   Cost cost(const Moment& now) const override {
     const double rows = double(now.rows);

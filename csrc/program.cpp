@@ -31,6 +31,18 @@ AttentionPlan* Program::attention_plan(int32_t heads, int32_t kv_heads, int32_t 
   return plans_.back().get();
 }
 
+// Each operation learns whose weights come after its own; after the last come the first, for the next step.
+void Program::link() {
+  const Operation* following = nullptr;
+  for (int round = 0; round < 2; ++round)
+    for (List* list : {&tail_, &body_})
+      for (auto operation = list->rbegin(); operation != list->rend(); ++operation) {
+        (*operation)->following = following;
+        if ((*operation)->weights_of(0, 1) != nullptr) following = operation->get();
+      }
+  linked_ = true;
+}
+
 Moment Program::moment_now() const {
   Moment moment;
   moment.kernels = kernels_;
@@ -70,6 +82,7 @@ void Program::run(int64_t* sampled) {
   const Moment whole = moment_now();
   measured.clear();
   if (whole.step.tokens == 0) return;
+  if (!linked_) link();
   for (const auto& plan : plans_) plan->make(whole.step, *kernels_, pool_->threads());
   begin(body_, whole);
   const bool with_tail = sampled != nullptr && whole.step.samples > 0;

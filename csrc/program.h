@@ -38,7 +38,10 @@ class Operation {
   virtual void run(const Moment&, int thread) = 0;  // this thread's share
   virtual void begin(const Moment&) {}              // once, on thread 0, before the threads start
   virtual Cost cost(const Moment&) const { return {}; }
-  std::atomic<int64_t>* claimed = nullptr;  // next item of the shared rest (see share() in operations.h)
+  // Where a thread will begin to read this operation's weights; null when it has none.
+  virtual const uint8_t* weights_of(int /*thread*/, int /*threads*/) const { return nullptr; }
+  std::atomic<int64_t>* claimed = nullptr;  // next item of the shared rest (see share() in operations.cpp)
+  const Operation* following = nullptr;     // the next one that has weights, to fetch them early
 };
 
 struct Measured {
@@ -76,6 +79,7 @@ class Program {
   struct alignas(64) Counter {
     std::atomic<int64_t> value{0};
   };
+  void link();
   void begin(const List& list, const Moment& moment);
   void walk(const List& list, const Moment& moment, int thread);
   Moment moment_now() const;
@@ -85,7 +89,7 @@ class Program {
   std::shared_ptr<Inputs> inputs_;
   const Kernels* kernels_;
   List body_, tail_;
-  bool in_tail_ = false;
+  bool in_tail_ = false, linked_ = false;
   int64_t chunk_ = 1;
   std::vector<std::unique_ptr<Counter>> counters_;
   std::vector<std::unique_ptr<AttentionPlan>> plans_;
