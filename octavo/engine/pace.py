@@ -17,15 +17,20 @@ _OUTLIER = 4
 """What takes so many times longer than usual was not the step's own doing; it counts as that long."""
 
 
+_OVER = 3
+"""Beside streams a prompt token costs at most so many times what it costs in a step of its own; what is beyond that is
+an error of the estimate, which would feed itself: fewer tokens, each with more of the error."""
+
+
 class Pace:
     def __init__(self, budget: int, max_decodes: int) -> None:
         self._budget = budget
         self._decode_us = [0] * (max_decodes + 1)
         """By the number of streams: what a step that only decodes them takes, 0 while unknown."""
-        self._beside_ns = 0
-        """A prompt token beside decoding streams; 0 while unknown."""
         self._alone_ns = 0
-        """A prompt token in a step of prompts only."""
+        """A prompt token in a step of prompts only, 0 while unknown."""
+        self._beside_ns = self._beside_tokens = 0
+        """What prompts took beside streams, and how many tokens that was: the latest steps count most."""
 
     def observe(self, decodes: int, prompt_tokens: int, us: int) -> None:
         """A step of `decodes` streams and so many tokens of prompts took `us` microseconds."""
@@ -33,25 +38,39 @@ class Pace:
             self._decode_us[decodes] = _smooth(self._decode_us[decodes], us)
         elif not decodes:
             self._alone_ns = _smooth(self._alone_ns, us * 1000 // prompt_tokens)
-        elif base := self._decoding(decodes):
-            self._beside_ns = _smooth(self._beside_ns, max(us - base, 1) * 1000 // prompt_tokens)
+        elif base := self._decoding_us(decodes):
+            self._beside_ns = self._beside_ns * 3 // 4 + max(us - base, 1) * 1000
+            self._beside_tokens = self._beside_tokens * 3 // 4 + prompt_tokens
 
     def prompt_tokens(self, decodes: int, prompts: int) -> int:
         """How many tokens of `prompts` waiting or unfinished prompts the next step may compute."""
-        base = self._decoding(decodes) if decodes else 0
-        cost = self._beside_ns or self._alone_ns
+        base = self._decoding_us(decodes) if decodes else 0
+        cost = self._token_ns()
         if not base or not cost:
             return self._budget
         stretch = STRETCH_PERCENT * max(decodes, CROWD * (prompts - 1)) // decodes
         tokens = base * (stretch - 100) * 10 // cost
         return min(max(tokens, FLOOR), self._budget)
 
-    def _decoding(self, decodes: int) -> int:
-        """Of this many streams, else of the next smaller number that is known, else of a larger one."""
+    def _token_ns(self) -> int:
+        """A prompt token beside streams; 0 while unknown."""
+        if not self._beside_tokens:
+            return self._alone_ns
+        beside = self._beside_ns // self._beside_tokens or 1
+        return min(beside, _OVER * self._alone_ns) if self._alone_ns else beside
+
+    def _decoding_us(self, decodes: int) -> int:
+        """A step of so many streams: as measured, else from the nearest number that was, a stream more costing what a
+        prompt's token does; 0 while nothing is known."""
         known = self._decode_us
         if known[decodes]:
             return known[decodes]
-        return next((us for us in known[decodes::-1] if us), next((us for us in known[decodes:] if us), 0))
+        counts = [count for count, us in enumerate(known) if us]
+        if not counts:
+            return 0
+        nearest = min(counts, key=lambda count: abs(count - decodes))
+        us = known[nearest]
+        return max(us + (decodes - nearest) * self._alone_ns // 1000, us // 2)
 
 
 def _smooth(before: int, now: int) -> int:

@@ -43,6 +43,9 @@ def test_the_cost_of_prompts_alone_serves_until_they_were_seen_beside_streams() 
     assert pace.prompt_tokens(4, 1) == 48
     pace.observe(4, 48, 4_000 + 48 * 200)
     assert pace.prompt_tokens(4, 1) == 24
+    for tokens in (24, 8, 8, 8):
+        pace.observe(4, tokens, 40_000)
+    assert pace.prompt_tokens(4, 1) == 16, "no more than three times the cost alone is believed"
 
 
 def test_many_that_wait_come_before_few_that_run() -> None:
@@ -54,8 +57,11 @@ def test_many_that_wait_come_before_few_that_run() -> None:
 
 
 def test_a_number_of_streams_not_seen_yet_is_judged_by_its_neighbours() -> None:
-    pace = learned(decodes=8)
-    assert pace.prompt_tokens(9, 1) == pace.prompt_tokens(5, 1) == pace.prompt_tokens(8, 1)
+    pace = learned(decode_us=8000, decodes=8)
+    assert pace.prompt_tokens(9, 1) == pace.prompt_tokens(5, 1) == pace.prompt_tokens(8, 1) == 96
+    pace.observe(0, 100, 100 * 200)
+    assert pace.prompt_tokens(18, 1) == 120, "ten streams more take ten tokens' time more"
+    assert pace.prompt_tokens(3, 1) == 84
 
 
 def test_one_step_that_was_held_up_changes_little() -> None:
