@@ -80,8 +80,8 @@ struct AttentionArgs {
 
 constexpr int PARTITION = 128;
 
-// Tokens of a row that are computed together: about 96 query rows.
-inline int32_t attention_chunk(int32_t group) { return group < 96 ? 96 / group : 1; }
+// Tokens of a row that are computed together: 32, or fewer where they would be more than 128 query rows.
+inline int32_t attention_chunk(int32_t group) { return group <= 4 ? 32 : group < 128 ? 128 / group : 1; }
 
 // One piece of attention work: queries token_begin .. token_end of one row (absolute token indices), one KV head, keys of
 // partitions first .. last of that row (ends excluded). `partial` < 0: all its partitions are here, the result goes to
