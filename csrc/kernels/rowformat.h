@@ -51,7 +51,11 @@ inline void store_group_q8(f32x16 lo, f32x16 hi, uint8_t* row, int64_t kp, int g
   std::memcpy(&largest, &bits, 4);
   const bool zero = largest < 1e-30f;
   const float scale = zero ? 0.0f : largest * (1.0f / 127.0f), inverse = zero ? 0.0f : 127.0f / largest;
-  const i32x16 q0 = to_int(lo * set1(inverse)), q1 = to_int(hi * set1(inverse));
+  i32x16 q0 = {}, q1 = {};
+  if (bits < 0x7f800000) {  // infinity and NaN have no integers; the scale alone carries them: they times 0 are NaN
+    q0 = to_int(lo * set1(inverse));
+    q1 = to_int(hi * set1(inverse));
+  }
   store_i8(reinterpret_cast<int8_t*>(row) + g * 32, q0);
   store_i8(reinterpret_cast<int8_t*>(row) + g * 32 + 16, q1);
   float* const scales = reinterpret_cast<float*>(row + kp);
