@@ -38,7 +38,7 @@ class SchedulerConfig:
     prefix_cache: bool = True
 
 
-@dataclass
+@dataclass(slots=True)
 class Counters:
     """Totals since start, for Stats."""
 
@@ -51,7 +51,7 @@ class Counters:
     steps: int = 0
 
 
-@dataclass
+@dataclass(slots=True)
 class Flight:
     """A plan and whom it computes: (request, its epoch then, run, tokens computed after the run)."""
 
@@ -68,7 +68,7 @@ class Flight:
     prompt_tokens: int = 0
 
 
-@dataclass
+@dataclass(slots=True)
 class _Steady:
     """The last plan, if it computed one token of every running request and nothing else: until something changes the
     next one is the same, but for its index and the pages that fill."""

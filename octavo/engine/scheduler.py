@@ -25,6 +25,9 @@ from octavo.wire.plan import Plan, Result
 
 __all__ = ["Reply", "Scheduler", "SchedulerConfig"]
 
+SAMPLED = 4
+"""Of steps that only decode, and so are alike, every fourth tells how long they take."""
+
 Reply = tuple[bytes, TokenOutput | Failed]
 """(client key, what it is told)."""
 
@@ -139,7 +142,8 @@ class Scheduler:
     def took(self, us: int) -> None:
         """The oldest plan in flight was computed in `us` microseconds: for the pace of the plans to come."""
         flight = self._flights[0]
-        self._planner.pace.observe(flight.decodes, flight.prompt_tokens, us)
+        if flight.prompt_tokens or flight.plan.index % SAMPLED == 0:
+            self._planner.pace.observe(flight.decodes, flight.prompt_tokens, us)
 
     def fail(self, plan: Plan, message: str) -> list[Reply]:
         """The oldest plan in flight failed: its requests fail, and what it should have computed is forgotten."""
