@@ -25,29 +25,29 @@ void tile_product(const LinearArgs& args, int64_t r, int64_t t, const uint8_t* n
   const int64_t leave = next ? (groups > AHEAD / T::STEP ? groups - AHEAD / T::STEP : 0) : groups;
   Row rows[ROWS];
   for (int i = 0; i < ROWS; ++i) rows[i] = row_at(args.x, r + i);
-  f32x16 acc[ROWS] = {};
+  Wide acc[ROWS] = {};
   for (int64_t g = 0; g < groups; ++g) {
     if (g == leave) ahead = next;
     for (int64_t line = 0; line < T::STEP; line += 64) prefetch(ahead + line);
     ahead += T::STEP;
     const auto lines = tile.group(g);
-    const f32x16 scale = tile.scale(g);
+    const Wide scale = tile.scale(g);
     const int8_t* q[ROWS];
     const int32_t* offset[ROWS];
     for (int i = 0; i < ROWS; ++i) {
       q[i] = rows[i].q + g * T::G;
       offset[i] = rows[i].offset + g;
     }
-    i32x16 sums[ROWS];
+    Sums sums[ROWS];
     lines.dot(q, offset, sums);
     for (int i = 0; i < ROWS; ++i)
-      acc[i] = fma(to_float(sums[i]) * set1(rows[i].scale[g * T::G / 32]), scale, acc[i]);
+      acc[i] = wide_fma(scaled(sums[i], rows[i].scale[g * T::G / 32]), scale, acc[i]);
     if constexpr (T::FOUR) {
-      const f32x16 minimum = tile.minimum(g);
-      for (int i = 0; i < ROWS; ++i) acc[i] = fma(set1(rows[i].scaled_sum[g]), minimum, acc[i]);
+      const Wide minimum = tile.minimum(g);
+      for (int i = 0; i < ROWS; ++i) acc[i] = wide_fma(wide(rows[i].scaled_sum[g]), minimum, acc[i]);
     }
   }
-  for (int i = 0; i < ROWS; ++i) finish(args, r + i, t, acc[i]);
+  for (int i = 0; i < ROWS; ++i) finish(args, r + i, t, narrow(acc[i]));
 }
 
 template <class T, int ROWS>

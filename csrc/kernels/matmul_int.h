@@ -19,6 +19,17 @@
 namespace octavo {
 namespace OCTAVO_ISA {
 
+#if !defined(__AVX2__) || defined(__AVX512F__)
+using Sums = i32x16;
+using Wide = f32x16;
+inline Wide wide(float x) { return set1(x); }
+inline Wide wide_load(const float* p) { return load(p); }
+inline Wide wide_load_f16(const f16* p) { return load_f16(p); }
+inline Wide wide_fma(Wide a, Wide b, Wide c) { return fma(a, b, c); }
+inline Wide scaled(Sums sums, float scale) { return to_float(sums) * set1(scale); }
+inline f32x16 narrow(Wide v) { return v; }
+#endif
+
 // How a tile is read; the header of the instruction set has Lines (16 outputs x 4 k each, as bytes) and their dot product.
 template <Kind KIND, int GROUP, bool F32>
 struct Tile {
@@ -34,12 +45,12 @@ struct Tile {
   Tile(const uint8_t* tile, int64_t groups)
       : lines(FOUR ? tile : tile + round_up(groups * SCALES, 64)), scales(FOUR ? tile + LINES * 32 : tile) {}
 
-  static f32x16 load_scale(const uint8_t* p) {
-    if constexpr (F32) return load(reinterpret_cast<const float*>(p));
-    else return load_f16(reinterpret_cast<const f16*>(p));
+  static Wide load_scale(const uint8_t* p) {
+    if constexpr (F32) return wide_load(reinterpret_cast<const float*>(p));
+    else return wide_load_f16(reinterpret_cast<const f16*>(p));
   }
-  f32x16 scale(int64_t g) const { return load_scale(scales + g * (FOUR ? STEP : SCALES)); }
-  f32x16 minimum(int64_t g) const { return load_scale(scales + g * STEP + SCALES); }
+  Wide scale(int64_t g) const { return load_scale(scales + g * (FOUR ? STEP : SCALES)); }
+  Wide minimum(int64_t g) const { return load_scale(scales + g * STEP + SCALES); }
   Lines<LINES, FOUR> group(int64_t g) const { return Lines<LINES, FOUR>(lines + g * STEP); }
 };
 

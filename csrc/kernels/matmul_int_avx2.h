@@ -10,6 +10,29 @@ namespace OCTAVO_ISA {
 
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
+// 16 lanes in two registers. f32x16 (simd.h) passes through memory here, which costs half the speed.
+struct Sums {
+  __m256i half[2];
+};
+struct Wide {
+  __m256 half[2];
+};
+
+inline Wide wide(float x) { return {{_mm256_set1_ps(x), _mm256_set1_ps(x)}}; }
+inline Wide wide_load(const float* p) { return {{_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}}; }
+inline Wide wide_load_f16(const f16* p) {
+  const __m128i* const at = reinterpret_cast<const __m128i*>(p);
+  return {{_mm256_cvtph_ps(_mm_loadu_si128(at)), _mm256_cvtph_ps(_mm_loadu_si128(at + 1))}};
+}
+inline Wide wide_fma(Wide a, Wide b, Wide c) {
+  return {{_mm256_fmadd_ps(a.half[0], b.half[0], c.half[0]), _mm256_fmadd_ps(a.half[1], b.half[1], c.half[1])}};
+}
+inline Wide scaled(Sums sums, float scale) {
+  const __m256 s = _mm256_set1_ps(scale);
+  return {{_mm256_mul_ps(_mm256_cvtepi32_ps(sums.half[0]), s), _mm256_mul_ps(_mm256_cvtepi32_ps(sums.half[1]), s)}};
+}
+inline f32x16 narrow(Wide v) { return join(v.half[0], v.half[1]); }
+
 constexpr int MOST_ROWS = 4;  // multiplied together: 16 registers
 
 template <int COUNT, bool FOUR>
@@ -36,11 +59,13 @@ struct Lines {
   // Sums of weight * q over the group for some rows: one half of the outputs after the other, so that sums stay in
   // registers.
   template <int ROWS>
-  void dot(const int8_t* const (&q)[ROWS], const int32_t* const (&)[ROWS], i32x16 (&result)[ROWS]) const {
+  void dot(const int8_t* const (&q)[ROWS], const int32_t* const (&)[ROWS], Sums (&result)[ROWS]) const {
     const __m256i ones = _mm256_set1_epi16(1);
+#pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
       __asm__ volatile("" ::: "memory");  // or the compiler keeps the first half's broadcasts, for which there is no room
       __m256i sums[ROWS];
+#pragma GCC unroll 4
       for (int i = 0; i < ROWS; ++i) sums[i] = _mm256_setzero_si256();
 #pragma GCC unroll 8
       for (int b = 0; b < COUNT; ++b) {
@@ -59,9 +84,10 @@ struct Lines {
           __asm__("" : "+x"(sums[i]));  // or the compiler adds up in a tree that does not fit the registers
         }
       }
+#pragma GCC unroll 4
       for (int i = 0; i < ROWS; ++i) {
         if constexpr (FOUR) sums[i] = _mm256_madd_epi16(sums[i], ones);
-        std::memcpy(reinterpret_cast<char*>(&result[i]) + half * 32, &sums[i], 32);
+        result[i].half[half] = sums[i];
       }
     }
   }

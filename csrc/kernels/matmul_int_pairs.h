@@ -49,7 +49,8 @@ template <class T>
 Ahead ahead_of(const LinearArgs& args, int64_t t, int64_t t1, int64_t rows) {
   const int64_t groups = args.weight.k / T::G, lines = groups * T::STEP / 64;
   const int64_t times = (rows + BLOCK - 1) / BLOCK * groups, at_once = times ? (lines + times - 1) / times : 0;
-  if (t == t1) return {{args.next, args.next + lines * 64}, args.next ? lines : 0, at_once};
+  if (t == t1 && !args.next) return {{nullptr, nullptr}, 0, 0};
+  if (t == t1) return {{args.next, args.next + lines * 64}, lines, at_once};
   return {{T(args.weight.tile(t), groups).lines, T(args.weight.tile(t + 1), groups).lines}, lines, at_once};
 }
 

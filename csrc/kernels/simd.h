@@ -52,8 +52,19 @@ inline f32x16 if_same(f32x16 a, f32x16 b, f32x16 w) { return a == b ? w : f32x16
 inline f32x16 if_reached(f32x16 a, f32x16 b, f32x16 w) { return a >= b ? w : f32x16{}; }
 #elif defined(__AVX2__)
 struct halves { __m256 lo, hi; };
-inline halves split(f32x16 v) { halves h; std::memcpy(&h, &v, 64); return h; }
-inline f32x16 join(__m256 lo, __m256 hi) { halves h{lo, hi}; f32x16 v; std::memcpy(&v, &h, 64); return v; }
+// By pointers, which __m256 may alias anything through: the compiler copies memcpy's 32 bytes in smaller pieces, and the
+// load that follows waits for them.
+inline halves split(f32x16 v) {
+  const __m256* const p = reinterpret_cast<const __m256*>(&v);
+  return {p[0], p[1]};
+}
+inline f32x16 join(__m256 lo, __m256 hi) {
+  f32x16 v;
+  __m256* const p = reinterpret_cast<__m256*>(&v);
+  p[0] = lo;
+  p[1] = hi;
+  return v;
+}
 inline f32x16 fma(f32x16 a, f32x16 b, f32x16 c) {
   const halves x = split(a), y = split(b), z = split(c);
   return join(_mm256_fmadd_ps(x.lo, y.lo, z.lo), _mm256_fmadd_ps(x.hi, y.hi, z.hi));
