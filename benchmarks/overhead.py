@@ -100,9 +100,12 @@ class Profile:
         inner, now = getattr(owner, method), self._now
 
         def timed(*args: Any) -> Any:
+            cpu = time.thread_time_ns() if part == "step" else 0
             began = time.perf_counter_ns()
             found = inner(*args)
             now[part] += (time.perf_counter_ns() - began) / 1e3
+            if part == "step":
+                now["step_cpu"] += (time.thread_time_ns() - cpu) / 1e3
             if part == "schedule":
                 self._plan = found or self._plan
             return found
@@ -113,18 +116,21 @@ class Profile:
         """One turn of the loop."""
         self._plan = None
         self._now.clear()
-        began = time.perf_counter_ns()
+        cpu, began = time.thread_time_ns(), time.perf_counter_ns()
         call()
         self._now["turn"] = (time.perf_counter_ns() - began) / 1e3
+        self._now["turn_cpu"] = (time.thread_time_ns() - cpu) / 1e3
         plan = self._plan
         if plan is not None and len(plan.run) == self._streams and all(run.num_tokens == 1 for run in plan.run):
             self.turns.append(dict(self._now))
 
     def figures(self) -> dict[str, Any]:
-        """Microseconds per turn and the shares of a turn that are not the step."""
+        """Microseconds per turn. `own` is what is not the step, by the wall's clock and by the thread's (`own_cpu`):
+        the wall's counts it, too, when the client that a message wakes up takes the core for itself."""
         parts = {part: [turn.get(part, 0.0) for turn in self.turns] for part in (*PARTS, "turn")}
         parts["other"] = [t["turn"] - sum(t.get(part, 0.0) for part in PARTS) for t in self.turns]
         own = [t["turn"] - t["step"] for t in self.turns]
+        own_cpu = [t["turn_cpu"] - t["step_cpu"] for t in self.turns]
         mean = {part: sum(values) / len(values) for part, values in parts.items()}
         return {
             "turns": len(self.turns),
@@ -133,6 +139,9 @@ class Profile:
             "own_us_p50": round(percentile(own, 50), 1),
             "own_us_p99": round(percentile(own, 99), 1),
             "own_us_mean": round(sum(own) / len(own), 1),
+            "own_cpu_us_p50": round(percentile(own_cpu, 50), 1),
+            "own_cpu_us_mean": round(sum(own_cpu) / len(own_cpu), 1),
+            "own_cpu_percent": round(100 * sum(own_cpu) / sum(t["turn"] for t in self.turns), 2),
             "own_percent": round(100 * sum(own) / sum(t["turn"] for t in self.turns), 2),
         }
 

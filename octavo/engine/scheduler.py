@@ -62,7 +62,8 @@ class Scheduler:
 
     @property
     def has_requests(self) -> bool:
-        return bool(self._planner.running) or len(self._planner.queue) > 0
+        planner = self._planner
+        return bool(planner.running) or len(planner.queue) > 0
 
     def add(self, client: bytes, add: Add, now: float) -> list[Reply]:
         """Queues a request. Replies at once when it is refused or already complete; never raises for its content."""
