@@ -28,9 +28,9 @@ void share(const Operation& op, const Moment& now, int thread, int64_t items, in
   }
 }
 
-constexpr int64_t BLOCK_BYTES = 384 << 10;  // rows that stay in a core's L2 while the weights pass by
+constexpr int64_t BLOCK_BYTES = 512 << 10;  // rows that stay in a core's L2 while the weights pass by
 constexpr int64_t ROW_MULTIPLE = 48;        // whole register blocks of the kernels
-constexpr int64_t FEW_GRAIN = 4, MANY_GRAIN = 2;  // columns taken at once: kernels like pairs of tiles
+constexpr int64_t FEW_GRAIN = 4, MANY_GRAIN = 2;  // columns taken at once: the kernels like pairs of tiles
 
 // What a thread reads after columns [.., end) of a product of few rows: its first piece of the shared rest after its own
 // share, then the weights of the operation that follows. With many rows the weights are not what is waited for.
@@ -47,19 +47,21 @@ const uint8_t* first_weights(const Matrix& w, int64_t columns, int64_t tiles, in
   return w.tile(threads == 1 ? 0 : thread * own_share(columns, threads, FEW_GRAIN) * tiles);
 }
 
-// Rows and columns of a product: blocks of rows, all columns of one block before the next.
+// Rows and columns of a product. Few rows: all of them, columns shared out. Many: blocks of rows of nearly equal size, all
+// columns of one block before the next, taken by whoever is free: there every piece is long.
 template <class F>
 void share_product(const Operation& op, const Moment& now, int thread, int64_t columns, int64_t bytes_per_row, F f) {
-  const int64_t block = std::max(ROW_MULTIPLE, BLOCK_BYTES / bytes_per_row / ROW_MULTIPLE * ROW_MULTIPLE);
-  const int64_t blocks = (now.rows + block - 1) / block;
-  const int64_t grain = now.rows < ROW_MULTIPLE ? FEW_GRAIN : MANY_GRAIN;
-  share(op, now, thread, blocks * columns, grain, [&](int64_t begin, int64_t end) {
-    while (begin < end) {
-      const int64_t b = begin / columns, c = begin % columns, stop = std::min(columns, c + end - begin);
-      f(b * block, std::min(now.rows, (b + 1) * block), c, stop);
-      begin += stop - c;
-    }
-  });
+  if (now.rows < ROW_MULTIPLE) {
+    share(op, now, thread, columns, FEW_GRAIN, [&](int64_t begin, int64_t end) { f(0, now.rows, begin, end); });
+    return;
+  }
+  const int64_t most = std::max(ROW_MULTIPLE, BLOCK_BYTES / bytes_per_row), blocks = (now.rows + most - 1) / most;
+  const int64_t block = round_up((now.rows + blocks - 1) / blocks, ROW_MULTIPLE / 2);
+  const int64_t pieces = (columns + MANY_GRAIN - 1) / MANY_GRAIN;
+  for (int64_t i; (i = op.claimed->fetch_add(1, std::memory_order_relaxed)) < blocks * pieces;) {
+    const int64_t r0 = i / pieces * block, c0 = i % pieces * MANY_GRAIN;
+    if (r0 < now.rows) f(r0, std::min(now.rows, r0 + block), c0, std::min(columns, c0 + MANY_GRAIN));
+  }
 }
 
 double weight_bytes(const Matrix& w) { return double(w.tiles()) * double(w.tile_bytes); }
