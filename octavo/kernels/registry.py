@@ -66,7 +66,7 @@ def _native_supports(spec: Spec) -> str | None:
     if spec.device != "cpu":
         return f"runs on the CPU, not on {spec.device}"
     if find_spec("octavo.kernels.cpu._native") is None:
-        return "the native kernels were not compiled: no C++ compiler was found at installation"
+        return "the native kernels were not built at installation; they need a C++ compiler and Python's headers"
     from octavo.kernels.cpu import backend
 
     return backend.supports(spec.dtype, spec.kv_cache_dtype or spec.dtype)
@@ -110,14 +110,18 @@ def report(spec: Spec, forced: str | None = None) -> list[Choice]:
 
 
 def choose(spec: Spec, forced: str | None = None) -> Ops:
-    """The first backend that supports the spec, or the forced one. Raises ConfigError with all reasons."""
+    """The first backend that supports the spec, or the forced one; its notes say why no better one. Raises ConfigError
+    with all reasons."""
     known = [backend.name for backend in BACKENDS]
     if forced is not None and forced not in known:
         raise ConfigError(f"OCTAVO_BACKEND={forced}: no such backend; there are {', '.join(known)}")
     choices = report(spec, forced)
     for backend, choice in zip(BACKENDS, choices, strict=True):
         if choice.chosen:
-            return backend.load(spec)
+            ops = backend.load(spec)
+            better = choices[: choices.index(choice)]
+            ops.notes = [*ops.notes, *(f"not the {other.name} kernels: {other.reason}" for other in better)]
+            return ops
     reasons = "; ".join(f"{choice.name}: {choice.reason}" for choice in choices)
     wanted = (
         spec.dtype if spec.kv_cache_dtype in (None, spec.dtype) else f"{spec.dtype}, KV cache {spec.kv_cache_dtype}"

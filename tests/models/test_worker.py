@@ -219,4 +219,6 @@ def test_backends_are_chosen_with_reasons(monkeypatch: pytest.MonkeyPatch) -> No
     assert registry.choose(Spec("cpu", "float32"), "reference").name == "reference"
     monkeypatch.setattr(registry, "find_spec", lambda name: None)
     (native, _) = registry.report(Spec("cpu", "bfloat16"))
-    assert native.reason == "the native kernels were not compiled: no C++ compiler was found at installation"
+    why = "the native kernels were not built at installation; they need a C++ compiler and Python's headers"
+    assert native.reason == why
+    assert registry.choose(Spec("cpu", "float32")).notes == [f"not the cpu kernels: {why}"]
