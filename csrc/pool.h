@@ -46,8 +46,10 @@ class Pool {
   void work(int thread);
   bool await_task(uint32_t seen);
   template <class Ready> static void spin_until(Ready ready);
+  void go_home() const;
 
   const int threads_;
+  std::vector<int> cores_;  // by thread, where each has a core of its own; else empty
   const std::unique_ptr<Flag[]> arrived_;   // barriers passed, by thread
   alignas(64) std::atomic<uint32_t> turn_{0};  // tasks given so far
   alignas(64) std::atomic<bool> stop_{false};

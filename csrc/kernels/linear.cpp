@@ -27,8 +27,6 @@ void products(const GateUpArgs& args, int64_t r0, int64_t rows, int64_t t, int64
   linear(part, 0, rows, 0, units * TILES);
 }
 
-f32x16 silu_mul16(f32x16 gate, f32x16 up) { return gate / (set1(1.0f) + exp(-gate)) * up; }
-
 }  // namespace
 
 void linear(const LinearArgs& args, int64_t r0, int64_t r1, int64_t t0, int64_t t1) {
@@ -50,7 +48,7 @@ void gate_up(const GateUpArgs& args, int64_t r0, int64_t r1, int64_t u0, int64_t
       const uint8_t* const next = u + units < u1 ? args.weight.tile(gate_tile + units * TILES) : args.next;
       products(args, r, rows, gate_tile, units, gate, args.weight.tile(up_tile));
       products(args, r, rows, up_tile, units, up, next);
-      for (int64_t i = 0; i < rows * units * UNIT; i += TILE) store(gate + i, silu_mul16(load(gate + i), load(up + i)));
+      for (int64_t i = 0; i < rows * units * UNIT; i += TILE) store(gate + i, silu(load(gate + i)) * load(up + i));
       for (int64_t i = 0; i < rows; ++i)
         for (int64_t j = 0; j < units; ++j) {
           const float* const from = gate + (i * units + j) * UNIT;

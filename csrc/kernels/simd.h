@@ -222,7 +222,16 @@ inline f32x16 exp(f32x16 x) {
   return if_reached(x, set1(-87.33f), found);
 }
 
-inline f32x16 silu(f32x16 x) { return x / (set1(1.0f) + exp(-x)); }
+#if defined(__AVX512F__)
+// 1 / x for x >= 1: an estimate of 14 bits, made exact to an ulp or two by one Newton step; a division takes far longer.
+inline f32x16 reciprocal(f32x16 x) {
+  const f32x16 r = (f32x16)_mm512_rcp14_ps((__m512)x);
+  return r * fma(-x, r, set1(2.0f));
+}
+#else
+inline f32x16 reciprocal(f32x16 x) { return set1(1.0f) / x; }
+#endif
+inline f32x16 silu(f32x16 x) { return x * reciprocal(set1(1.0f) + exp(-x)); }
 
 }  // namespace OCTAVO_ISA
 }  // namespace octavo

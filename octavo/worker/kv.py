@@ -6,14 +6,13 @@ Invariant: pages are zero until written and take no physical memory until then.
 
 from __future__ import annotations
 
-import mmap
 from math import prod
 
-import torch
 from torch import Tensor
 
 from octavo.config.resolve import ResolvedConfig
 from octavo.errors import OutOfMemory
+from octavo.kernels.memory import zero_pages
 from octavo.kernels.ops import Ops
 from octavo.modelfiles.facts import ModelFacts
 
@@ -59,5 +58,5 @@ def num_blocks(resolved: ResolvedConfig, size: int, weights: int, workspace: int
 def allocate(facts: ModelFacts, resolved: ResolvedConfig, ops: Ops, blocks: int) -> list[Tensor]:
     """Per layer [2, blocks, ...], pages as the kernels want them, all in one anonymous mapping."""
     page, dtype = ops.kv_page(resolved.block_size, facts.num_kv_heads, facts.head_dim)
-    memory = mmap.mmap(-1, blocks * block_bytes(facts, resolved, ops))
-    return list(torch.frombuffer(memory, dtype=dtype).view(facts.num_layers, 2, blocks, *page).unbind(0))
+    memory = zero_pages(blocks * block_bytes(facts, resolved, ops)).view(dtype)
+    return list(memory.view(facts.num_layers, 2, blocks, *page).unbind(0))

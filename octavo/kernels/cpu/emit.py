@@ -7,7 +7,6 @@ after the step, and what the tail reads (it runs several times), is never overwr
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from octavo.kernels.cpu import _native
 from octavo.kernels.cpu.nodes import F32, Buffer, GatherRows, Node, Value
+from octavo.kernels.memory import zero_pages
 
 ALIGNMENT = 64
 
@@ -83,7 +83,7 @@ class Workspace:
     @classmethod
     def make(cls, nodes: Sequence[Node], kept: Sequence[Value], sizes: Sizes) -> Workspace:
         offsets, nbytes = place(nodes, kept, sizes)
-        return cls(torch.frombuffer(mmap.mmap(-1, max(nbytes, 1)), dtype=torch.uint8), offsets)
+        return cls(zero_pages(nbytes), offsets)
 
     def address(self, value: Value, form: int) -> int:
         if value.memory is not None and form == F32:
