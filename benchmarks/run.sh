@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Measures this checkout on this machine and writes one JSON per benchmark. Needs `make install` and an idle machine.
-# Usage: benchmarks/run.sh [FOLDER]   (default: benchmarks/results/reference)
+# Usage: benchmarks/run.sh [FOLDER]   (default: benchmarks/results/native)
 set -euo pipefail
 cd "$(dirname "$0")/.."
-out=${1:-benchmarks/results/reference}
+out=${1:-benchmarks/results/native}
 port=${OCTAVO_PORT:-8137}
 octavo=.venv/bin/octavo
 mkdir -p "$out"

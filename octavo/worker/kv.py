@@ -1,7 +1,7 @@
 """KV pages: how many there are, and the memory they live in. Made by worker/worker after the profile run; layers write
 them through ops, nobody else does.
 
-Invariant: pages are zero until written and take no physical memory until then.
+Invariant: pages are zero until written.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def place(nodes: Sequence[Node], kept: Sequence[Value], sizes: Sizes) -> tuple[d
 
 @dataclass(frozen=True)
 class Workspace:
-    """Memory of buffers. Pages that are never written take no physical memory."""
+    """Memory of buffers."""
 
     memory: Tensor
     offsets: dict[Buffer, int]
