@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 AT_ONCE = 512 << 20
-"""Bytes that get their physical memory now. What is beyond gets it when it is first written, and a step waits for that: on
-a virtual machine a gigabyte of memory never used before can take a second."""
+"""Bytes that get their physical memory now. What is beyond gets it when it is first written, and a step waits for that:
+on a virtual machine a gigabyte of memory never used before can take a second."""
 
 _POPULATE_WRITE = 23  # Linux 5.14 and later; Python's mmap does not name it
 
