@@ -46,7 +46,7 @@ _STREAMS = {
 }
 _EXAMPLES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {
-        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "messages": [{"role": "user", "content": "Why is the sky blue?"}],
         "max_tokens": 64,
     },
     "/v1/completions": {"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0},
