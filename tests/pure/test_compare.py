@@ -97,7 +97,7 @@ def test_the_docs_show_the_committed_profile() -> None:
     from native import step_table
     from peers import table
 
-    results = ROOT / "benchmarks" / "results" / "steps" / "SmolLM2-135M-Instruct.Q4_1.json"
+    results = ROOT / "benchmarks" / "results" / "steps" / "smollm2-135m.json"
     block = table.current((ROOT / "docs" / "performance.md").read_text())
     if not results.exists():
         assert not (block or "").strip(), "docs/performance.md shows results that nobody can check"
