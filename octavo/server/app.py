@@ -7,7 +7,7 @@ msgspec, once. Starlette alone: FastAPI on top of it would add 0.2 s to the star
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -22,18 +22,12 @@ from octavo.client.base import Client
 from octavo.config import ServerConfig
 from octavo.config.resolve import parse_bytes
 from octavo.errors import ApiError
-from octavo.server import docs, system
 from octavo.server.errors import on_api_error, on_http_exception
 from octavo.server.inflight import InFlight
 from octavo.server.metrics import ServerMetrics
 from octavo.server.middleware import BodyGuard, RequestContext, require_json
-from octavo.server.openai import models
-from octavo.server.openai.chat import chat_completions
-from octavo.server.openai.completions import completions
-from octavo.server.openai.serving import Serving
-from octavo.server.openai.tokenize import detokenize, tokenize
-
-Handler = Callable[[Request], Awaitable[Response]]
+from octavo.server.routes import ENDPOINTS, Handler
+from octavo.server.serving import Serving
 
 
 def create_app(client: Client, config: ServerConfig) -> Starlette:
@@ -51,6 +45,7 @@ def create_app(client: Client, config: ServerConfig) -> Starlette:
 
     app = Starlette(lifespan=lifespan)
     metrics = ServerMetrics(client)
+    app.state.endpoints = ENDPOINTS
     app.state.serving = Serving(client=client, inflight=InFlight(), metrics=metrics, started=int(time.time()))
     app.router.redirect_slashes = False
     app.add_middleware(BodyGuard, limit=parse_bytes(config.max_body_size, "--max-body-size"))
@@ -62,26 +57,9 @@ def create_app(client: Client, config: ServerConfig) -> Starlette:
 
 def _add_routes(app: Starlette) -> dict[Any, str]:
     """→ the path of each endpoint."""
-    posts: dict[str, Handler] = {
-        "/v1/chat/completions": chat_completions,
-        "/v1/completions": completions,
-        "/tokenize": tokenize,
-        "/detokenize": detokenize,
-    }
-    gets: dict[str, Handler] = {
-        "/v1/models": models.list_models,
-        "/v1/models/{model:path}": models.retrieve_model,
-        "/v1/metrics": system.system_metrics,
-        "/health": system.health,
-        "/ready": system.ready,
-        "/metrics": system.prometheus,
-        "/docs": docs.page,
-        "/openapi.json": docs.openapi,
-    }
-    for path, handler in posts.items():
-        app.add_route(path, _json_only(handler), methods=["POST"])
-    for path, handler in gets.items():
-        app.add_route(path, handler, methods=["GET"])
+    for endpoint in ENDPOINTS:
+        handler = endpoint.handler if endpoint.asked is None else _json_only(endpoint.handler)
+        app.add_route(endpoint.path, handler, methods=[endpoint.method])
     return {route.endpoint: route.path for route in app.routes if isinstance(route, Route)}
 
 

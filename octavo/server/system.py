@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from octavo.errors import Unavailable
 from octavo.server.errors import ErrorInfo
-from octavo.server.openai.serving import Serving, json_response, serving
+from octavo.server.serving import Serving, json_response, serving
 
 MIB = 1 << 20
 

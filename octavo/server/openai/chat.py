@@ -16,7 +16,7 @@ from octavo.client.base import Prompt
 from octavo.errors import ApiError, RequestError, Unsupported
 from octavo.server.decode import decode
 from octavo.server.openai.logprobs import ChatLogprobsBuilder, prompt_logprobs
-from octavo.server.openai.protocol import (
+from octavo.server.openai.protocol.chat import (
     ChatChoice,
     ChatChunkChoice,
     ChatCompletion,
@@ -25,10 +25,10 @@ from octavo.server.openai.protocol import (
     ChatDelta,
     ChatLogprobs,
     ResponseMessage,
-    Usage,
-    refuse_nul,
 )
-from octavo.server.openai.serving import Header, Serving, UsageTally, json_response, renamed, serving, usage_of
+from octavo.server.openai.protocol.shared import Usage, refuse_nul
+from octavo.server.openai.usage import Header, UsageTally, usage_of
+from octavo.server.serving import Serving, json_response, renamed, serving
 from octavo.server.sse import DONE, EventStream, Template, Writer, event
 from octavo.server.work import Work
 from octavo.text.tokenizer import Tokenizer

@@ -16,15 +16,16 @@ from octavo.client.base import Prompt
 from octavo.errors import RequestError
 from octavo.server.decode import decode
 from octavo.server.openai.logprobs import CompletionLogprobsBuilder, prompt_logprobs
-from octavo.server.openai.protocol import (
+from octavo.server.openai.protocol.completions import (
     MAX_PROMPTS,
     Completion,
     CompletionChoice,
     CompletionLogprobs,
     CompletionRequest,
-    refuse_nul,
 )
-from octavo.server.openai.serving import Header, Serving, UsageTally, json_response, serving, usage_of
+from octavo.server.openai.protocol.shared import refuse_nul
+from octavo.server.openai.usage import Header, UsageTally, usage_of
+from octavo.server.serving import Serving, json_response, serving
 from octavo.server.sse import DONE, EventStream, Template, Writer, event
 from octavo.server.work import Work
 from octavo.types import Delta, FinishReason, SamplingParams

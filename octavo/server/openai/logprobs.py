@@ -5,14 +5,9 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 
-from octavo.server.openai.protocol import (
-    ChatLogprobs,
-    CompletionLogprobs,
-    LogprobEntry,
-    PromptLogprob,
-    PromptLogprobs,
-    TopLogprobEntry,
-)
+from octavo.server.openai.protocol.chat import ChatLogprobs, LogprobEntry, TopLogprobEntry
+from octavo.server.openai.protocol.completions import CompletionLogprobs
+from octavo.server.openai.protocol.shared import PromptLogprob, PromptLogprobs
 from octavo.text.tokenizer import Tokenizer
 from octavo.types import TokenLogprobs
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
-from octavo.server.openai.protocol import Model, ModelList
-from octavo.server.openai.serving import Serving, json_response, serving
+from octavo.server.openai.protocol.models import Model, ModelList
+from octavo.server.serving import Serving, json_response, serving
 
 
 def _served(serve: Serving) -> Model:

@@ -11,14 +11,14 @@ from starlette.responses import Response
 from octavo.errors import RequestError
 from octavo.server.decode import decode
 from octavo.server.openai.chat import checked_messages, render, template_kwargs
-from octavo.server.openai.protocol import (
+from octavo.server.openai.protocol.shared import refuse_nul
+from octavo.server.openai.protocol.tokenize import (
     DetokenizeRequest,
     DetokenizeResponse,
     TokenizeRequest,
     TokenizeResponse,
-    refuse_nul,
 )
-from octavo.server.openai.serving import Serving, json_response, serving
+from octavo.server.serving import Serving, json_response, serving
 
 _tokenize = msgspec.json.Decoder(TokenizeRequest)
 _detokenize = msgspec.json.Decoder(DetokenizeRequest)

@@ -1,0 +1,54 @@
+"""Bodies of POST /v1/completions: the request, the whole answer, which is also the chunk."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from octavo.server.openai.protocol.shared import GenerationRequest, NotYet, PromptLogprobs, Usage
+from octavo.types import FinishReason
+
+MAX_PROMPTS = 1024
+
+
+class CompletionRequest(GenerationRequest, frozen=True, kw_only=True, omit_defaults=True):
+    """POST /v1/completions"""
+
+    prompt: Annotated[str | list[str | int | list[int]], Meta(description="Text, token ids, or a list of either.")]
+    max_completion_tokens: Annotated[int, Meta(ge=0, description="Wins over max_tokens (16).")] | None = None
+    suffix: Annotated[Any, Meta(description="Not supported.")] = None
+    add_special_tokens: Annotated[bool, Meta(description="Put BOS before a text prompt, if the model has one.")] = True
+    length_penalty: NotYet = None
+
+    def refused(self) -> tuple[str, ...]:
+        return (*super().refused(), "suffix", "length_penalty")
+
+
+class CompletionLogprobs(msgspec.Struct, kw_only=True):
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(msgspec.Struct, kw_only=True):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: FinishReason | None
+    stop_reason: str | int | UnsetType | None = UNSET
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+
+
+class Completion(msgspec.Struct, kw_only=True):
+    """A whole completion, and a chunk of a streamed one (`usage` as stream_options say)."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    system_fingerprint: str | None = None
+    usage: Usage | UnsetType | None = UNSET

@@ -1,0 +1,125 @@
+"""What the bodies of several OpenAI-compatible routes have in common, each defined once.
+
+Requests derive from SamplingParams, so a sampling field is defined in octavo/types.py alone; unknown fields are
+ignored, known ones that are not served yet are refused by name.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from octavo.errors import RequestError, Unsupported
+from octavo.types import SamplingParams
+
+NotYet = Annotated[Any, Meta(description="Not supported yet: a value is refused.")]
+
+MAX_STOP = 16
+
+
+class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
+    include_usage: Annotated[bool, Meta(description="A last chunk with the usage.")] = False
+    continuous_usage_stats: Annotated[bool, Meta(description="Usage so far in every chunk.")] = False
+
+
+class ResponseFormat(msgspec.Struct, frozen=True, kw_only=True):
+    type: Annotated[str, Meta(description="Only `text` is supported yet.")]
+
+
+class GenerationRequest(SamplingParams, frozen=True, kw_only=True, omit_defaults=True):
+    """What chat and plain completions have in common."""
+
+    model: Annotated[str, Meta(description="The served model's name; left out: that one.")] | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    echo: Annotated[bool, Meta(description="Completions: the answer begins with the prompt.")] = False
+    user: str | None = None
+
+    response_format: Annotated[ResponseFormat, Meta(description='`{"type": "text"}`.')] | None = None
+    structured_outputs: NotYet = None
+    guided_json: NotYet = None
+    guided_regex: NotYet = None
+    guided_choice: NotYet = None
+    guided_grammar: NotYet = None
+    guided_decoding_backend: NotYet = None
+    grammar: NotYet = None
+    json_schema: NotYet = None
+    prompt_embeds: NotYet = None
+    logits_processors: NotYet = None
+    use_beam_search: NotYet = None
+    truncate_prompt_tokens: NotYet = None
+
+    def refused(self) -> tuple[str, ...]:
+        """Names of the fields that change an answer and are not served yet."""
+        return (
+            "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
+            "guided_decoding_backend", "grammar", "json_schema", "prompt_embeds", "logits_processors",
+            "use_beam_search", "truncate_prompt_tokens",
+        )  # fmt: skip
+
+    def check(self) -> None:
+        """What can be known without the model. Raises RequestError, Unsupported."""
+        for name in self.refused():
+            if getattr(self, name):
+                raise Unsupported(f"{name} is not supported yet; leave it out", param=name)
+        if self.response_format is not None and self.response_format.type != "text":
+            kind = self.response_format.type[:40]
+            message = f"response_format of type {kind!r} is not supported yet; only 'text' is"
+            raise Unsupported(message, param="response_format")
+        if self.stream_options is not None and not self.stream:
+            raise RequestError("stream_options is only allowed with stream: true", param="stream_options")
+        if len(self.stop_strings()) > MAX_STOP:
+            raise RequestError(f"stop has {len(self.stop_strings())} strings; at most {MAX_STOP}", param="stop")
+        if self.stream and self.prompt_logprobs is not None:
+            raise RequestError("prompt_logprobs are not given with stream: true", param="prompt_logprobs")
+        if self.best_of is not None and self.best_of < self.n:
+            raise RequestError(f"best_of ({self.best_of}) must be at least n ({self.n})", param="best_of")
+        if self.stream and (self.best_of or 0) > self.n:
+            raise RequestError("best_of cannot be combined with stream: true", param="best_of")
+        for name, texts in (("stop", self.stop_strings()), ("bad_words", self.bad_words or [])):
+            for text in texts:
+                refuse_nul(text, name)
+
+    def sampling(self, **changed: Any) -> SamplingParams:
+        """The sampling fields of this request, some replaced."""
+        fields = {name: getattr(self, name) for name in SamplingParams.__struct_fields__}
+        return SamplingParams(**{**fields, **changed})
+
+
+class PromptTokensDetails(msgspec.Struct, kw_only=True):
+    cached_tokens: int
+
+
+class Performance(msgspec.Struct, kw_only=True):
+    """Milliseconds, measured in the engine."""
+
+    prefill_ms: float
+    decode_ms: float
+    decode_iterations: int
+    tokens_per_second: float
+    time_to_first_token_ms: float
+    queue_ms: float
+
+
+class Usage(msgspec.Struct, kw_only=True):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails | UnsetType = UNSET
+    performance: Performance | UnsetType = UNSET
+
+
+class PromptLogprob(msgspec.Struct, kw_only=True):
+    logprob: float
+    rank: Annotated[int, Meta(description="1 is the most likely; null beyond those asked for.")] | None
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+
+
+def refuse_nul(text: str, param: str) -> None:
+    if "\0" in text:
+        raise RequestError(f"{param} holds a NUL character, which no model's text has; remove it", param=param)

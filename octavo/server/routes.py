@@ -1,0 +1,127 @@
+"""Every route there is, one row each: the application, /openapi.json and /docs derive from this table.
+
+Adding an endpoint: its handler, its structs, a row here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from octavo.server import docs, system
+from octavo.server.openai import models
+from octavo.server.openai.chat import chat_completions
+from octavo.server.openai.completions import completions
+from octavo.server.openai.protocol.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
+from octavo.server.openai.protocol.completions import Completion, CompletionRequest
+from octavo.server.openai.protocol.models import Model, ModelList
+from octavo.server.openai.protocol.tokenize import (
+    DetokenizeRequest,
+    DetokenizeResponse,
+    TokenizeRequest,
+    TokenizeResponse,
+)
+from octavo.server.openai.tokenize import detokenize, tokenize
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Endpoint:
+    """`asked`, `given`: the bodies of request and answer (None: none, or plain text); `streamed`: an event's data."""
+
+    method: str
+    path: str
+    handler: Handler
+    summary: str
+    asked: Any = None
+    given: Any = None
+    streamed: Any = None
+    example: dict[str, Any] | None = None
+    is_open: bool = False
+    """Answers without an API key."""
+    is_documented: bool = True
+
+
+ENDPOINTS: tuple[Endpoint, ...] = (
+    Endpoint(
+        method="POST",
+        path="/v1/chat/completions",
+        handler=chat_completions,
+        summary="Answer a conversation; with `stream: true` as server-sent events.",
+        asked=ChatCompletionRequest,
+        given=ChatCompletion,
+        streamed=ChatCompletionChunk,
+        example={"messages": [{"role": "user", "content": "Why is the sky blue?"}], "max_tokens": 64},
+    ),
+    Endpoint(
+        method="POST",
+        path="/v1/completions",
+        handler=completions,
+        summary="Continue texts or token ids; with `stream: true` as server-sent events.",
+        asked=CompletionRequest,
+        given=Completion,
+        streamed=Completion,
+        example={"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0},
+    ),
+    Endpoint(method="GET", path="/v1/models", handler=models.list_models, summary="The served model.", given=ModelList),
+    Endpoint(
+        method="GET",
+        path="/v1/models/{model:path}",
+        handler=models.retrieve_model,
+        summary="One model by its name.",
+        given=Model,
+    ),
+    Endpoint(
+        method="POST",
+        path="/tokenize",
+        handler=tokenize,
+        summary="Token ids of a text or conversation.",
+        asked=TokenizeRequest,
+        given=TokenizeResponse,
+        example={"prompt": "Hello world"},
+    ),
+    Endpoint(
+        method="POST",
+        path="/detokenize",
+        handler=detokenize,
+        summary="The text of token ids.",
+        asked=DetokenizeRequest,
+        given=DetokenizeResponse,
+        example={"tokens": [1, 2, 3]},
+    ),
+    Endpoint(
+        method="GET",
+        path="/health",
+        handler=system.health,
+        summary="200 while the server lives.",
+        given=system.Health,
+        is_open=True,
+    ),
+    Endpoint(
+        method="GET",
+        path="/ready",
+        handler=system.ready,
+        summary="200 once the model answers, else 503.",
+        given=system.Ready,
+    ),
+    Endpoint(
+        method="GET",
+        path="/v1/metrics",
+        handler=system.system_metrics,
+        summary="The machine and the engine as JSON.",
+        given=system.SystemMetrics,
+    ),
+    Endpoint(
+        method="GET",
+        path="/metrics",
+        handler=system.prometheus,
+        summary="Counters, histograms and gauges for Prometheus.",
+    ),
+    Endpoint(method="GET", path="/docs", handler=docs.page, summary="This page.", is_documented=False),
+    Endpoint(method="GET", path="/openapi.json", handler=docs.openapi, summary="The routes.", is_documented=False),
+)
