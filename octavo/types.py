@@ -11,6 +11,22 @@ import msgspec
 from msgspec import Meta
 
 FinishReason = Literal["stop", "length", "tool_calls", "abort"]
+Pooling = Literal["mean", "last"]
+"""How the hidden states of a prompt's tokens become its embedding."""
+
+
+class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the output must match: exactly one of `json`, `json_object`, `regex`, `choice` and `grammar`. Names as in
+    vLLM. Enforced token by token (grammar/); what cannot be enforced is a RequestError."""
+
+    json: Annotated[str | dict[str, Any] | bool | None, Meta(description="A JSON Schema, or its text.")] = None
+    json_object: Annotated[bool | None, Meta(description="Any JSON object.")] = None
+    regex: str | None = None
+    choice: Annotated[list[str], Meta(min_length=1, max_length=1024)] | None = None
+    grammar: Annotated[str, Meta(description="EBNF, as GBNF (llama.cpp) or Lark.")] | None = None
+    disable_any_whitespace: Annotated[bool, Meta(description="JSON without optional blanks.")] = False
+    disable_additional_properties: Annotated[bool, Meta(description="Objects have the named properties only.")] = False
+    whitespace_pattern: Annotated[str, Meta(description="Regex of the blanks allowed in JSON.")] | None = None
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -47,6 +63,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1, description="Lower runs first.")] = 0
+    structured_outputs: StructuredOutputs | None = None
     cache_salt: Annotated[str, Meta(max_length=256, description="Keeps cached prefixes apart.")] | None = None
     session_id: Annotated[str, Meta(max_length=256)] | None = None
 
@@ -66,6 +83,23 @@ class Message(msgspec.Struct, omit_defaults=True):
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
+
+
+class ToolCall(msgspec.Struct, kw_only=True):
+    """One call that the model asks for; `arguments` is the text of a JSON object."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class ToolCallDelta(msgspec.Struct, kw_only=True):
+    """Part of the call at `index`: `id` and `name` with its first part, then pieces of the arguments' text."""
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
 
 
 class TopLogprob(msgspec.Struct, array_like=True, frozen=True):
@@ -103,6 +137,9 @@ class Delta(msgspec.Struct, kw_only=True, gc=False):
     index: int = 0
     text: str = ""
     token_ids: list[int] = []
+    reasoning: str = ""
+    """Text of the reasoning channel; never part of `text`."""
+    tool_calls: list[ToolCallDelta] = []
     logprobs: list[TokenLogprobs] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
@@ -116,6 +153,8 @@ class CompletionOutput(msgspec.Struct, kw_only=True):
     token_ids: list[int]
     finish_reason: FinishReason | None
     stop_reason: str | int | None = None
+    reasoning: str = ""
+    tool_calls: list[ToolCall] = []
     logprobs: list[TokenLogprobs] | None = None
     cumulative_logprob: float | None = None
 

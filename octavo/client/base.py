@@ -8,17 +8,27 @@ from typing import Protocol
 import msgspec
 
 from octavo.errors import ApiError
+from octavo.text.channels import Channels
 from octavo.text.template import ChatTemplate
 from octavo.text.tokenizer import Tokenizer
-from octavo.types import Delta, Metrics, SamplingParams, TokenLogprobs
+from octavo.types import Delta, Metrics, Pooling, SamplingParams, TokenLogprobs
 from octavo.wire.messages import EngineInfo, Stats
 
 
 class Prompt(msgspec.Struct, kw_only=True):
-    """A tokenized prompt. `text` is kept for echo and outputs."""
+    """A tokenized prompt and what is to be made of it beside sampling. `text` is kept for echo and outputs."""
 
     token_ids: list[int]
     text: str | None = None
+    grammar: str | None = None
+    """What the output must match, as grammar/spec.py writes it. `generate` checks it within a time and memory budget
+    and raises RequestError with param "grammar"."""
+    channels: Channels | None = None
+    """How the output's text divides into reasoning, content and tool calls; None: all of it is content."""
+    pooling: Pooling | None = None
+    """An embedding of the prompt is wanted, and no output."""
+    request_id: str = ""
+    """The HTTP request's, for the log alone."""
 
 
 class Listener(Protocol):
@@ -50,6 +60,11 @@ class Generation(Protocol):
 
     @property
     def prompt_logprobs(self) -> list[TokenLogprobs | None] | None: ...
+
+    @property
+    def embedding(self) -> bytes | None:
+        """[hidden] f32, little-endian, once a request with `pooling` has ended."""
+        ...
 
 
 class Client(Protocol):

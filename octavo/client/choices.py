@@ -73,6 +73,7 @@ class RequestState:
         self.prompt = prompt
         self.params = params
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None
+        self.embedding: bytes | None = None
         self.done = False
         self._sequences = {
             add.id: _Sequence(add, ChoiceStream(tokenizer, add.params, index), index) for index, add in enumerate(adds)
@@ -95,6 +96,8 @@ class RequestState:
             return []
         if message.prompt_logprobs is not None:
             self.prompt_logprobs = message.prompt_logprobs
+        if message.embedding is not None:
+            self.embedding = message.embedding
         if message.metrics is not None:
             sequence.metrics = message.metrics
         if sequence.first_token_at is None and message.token_ids:

@@ -91,6 +91,10 @@ class LedgerGeneration:
     def prompt_logprobs(self) -> list[TokenLogprobs | None] | None:
         return self._state.prompt_logprobs
 
+    @property
+    def embedding(self) -> bytes | None:
+        return self._state.embedding
+
     def _end(self, error: ApiError | None) -> None:
         if not self._ended:
             self._ended = True
@@ -133,6 +137,8 @@ def merged(deltas: list[Delta]) -> Delta:
         index=last.index,
         text="".join([delta.text for delta in deltas]),
         token_ids=[id for delta in deltas for id in delta.token_ids],
+        reasoning="".join([delta.reasoning for delta in deltas]),
+        tool_calls=[part for delta in deltas for part in delta.tool_calls],
         logprobs=logprobs,
         finish_reason=last.finish_reason,
         stop_reason=last.stop_reason,

@@ -11,7 +11,7 @@ import signal
 import time
 
 from octavo.executor.base import Executor, StepFailed
-from octavo.wire.plan import Plan, Result, WorkerInfo
+from octavo.wire.plan import Masks, Plan, Result, WorkerInfo
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +30,8 @@ class FaultyExecutor:
     def start(self) -> WorkerInfo:
         return self._executor.start()
 
-    def submit(self, plan: Plan) -> None:
-        self._executor.submit(plan)
+    def submit(self, plan: Plan, masks: Masks | None = None) -> None:
+        self._executor.submit(plan, masks)
 
     def collect(self) -> Result:
         self._step += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from octavo.wire.plan import Plan, Result, WorkerInfo
+from octavo.wire.plan import Masks, Plan, Result, WorkerInfo
 
 
 class StepFailed(Exception):
@@ -19,7 +19,9 @@ class Executor(Protocol):
         """Load the model, profile, size the KV cache; blocks until ready. Raises OctavoError."""
         ...
 
-    def submit(self, plan: Plan) -> None: ...
+    def submit(self, plan: Plan, masks: Masks | None = None) -> None:
+        """`masks`: given when a run that samples belongs to a row that was admitted as constrained."""
+        ...
 
     def collect(self) -> Result:
         """The result of the oldest plan in flight; blocks. Raises StepFailed."""

@@ -14,13 +14,13 @@ from octavo.config.resolve import ResolvedConfig
 from octavo.env import limit_openmp_spinning
 from octavo.executor.base import StepFailed
 from octavo.modelfiles.files import ModelFiles
-from octavo.wire.plan import Plan, Result, WorkerInfo
+from octavo.wire.plan import Masks, Plan, Result, WorkerInfo
 
 
 class _Worker(Protocol):
     def start(self) -> WorkerInfo: ...
 
-    def run(self, plan: Plan) -> Result: ...
+    def run(self, plan: Plan, masks: Masks | None) -> Result: ...
 
     def shutdown(self) -> None: ...
 
@@ -34,7 +34,7 @@ class InlineExecutor:
         self._resolved = resolved
         self._files = files
         self._worker: _Worker | None = None
-        self._plans: deque[Plan] = deque()
+        self._plans: deque[tuple[Plan, Masks | None]] = deque()
 
     def start(self) -> WorkerInfo:
         """Loads the model. Raises OctavoError (ModelFileError, OutOfMemory, ...)."""
@@ -46,15 +46,15 @@ class InlineExecutor:
         self._worker = worker
         return info
 
-    def submit(self, plan: Plan) -> None:
-        self._plans.append(plan)
+    def submit(self, plan: Plan, masks: Masks | None = None) -> None:
+        self._plans.append((plan, masks))
 
     def collect(self) -> Result:
         """Runs the oldest plan. Raises StepFailed when the worker raises, whatever it raises."""
         assert self._worker is not None, "collect() before start()"
-        plan = self._plans.popleft()
+        plan, masks = self._plans.popleft()
         try:
-            return self._worker.run(plan)
+            return self._worker.run(plan, masks)
         except StepFailed:
             raise
         except Exception as error:

@@ -108,3 +108,8 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     failure = RequestError(str(getattr(error, "detail", "bad request")))
     failure.status = status
     return error_response(failure, headers)
+
+
+def refuse_nul(text: str, param: str) -> None:
+    if "\0" in text:
+        raise RequestError(f"{param} holds a NUL character, which no model's text has; remove it", param=param)

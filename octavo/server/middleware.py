@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo.errors import ApiError, RequestError
 from octavo.server.errors import ContentTooLarge, UnsupportedMediaType, error_response, unexpected
+from octavo.server.serving import REQUEST_ID
 from octavo.server.sse import CONNECTION
 
 logger = logging.getLogger("octavo.server")
@@ -44,6 +45,7 @@ class RequestContext:
             return
         request_id = _request_id(Headers(scope=scope).get("x-request-id"))
         scope[CONNECTION] = send
+        scope[REQUEST_ID] = request_id
         status = 0
         started = time.perf_counter()
 

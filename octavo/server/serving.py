@@ -19,6 +19,8 @@ from octavo.server.inflight import InFlight
 from octavo.server.metrics import ServerMetrics
 from octavo.wire.messages import EngineInfo
 
+REQUEST_ID = "octavo.request_id"
+"""Key of the scope: the id that every answer carries and every log line names."""
 INLINE_CHARS = 2048
 """Longer texts are tokenized in a thread, so that other streams keep their pace."""
 
@@ -63,6 +65,10 @@ def serving(request: Request) -> Serving:
     found = request.app.state.serving
     assert isinstance(found, Serving)
     return found
+
+
+def request_id(request: Request) -> str:
+    return str(request.scope.get(REQUEST_ID, ""))
 
 
 def json_response(body: msgspec.Struct) -> Response:

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from octavo.errors import ApiError
-from octavo.server.errors import ClientGone, error_body, unexpected
+from octavo.server.errors import ClientGone, unexpected
 from octavo.server.inflight import InFlight, Watch
 from octavo.server.work import Work
 from octavo.types import Delta
@@ -66,6 +66,10 @@ class Writer(Protocol):
         """Once all has ended well."""
         ...
 
+    def fail(self, error: ApiError) -> bytes:
+        """Once, instead of `end`."""
+        ...
+
 
 class EventStream(Response):
     """Awaits `start` (what it refuses is a plain answer), then sends what the writer makes of the work."""
@@ -78,6 +82,7 @@ class EventStream(Response):
         self._start = start
         self._inflight = inflight
         self._started = False
+        self._writer: Writer | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Middleware looks at the start of an answer; the many parts after it go straight to the connection.
@@ -85,6 +90,7 @@ class EventStream(Response):
         try:
             async with self._inflight.watch(receive) as watch:
                 work, writer = await self._start()
+                self._writer = writer
                 async with work:
                     await self._begin(work, send)
                     await self._pump(work, writer, watch, send_body)
@@ -99,7 +105,8 @@ class EventStream(Response):
 
     async def _fail(self, error: ApiError, send: Send) -> None:
         try:
-            last = {"type": "http.response.body", "body": event(error_body(error))}
+            assert self._writer is not None, "a stream began without its writer"
+            last = {"type": "http.response.body", "body": self._writer.fail(error)}
             await asyncio.wait_for(send(last), self._inflight.send_timeout)
         except (asyncio.TimeoutError, OSError):
             logger.debug("a stream's client did not take the error event")

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import msgspec
 
-from octavo.types import FinishReason, Metrics, SamplingParams, TokenLogprobs
+from octavo.types import FinishReason, Metrics, Pooling, SamplingParams, TokenLogprobs
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 
 class Hello(msgspec.Struct, tag="hello", array_like=True, frozen=True):
@@ -33,6 +33,12 @@ class Add(msgspec.Struct, tag="add", array_like=True, frozen=True):
     stop_ids: list[int] = []
     bad_word_ids: list[list[int]] = []
     output_ids: list[int] = []
+    grammar: str | None = None
+    """What the output must match, as grammar/spec.py writes it; `params.structured_outputs` is None here."""
+    pooling: Pooling | None = None
+    """An embedding is wanted instead of tokens; max_tokens is 0 then."""
+    request_id: str = ""
+    """The HTTP request's, for the log alone."""
 
 
 class Abort(msgspec.Struct, tag="abort", array_like=True, frozen=True):
@@ -93,6 +99,8 @@ class TokenOutput(msgspec.Struct, array_like=True, gc=False):
     """With the first token (so far) and with the final message (complete)."""
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     """With the first token, when asked for: one per prompt token, the first None."""
+    embedding: bytes | None = None
+    """With the final message of a request with `pooling`: [hidden] f32, little-endian."""
 
 
 class Outputs(msgspec.Struct, tag="outputs", array_like=True, gc=False):

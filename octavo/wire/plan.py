@@ -8,9 +8,11 @@ the row samples one more.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
-from octavo.types import SamplingParams, TokenLogprobs
+from octavo.types import Pooling, SamplingParams, TokenLogprobs
 
 
 class Admit(msgspec.Struct, array_like=True, gc=False):
@@ -27,6 +29,10 @@ class Admit(msgspec.Struct, array_like=True, gc=False):
     stop_ids: list[int]
     """Masked until min_tokens output tokens exist."""
     bad_word_ids: list[list[int]]
+    constrained: bool = False
+    """Each of its samples comes with a mask of the tokens that are allowed (Masks)."""
+    pooling: Pooling | None = None
+    """The hidden states of its tokens are pooled into an embedding."""
 
 
 class Extend(msgspec.Struct, array_like=True, gc=False):
@@ -67,6 +73,14 @@ class Result(msgspec.Struct, array_like=True, gc=False):
     prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
     """row → log-probabilities of the prompt tokens that this plan's run predicted (token at position p+1
     for every computed position p inside the prompt), for rows that asked."""
+    embeddings: dict[int, bytes] = {}
+    """row → [hidden] f32, little-endian, for rows with `pooling` whose last prompt token this plan computed."""
+
+
+Masks = Callable[[], list[bytes | None]]
+"""Tells, once the logits are wanted, which tokens each sampling run of a plan may take, in the order of the runs: None
+for any, else [ceil(vocab / 32)] 32-bit words, little-endian, bit i % 32 of word i // 32 set when token i is allowed.
+It blocks until they are computed, which happens beside the forward pass."""
 
 
 class WorkerInfo(msgspec.Struct, kw_only=True):

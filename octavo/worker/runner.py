@@ -14,7 +14,7 @@ from torch import Tensor
 from octavo.kernels.recorded import Recorded, Steps
 from octavo.models.decoder import Model
 from octavo.types import TokenLogprobs
-from octavo.wire.plan import BlockCopy, Plan, Result
+from octavo.wire.plan import BlockCopy, Masks, Plan, Result
 from octavo.worker.batch import Batch
 from octavo.worker.sampler import Sampler
 
@@ -37,8 +37,9 @@ class Runner:
         self.workspace = recorded.nbytes if recorded is not None else None
         """Bytes the largest step takes; None: it was not recorded, and nobody knows."""
 
-    def run(self, plan: Plan) -> Result:
+    def run(self, plan: Plan, masks: Masks | None = None) -> Result:
         """Applies and computes one plan."""
+        assert masks is None, "constrained rows are not computed yet"
         self._apply(plan)
         if not plan.run:
             return Result(plan.index)

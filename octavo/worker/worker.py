@@ -19,7 +19,7 @@ from octavo.modelfiles.files import ModelFiles
 from octavo.models.decoder import Model
 from octavo.models.registry import build
 from octavo.weights.checkpoint import open_checkpoint
-from octavo.wire.plan import Plan, Result, WorkerInfo
+from octavo.wire.plan import Masks, Plan, Result, WorkerInfo
 from octavo.worker import kv, profile
 from octavo.worker.batch import Batch
 from octavo.worker.eager import EagerSteps
@@ -54,11 +54,11 @@ class Worker:
             self.state = State.FAILED
             raise
 
-    def run(self, plan: Plan) -> Result:
-        """Raises whatever the step raised; the worker stays usable, the plan's rows are to be released."""
+    def run(self, plan: Plan, masks: Masks | None = None) -> Result:
+        """`masks`: as wire/plan.py has them. Raises whatever the step raised; the worker stays usable, the plan's rows are to be released."""
         assert self._runner is not None, f"run() of a worker that is {self.state.value}"
         self.state = State.RUNNING
-        return self._runner.run(plan)
+        return self._runner.run(plan, masks)
 
     def shutdown(self) -> None:
         """Idempotent; frees weights and pages."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from octavo.client.fake import IM_END, VOCAB_SIZE, write_byte_tokenizer
 from octavo.executor.base import StepFailed
-from octavo.wire.plan import Plan, Result, WorkerInfo
+from octavo.wire.plan import Masks, Plan, Result, WorkerInfo
 
 FACTS = {
     "architectures": ["LlamaForCausalLM"],
@@ -54,7 +54,7 @@ class EchoExecutor:
             kv_bytes=0,
         )
 
-    def submit(self, plan: Plan) -> None:
+    def submit(self, plan: Plan, masks: Masks | None = None) -> None:
         self._plans.append(plan)
 
     def collect(self) -> Result:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from octavo.executor.base import StepFailed
 from octavo.types import TokenLogprobs
 from octavo.wire.messages import Add
-from octavo.wire.plan import Admit, Plan, Result, WorkerInfo
+from octavo.wire.plan import Admit, Masks, Plan, Result, WorkerInfo
 
 VOCAB = 997
 START = 1
@@ -90,7 +90,7 @@ class FakeExecutor:
             kv_bytes=0,
         )
 
-    def submit(self, plan: Plan) -> None:
+    def submit(self, plan: Plan, masks: Masks | None = None) -> None:
         assert len(self.plans) < self.depth
         self.plans.append(plan)
 

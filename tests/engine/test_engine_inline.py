@@ -11,7 +11,7 @@ import pytest
 
 from octavo.executor.base import StepFailed
 from octavo.executor.inline import InlineExecutor
-from octavo.wire.plan import Plan, Result
+from octavo.wire.plan import Masks, Plan, Result
 
 
 class Worker:
@@ -23,7 +23,7 @@ class Worker:
     def start(self) -> Any:
         return self.made_of
 
-    def run(self, plan: Plan) -> Result:
+    def run(self, plan: Plan, masks: Masks | None = None) -> Result:
         if plan.index == 1:
             raise RuntimeError("out of luck")
         if plan.index == 2:

@@ -12,7 +12,7 @@ from octavo.client.fake import VOCAB_SIZE, write_byte_tokenizer
 from octavo.engine.loop import EngineLoop
 from octavo.engine.scheduler import Scheduler, SchedulerConfig
 from octavo.wire.messages import EngineInfo
-from octavo.wire.plan import Plan, Result, WorkerInfo
+from octavo.wire.plan import Masks, Plan, Result, WorkerInfo
 from octavo.wire.sockets import SocketTransport
 
 
@@ -27,7 +27,7 @@ class CountingExecutor:
     def start(self) -> WorkerInfo:
         raise NotImplementedError
 
-    def submit(self, plan: Plan) -> None:
+    def submit(self, plan: Plan, masks: Masks | None = None) -> None:
         self._plans.append(plan)
 
     def collect(self) -> Result:

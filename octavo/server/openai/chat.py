@@ -5,16 +5,14 @@ The streamed and the plain answer are built from the same deltas; nothing here w
 
 from __future__ import annotations
 
-import asyncio
-from typing import Any
-
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from octavo.client.base import Prompt
-from octavo.errors import ApiError, RequestError, Unsupported
+from octavo.errors import ApiError
+from octavo.server.conversation import Conversation, answers, checked_messages, start, template_kwargs
 from octavo.server.decode import decode
+from octavo.server.errors import error_body
 from octavo.server.openai.logprobs import ChatLogprobsBuilder, prompt_logprobs
 from octavo.server.openai.protocol.chat import (
     ChatChoice,
@@ -26,20 +24,13 @@ from octavo.server.openai.protocol.chat import (
     ChatLogprobs,
     ResponseMessage,
 )
-from octavo.server.openai.protocol.shared import Usage, refuse_nul
+from octavo.server.openai.protocol.shared import Usage
 from octavo.server.openai.usage import Header, UsageTally, usage_of
-from octavo.server.serving import Serving, json_response, renamed, serving
+from octavo.server.serving import Serving, json_response, request_id, serving
 from octavo.server.sse import DONE, EventStream, Template, Writer, event
 from octavo.server.work import Work
 from octavo.text.tokenizer import Tokenizer
-from octavo.types import Delta, FinishReason, Message, SamplingParams, TokenLogprobs
-
-ROLES = ("system", "developer", "user", "assistant", "tool")
-TEMPLATE_KWARGS = frozenset(
-    {"enable_thinking", "thinking", "thinking_budget", "preserve_thinking", "reasoning_effort", "date_string",
-     "custom_tools", "tools_in_user_message", "add_vision_id", "clear_thinking"}
-)  # fmt: skip
-"""Names that published templates read; anything else could only reach into the rendering itself."""
+from octavo.types import Delta, SamplingParams, TokenLogprobs
 
 _decoder = msgspec.json.Decoder(ChatCompletionRequest)
 _encode = msgspec.json.Encoder().encode
@@ -50,32 +41,29 @@ async def chat_completions(request: Request) -> Response:
     serve.inflight.refuse_when_draining()
     asked = decode(_decoder, await request.body())
     asked.check()
-    messages = checked_messages(asked.messages)
-    kwargs = template_kwargs(asked.chat_template_kwargs, asked.reasoning_effort)
+    asked_for = conversation(asked, request_id(request))
     header = Header.new("chatcmpl", serve.model(asked.model))
-
-    async def start() -> Work:
-        ids = await render(
-            serve,
-            messages,
-            add_generation_prompt=asked.add_generation_prompt,
-            continue_final_message=asked.continue_final_message,
-            kwargs=kwargs,
-        )
-        try:
-            return await Work.start(serve.client, [Prompt(token_ids=ids)], sampling(asked), serve.metrics)
-        except ApiError as error:
-            raise renamed(error, "prompt", "messages") from None
-
     if asked.stream:
 
         async def stream() -> tuple[Work, Writer]:
-            work = await start()
+            work = await start(serve, asked_for)
             return work, _Chunks(serve, asked, header, work)
 
         return EventStream(stream, serve.inflight)
     async with serve.inflight.watch(request.receive):
-        return json_response(await _whole(serve, asked, header, await start()))
+        return json_response(await _whole(serve, asked, header, await start(serve, asked_for)))
+
+
+def conversation(asked: ChatCompletionRequest, request_id: str = "") -> Conversation:
+    """The request in the terms that all faces share. Raises RequestError."""
+    return Conversation(
+        messages=checked_messages(asked.messages),
+        params=sampling(asked),
+        add_generation_prompt=asked.add_generation_prompt,
+        continue_final_message=asked.continue_final_message,
+        template_kwargs=template_kwargs(asked.chat_template_kwargs, asked.reasoning_effort),
+        request_id=request_id,
+    )
 
 
 def sampling(asked: ChatCompletionRequest) -> SamplingParams:
@@ -84,115 +72,26 @@ def sampling(asked: ChatCompletionRequest) -> SamplingParams:
     return asked.sampling(max_tokens=max_tokens, logprobs=(asked.top_logprobs or 0) if asked.logprobs else None)
 
 
-async def render(
-    serve: Serving,
-    messages: list[Message],
-    *,
-    add_generation_prompt: bool | None,
-    continue_final_message: bool,
-    kwargs: dict[str, Any],
-) -> list[int]:
-    """Template and tokenizer, off the event loop. Raises RequestError that names `messages`."""
-    template, limit = serve.client.template, serve.info().max_model_len
-    if add_generation_prompt is None:
-        add_generation_prompt = not continue_final_message
-
-    def encode() -> list[int]:
-        return template.encode(
-            messages,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            max_tokens=limit,
-            **kwargs,
-        )
-
-    try:
-        return await asyncio.to_thread(encode)
-    except ApiError as error:
-        raise renamed(error, "prompt", "messages") from None
-
-
-def checked_messages(messages: list[Message]) -> list[Message]:
-    """The messages, `developer` named `system` as templates know it. What the template cannot take in is refused by
-    name; text and parts are the template's business."""
-    if not messages:
-        raise RequestError("messages must not be empty", param="messages")
-    return [_checked(message, f"messages[{i}]") for i, message in enumerate(messages)]
-
-
-def _checked(message: Message, at: str) -> Message:
-    if message.role not in ROLES:
-        raise RequestError(
-            f"{at}.role is {message.role[:40]!r}; it must be one of {', '.join(ROLES)}", param=f"{at}.role"
-        )
-    if message.tool_calls:
-        raise Unsupported(f"{at}.tool_calls is not supported yet; leave it out", param=f"{at}.tool_calls")
-    if message.content is None:
-        raise RequestError(f"{at}.content is required for role {message.role}", param=f"{at}.content")
-    parts = [message.content] if isinstance(message.content, str) else [p.get("text") for p in message.content]
-    for text in parts:
-        if isinstance(text, str):
-            refuse_nul(text, f"{at}.content")
-    for name, value in (("name", message.name), ("reasoning_content", message.reasoning_content)):
-        refuse_nul(value or "", f"{at}.{name}")
-    return msgspec.structs.replace(message, role="system") if message.role == "developer" else message
-
-
-def template_kwargs(given: dict[str, Any] | None, reasoning_effort: str | None = None) -> dict[str, Any]:
-    """Only known switches with plain values reach a template."""
-    kwargs: dict[str, Any] = {} if reasoning_effort is None else {"reasoning_effort": reasoning_effort}
-    for name, value in (given or {}).items():
-        if name not in TEMPLATE_KWARGS:
-            known = ", ".join(sorted(TEMPLATE_KWARGS))
-            raise RequestError(
-                f"chat_template_kwargs: {name[:40]!r} is not allowed; allowed are {known}", param="chat_template_kwargs"
-            )
-        if not isinstance(value, str | int | float | bool | None):
-            raise RequestError(
-                f"chat_template_kwargs: {name} must be a text, a number or a switch", param="chat_template_kwargs"
-            )
-        kwargs[name] = value
-    return kwargs
-
-
-class _Choice:
-    """What has come of one choice."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self.logprobs: list[TokenLogprobs] = []
-        self.finish_reason: FinishReason | None = None
-        self.stop_reason: str | int | None = None
-
-
 async def _whole(serve: Serving, asked: ChatCompletionRequest, header: Header, work: Work) -> ChatCompletion:
-    choices = [_Choice() for _ in range(asked.n)]
     async with work:
-        arrived = await work.finish()
-    for _, delta in arrived:
-        choice = choices[delta.index]
-        choice.texts.append(delta.text)
-        choice.logprobs += delta.logprobs or ()
-        if delta.finish_reason is not None:
-            choice.finish_reason, choice.stop_reason = delta.finish_reason, delta.stop_reason
+        found = answers(await work.finish(), asked.n)
     tokenizer = serve.client.tokenizer
-    answer = ChatCompletion(
+    whole = ChatCompletion(
         id=header.id, created=header.created, model=header.model, choices=[], usage=usage_of(work.metrics)
     )
-    for index, choice in enumerate(choices):
-        assert choice.finish_reason is not None, "a generation ended without a finish_reason"
-        answer.choices.append(
+    for index, answer in enumerate(found):
+        whole.choices.append(
             ChatChoice(
                 index=index,
-                message=ResponseMessage(content="".join(choice.texts)),
-                logprobs=ChatLogprobsBuilder(tokenizer).build(choice.logprobs, final=True) if asked.logprobs else None,
-                finish_reason=choice.finish_reason,
-                stop_reason=choice.stop_reason,
+                message=ResponseMessage(content=answer.content),
+                logprobs=ChatLogprobsBuilder(tokenizer).build(answer.logprobs, final=True) if asked.logprobs else None,
+                finish_reason=answer.finish_reason or "stop",
+                stop_reason=answer.stop_reason,
             )
         )
-    if asked.prompt_logprobs is not None and (found := work.prompt_logprobs(0)) is not None:
-        answer.prompt_logprobs = prompt_logprobs(tokenizer, found)
-    return answer
+    if asked.prompt_logprobs is not None and (entries := work.prompt_logprobs(0)) is not None:
+        whole.prompt_logprobs = prompt_logprobs(tokenizer, entries)
+    return whole
 
 
 class _Streamed:
@@ -249,6 +148,9 @@ class _Chunks:
         if not self._tally.wanted:
             return DONE
         return self._event([], usage_of(self._work.metrics)) + DONE
+
+    def fail(self, error: ApiError) -> bytes:
+        return event(error_body(error))
 
     def _event(self, choices: list[ChatChunkChoice], usage: Usage | None = None) -> bytes:
         header = self._header

@@ -13,8 +13,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo.client.base import Prompt
-from octavo.errors import RequestError
+from octavo.errors import ApiError, RequestError
 from octavo.server.decode import decode
+from octavo.server.errors import error_body, refuse_nul
 from octavo.server.openai.logprobs import CompletionLogprobsBuilder, prompt_logprobs
 from octavo.server.openai.protocol.completions import (
     MAX_PROMPTS,
@@ -23,7 +24,6 @@ from octavo.server.openai.protocol.completions import (
     CompletionLogprobs,
     CompletionRequest,
 )
-from octavo.server.openai.protocol.shared import refuse_nul
 from octavo.server.openai.usage import Header, UsageTally, usage_of
 from octavo.server.serving import Serving, json_response, serving
 from octavo.server.sse import DONE, EventStream, Template, Writer, event
@@ -238,6 +238,9 @@ class _Chunks:
         final = Completion(id=self._header.id, created=self._header.created, model=self._header.model, choices=[])
         final.usage = usage_of(self._work.metrics)
         return event(_encode(final)) + DONE
+
+    def fail(self, error: ApiError) -> bytes:
+        return event(error_body(error))
 
     def _event(self, part: CompletionChoice) -> bytes:
         header = self._header

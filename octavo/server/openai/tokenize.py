@@ -9,9 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo.errors import RequestError
+from octavo.server.conversation import Conversation, checked_messages, render, template_kwargs
 from octavo.server.decode import decode
-from octavo.server.openai.chat import checked_messages, render, template_kwargs
-from octavo.server.openai.protocol.shared import refuse_nul
+from octavo.server.errors import refuse_nul
 from octavo.server.openai.protocol.tokenize import (
     DetokenizeRequest,
     DetokenizeResponse,
@@ -19,6 +19,7 @@ from octavo.server.openai.protocol.tokenize import (
     TokenizeResponse,
 )
 from octavo.server.serving import Serving, json_response, serving
+from octavo.types import SamplingParams
 
 _tokenize = msgspec.json.Decoder(TokenizeRequest)
 _detokenize = msgspec.json.Decoder(DetokenizeRequest)
@@ -42,13 +43,14 @@ async def _ids(serve: Serving, asked: TokenizeRequest) -> list[int]:
     if asked.prompt is not None:
         refuse_nul(asked.prompt, "prompt")
         return (await serve.encode([asked.prompt], add_special_tokens=asked.add_special_tokens is not False))[0]
-    ids = await render(
-        serve,
-        checked_messages(asked.messages or []),
+    conversation = Conversation(
+        messages=checked_messages(asked.messages or []),
+        params=SamplingParams(),
         add_generation_prompt=asked.add_generation_prompt,
         continue_final_message=asked.continue_final_message,
-        kwargs=template_kwargs(asked.chat_template_kwargs),
+        template_kwargs=template_kwargs(asked.chat_template_kwargs),
     )
+    ids = await render(serve, conversation)
     if asked.add_special_tokens:
         return [*serve.client.tokenizer.encode(""), *ids]
     return ids

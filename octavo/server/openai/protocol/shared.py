@@ -12,6 +12,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from octavo.errors import RequestError, Unsupported
+from octavo.server.errors import refuse_nul
 from octavo.types import SamplingParams
 
 NotYet = Annotated[Any, Meta(description="Not supported yet: a value is refused.")]
@@ -38,7 +39,6 @@ class GenerationRequest(SamplingParams, frozen=True, kw_only=True, omit_defaults
     user: str | None = None
 
     response_format: Annotated[ResponseFormat, Meta(description='`{"type": "text"}`.')] | None = None
-    structured_outputs: NotYet = None
     guided_json: NotYet = None
     guided_regex: NotYet = None
     guided_choice: NotYet = None
@@ -54,13 +54,15 @@ class GenerationRequest(SamplingParams, frozen=True, kw_only=True, omit_defaults
     def refused(self) -> tuple[str, ...]:
         """Names of the fields that change an answer and are not served yet."""
         return (
-            "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
+            "guided_json", "guided_regex", "guided_choice", "guided_grammar",
             "guided_decoding_backend", "grammar", "json_schema", "prompt_embeds", "logits_processors",
             "use_beam_search", "truncate_prompt_tokens",
         )  # fmt: skip
 
     def check(self) -> None:
         """What can be known without the model. Raises RequestError, Unsupported."""
+        if self.structured_outputs is not None:
+            raise Unsupported("structured_outputs is not supported yet; leave it out", param="structured_outputs")
         for name in self.refused():
             if getattr(self, name):
                 raise Unsupported(f"{name} is not supported yet; leave it out", param=name)
@@ -118,8 +120,3 @@ class PromptLogprob(msgspec.Struct, kw_only=True):
 
 
 PromptLogprobs = list[dict[str, PromptLogprob] | None]
-
-
-def refuse_nul(text: str, param: str) -> None:
-    if "\0" in text:
-        raise RequestError(f"{param} holds a NUL character, which no model's text has; remove it", param=param)
