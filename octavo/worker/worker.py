@@ -55,8 +55,8 @@ class Worker:
             raise
 
     def run(self, plan: Plan, masks: Masks | None = None) -> Result:
-        """`masks`: as wire/plan.py has them. Raises whatever the step raised; the worker stays usable, the plan's rows are to
-        be released."""
+        """`masks`: as wire/plan.py has them. Raises whatever the step raised; the worker stays usable, the plan's rows
+        are to be released."""
         assert self._runner is not None, f"run() of a worker that is {self.state.value}"
         self.state = State.RUNNING
         return self._runner.run(plan, masks)
