@@ -5,14 +5,15 @@ Adding an endpoint: its handler, its structs, a row here.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo.server import docs, system
+from octavo.server.errors import ErrorResponse
 from octavo.server.openai import models
 from octavo.server.openai.chat import chat_completions
 from octavo.server.openai.completions import completions
@@ -41,9 +42,15 @@ class Endpoint:
     asked: Any = None
     given: Any = None
     streamed: Any = None
+    problem: Any = ErrorResponse
+    """The body of every failure."""
+    special: Mapping[int, Any] = field(default_factory=dict)
+    """Other bodies by status."""
     example: dict[str, Any] | None = None
     is_open: bool = False
     """Answers without an API key."""
+    needs_model: bool = True
+    """503 while no model is loaded."""
     is_documented: bool = True
 
 
@@ -101,6 +108,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         summary="200 while the server lives.",
         given=system.Health,
         is_open=True,
+        needs_model=False,
     ),
     Endpoint(
         method="GET",
@@ -108,6 +116,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         handler=system.ready,
         summary="200 once the model answers, else 503.",
         given=system.Ready,
+        special={503: system.Ready},
     ),
     Endpoint(
         method="GET",
@@ -115,12 +124,14 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         handler=system.system_metrics,
         summary="The machine and the engine as JSON.",
         given=system.SystemMetrics,
+        needs_model=False,
     ),
     Endpoint(
         method="GET",
         path="/metrics",
         handler=system.prometheus,
         summary="Counters, histograms and gauges for Prometheus.",
+        needs_model=False,
     ),
     Endpoint(method="GET", path="/docs", handler=docs.page, summary="This page.", is_documented=False),
     Endpoint(method="GET", path="/openapi.json", handler=docs.openapi, summary="The routes.", is_documented=False),
