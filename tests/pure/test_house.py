@@ -34,10 +34,10 @@ _MAY_IMPORT = {
     "wire": "errors types",
     "wire.sockets": f"{BASE} wire",
     "text": f"{BASE} modelfiles",
-    "grammar": f"{BASE} text",
+    "grammar": f"{BASE} modelfiles.files text",
     # the engine sees integers: no sockets, no tensors
     "engine": f"{BASE} config wire grammar executor.base",
-    "engine.assembly": f"{BASE} config modelfiles.files wire engine executor.base",
+    "engine.assembly": f"{BASE} config modelfiles.files wire grammar engine executor.base",
     "engine.process": f"{BASE} config modelfiles modelfiles.hub wire wire.sockets engine engine.assembly executor",
     "executor": f"{BASE} config modelfiles wire",
     # towards the user

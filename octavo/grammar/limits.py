@@ -1,0 +1,16 @@
+"""How much work a grammar may cause, in compiling and for each token. One place: grammar/checker.py tries a grammar under
+the limits under which grammar/matcher.py follows it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+MAX_LEXER_STATES = 50_000
+"""Of 1 to 2 kB each."""
+
+
+def parser_limits() -> Any:
+    """llguidance's LLParserLimits: with them a mask takes some 15 ms at most, whatever the grammar."""
+    from llguidance import LLParserLimits
+
+    return LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False)

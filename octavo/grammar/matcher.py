@@ -1,0 +1,165 @@
+"""Follows a grammar token by token: which tokens may come next, by llguidance. Used by engine/constraints.py.
+
+Owns the vocabulary as llguidance wants it, made once per engine, and the state of each request. Invariants: the text of
+a grammar never matches a special token by its bytes; a mask that is given allows at least one token; tokens that end a
+request are allowed exactly where the grammar may end. llguidance is imported when a vocabulary is made.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Any
+
+from octavo.grammar.limits import parser_limits
+from octavo.modelfiles.files import ModelFiles
+from octavo.text.tokenizer import Tokenizer
+
+CACHED_GRAMMARS = 32
+CACHED_CHARS = 1 << 20
+"""Compiled grammars that are kept: so many, with texts of so many characters together."""
+_TOO_COMPLEX = ("ParserTooComplex", "LexerTooComplex")
+
+
+class GrammarError(Exception):
+    """A grammar that cannot be compiled, or not followed any further. `is_users`: because of what it is."""
+
+    def __init__(self, message: str, *, is_users: bool) -> None:
+        super().__init__(message)
+        self.is_users = is_users
+
+
+class Vocabulary:
+    """The tokens of a model with `size` logits; the tokenizer may know fewer. Thread-safe."""
+
+    def __init__(self, tokenizer: Tokenizer, size: int) -> None:
+        from llguidance import LLTokenizer, TokenizerWrapper
+
+        self.size = size
+        # An end of its own, behind the model's tokens: which of those may end a request differs from one to the next.
+        self._limits = parser_limits()
+        self._tokenizer: Any = LLTokenizer(TokenizerWrapper(_Tokens(tokenizer, size)), n_vocab=size + 1, eos_token=size)
+        self._lock = threading.Lock()
+        self._compiled: OrderedDict[str, Any] = OrderedDict()
+        self._chars = 0
+
+    @classmethod
+    def load(cls, files: ModelFiles, size: int) -> Vocabulary:
+        """Raises ModelFileError."""
+        return cls(Tokenizer.load(files), size)
+
+    def matcher(self, grammar: str, stop_ids: Iterable[int] = ()) -> Matcher:
+        """At the grammar's start; llguidance frees the interpreter lock while it compiles. Raises GrammarError."""
+        from llguidance import LLMatcher
+
+        with self._lock:
+            compiled = self._compiled.get(grammar)
+            if compiled is not None:
+                self._compiled.move_to_end(grammar)
+        if compiled is None:
+            compiled = LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
+            if compiled.is_error():
+                raise GrammarError(compiled.get_error(), is_users=True)
+            self._keep(grammar, compiled)
+        return Matcher(compiled.deep_copy(), self.size, frozenset(stop_ids))
+
+    def _keep(self, grammar: str, compiled: Any) -> None:
+        with self._lock:
+            if grammar not in self._compiled:
+                self._chars += len(grammar)
+            self._compiled[grammar] = compiled
+            while self._compiled and (len(self._compiled) > CACHED_GRAMMARS or self._chars > CACHED_CHARS):
+                text, _ = self._compiled.popitem(last=False)
+                self._chars -= len(text)
+
+
+class Matcher:
+    """A place in a grammar. Not thread-safe: one call at a time. `stop_ids`: tokens that end the request."""
+
+    def __init__(self, matcher: Any, size: int, stop_ids: frozenset[int]) -> None:
+        self._matcher = matcher
+        self._size = size
+        self._nbytes = -(-size // 32) * 4
+        self._stop_ids = stop_ids
+        self.is_finished = bool(matcher.is_stopped())
+        """Nothing but the end can follow."""
+
+    def consume(self, token: int) -> None:
+        """The token was sampled. Raises GrammarError when the grammar does not allow it."""
+        if token in self._stop_ids and not self._matcher.validate_tokens([token]) and self._matcher.is_accepting():
+            self.is_finished = True
+            return
+        if not self._matcher.consume_token(token):
+            raise self._error(f"token {token} is not allowed by the grammar")
+        self.is_finished = bool(self._matcher.is_stopped())
+
+    def mask(self) -> bytes | None:
+        """The tokens that may come next, as wire/plan.py's Masks have them: what the grammar allows, and all stop ids
+        where it may end. None: nothing but the end can follow, and no stop id is there to say so. Raises GrammarError.
+        """
+        found: bytes = self._matcher.compute_bitmask()
+        if self._matcher.is_error():
+            raise self._error("the next tokens of the grammar cannot be found")
+        mask = bytearray(found[: self._nbytes])
+        if found[self._size >> 3] >> (self._size & 7) & 1:
+            if self._size >> 3 < len(mask):
+                mask[self._size >> 3] &= ~(1 << (self._size & 7)) & 255
+            for token in self._stop_ids:
+                mask[token >> 3] |= 1 << (token & 7)
+            if not any(mask):
+                self.is_finished = True
+                return None
+        elif not any(mask):
+            raise GrammarError("the grammar allows no token of this model here", is_users=True)
+        return bytes(mask)
+
+    def _error(self, what: str) -> GrammarError:
+        if self._matcher.stop_reason() in _TOO_COMPLEX:
+            return GrammarError("the grammar is too complex to be followed any further", is_users=True)
+        return GrammarError(f"{what}: {self._matcher.get_error()}", is_users=False)
+
+
+class _Tokens:
+    """What llguidance's TokenizerWrapper asks of a tokenizer."""
+
+    bos_token_id = None
+
+    def __init__(self, tokenizer: Tokenizer, size: int) -> None:
+        known = min(tokenizer.vocab_size, size)
+        self._tokenizer = tokenizer
+        self._anchor = tokenizer.encode("\n", add_special_tokens=False)
+        self.eos_token_id = size
+        self.tokens = [*map(tokenizer.token_bytes, range(known)), *[b""] * (size - known), b"<|end of grammar|>"]
+        self.special_token_ids = [*sorted(i for i in tokenizer.special_ids if i < size), size]
+        self._ids: dict[bytes, int] = {}
+        self._longest = 0
+
+    def __call__(self, data: bytes) -> list[int]:
+        """Tokens of a text that stands within another, so that what a grammar forces comes in the model's own tokens.
+        They are made of exactly these bytes."""
+        text = data.decode(errors="replace")
+        # After a line break nothing is added that only a new text begins with.
+        ids = self._tokenizer.encode("\n" + text, add_special_tokens=False)
+        if ids[: len(self._anchor)] == self._anchor:
+            ids = ids[len(self._anchor) :]
+            if b"".join(self.tokens[i] for i in ids) == data:
+                return ids
+        return self._greedy(data)
+
+    def _greedy(self, data: bytes) -> list[int]:
+        """The longest token first."""
+        if not self._ids:
+            special = set(self.special_token_ids)
+            self._ids = {piece: i for i, piece in enumerate(self.tokens) if piece and i not in special}
+            self._longest = max(map(len, self._ids), default=1)
+        found: list[int] = []
+        at = 0
+        while at < len(data):
+            lengths = range(min(self._longest, len(data) - at), 0, -1)
+            length = next((n for n in lengths if data[at : at + n] in self._ids), None)
+            if length is None:
+                return found
+            found.append(self._ids[data[at : at + length]])
+            at += length
+        return found
