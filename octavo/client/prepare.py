@@ -142,7 +142,8 @@ def _check_ids(ids: Iterable[int], vocab_size: int, param: str) -> None:
     for token_id in ids:
         if not 0 <= token_id < vocab_size:
             raise RequestError(
-                f"{param}: token id {token_id} is not in the vocabulary (0 to {vocab_size - 1})", param=param
+                f"{param}: token id {token_id} is out of vocabulary: the model has {vocab_size} tokens, from 0 on",
+                param=param,
             )
 
 

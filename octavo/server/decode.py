@@ -1,7 +1,7 @@
 """A request body becomes a typed struct or a RequestError whose `param` names the field.
 
 Called by every POST handler. Strict: no string where a number is meant, no NaN, no Infinity. A top-level null means
-the field was left out, as OpenAI's clients send it.
+the field was left out, as OpenAI's clients send it; a top-level 1.0 is the integer 1, as JSON Schema has it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ _MISSING = re.compile(r"missing required field `(\w+)`")
 _BYTE = re.compile(r" ?\(byte (\d+)\)")
 _TOKEN = re.compile(rb'"((?:[^"\\]|\\.)*)"|[\[\]{}]', re.DOTALL)
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
+_INTEGRAL = re.compile(rb"\A(-?[0-9]{1,18})\.0+\Z")
 _SCAN_LIMIT = 1 << 20
 """Bytes that are searched for the name of the field in which malformed JSON breaks off."""
 _DEPTH_LIMIT = 64
@@ -32,8 +33,8 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        if "got `null`" in str(error):
-            return _without_nulls(decoder, body, error)
+        if "got `null`" in str(error) or "got `float`" in str(error):
+            return _relaxed(decoder, body, error)
         raise _invalid(error) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _malformed(body, str(error)) from None
@@ -43,9 +44,10 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         ) from None
 
 
-def _without_nulls(decoder: msgspec.json.Decoder[T], body: bytes, first: msgspec.ValidationError) -> T:
+def _relaxed(decoder: msgspec.json.Decoder[T], body: bytes, first: msgspec.ValidationError) -> T:
     try:
-        fields = {k: v for k, v in _raw_object.decode(body).items() if bytes(v) != b"null"}
+        raw = {name: bytes(value) for name, value in _raw_object.decode(body).items()}
+        fields = {name: msgspec.Raw(_INTEGRAL.sub(rb"\1", value)) for name, value in raw.items() if value != b"null"}
         return decoder.decode(msgspec.json.encode(fields))
     except msgspec.ValidationError as error:
         raise _invalid(error) from None

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+import octavo
 from octavo.client.base import Client
 from octavo.errors import ApiError, ModelNotFound, Unavailable
 from octavo.server.inflight import InFlight
@@ -46,6 +48,12 @@ class Serving:
         if asked is not None and asked != served:
             raise ModelNotFound(f"the model {asked[:100]!r} does not exist; this server has {served!r}", param="model")
         return served
+
+    def fingerprint(self) -> str:
+        """Of what computes: while it stays the same, a seed gives the same answer."""
+        info = self.info()
+        parts = (octavo.__version__, info.model, info.model_path, info.dtype, info.device, info.backend)
+        return "fp_" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:10]
 
     async def encode(
         self, texts: Sequence[str], *, add_special_tokens: bool = True, max_tokens: int | None = None

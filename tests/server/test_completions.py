@@ -115,6 +115,60 @@ def test_best_of_counts_all_candidates_and_returns_n() -> None:
     run(test)
 
 
+def test_a_bias_of_zero_and_best_of_zero_change_nothing() -> None:
+    async def test(api: Api) -> None:
+        plain = (await api.complete()).json()["choices"]
+        fields = {"logit_bias": {"foo": 0, "97": 0.0}, "best_of": 0, "n": 1.0, "max_tokens": 16.0, "seed": None}
+        assert (await api.complete(**fields)).json()["choices"] == plain
+
+    run(test)
+
+
+def test_refused_biases_are_all_named() -> None:
+    async def test(api: Api) -> None:
+        error = error_of(await api.complete(logit_bias={"foo": 1, "bar": 2, "97": 3}), 400)
+        assert "'foo', 'bar'" in error["message"] and "97" not in error["message"]
+        assert "259 tokens" in error_of(await api.complete(logit_bias={"300": 1}), 400)["message"]
+
+    run(test)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_token_ids_on_request(stream: bool) -> None:
+    async def test(api: Api) -> None:
+        asked: dict[str, Any] = {"return_token_ids": True, "return_tokens_as_token_ids": True, "logprobs": 1}
+        response = await api.complete(**asked, prompt=["ab", "c"], max_tokens=4, echo=True, stream=stream)
+        bodies = events(response.text)[:-1] if stream else [response.json()]
+        parts = [choice for body in bodies for choice in body["choices"] if choice["index"] == 0]
+        assert [part.get("prompt_token_ids") for part in parts] == [[97, 98], *[None] * (len(parts) - 1)]
+        assert [i for part in parts for i in part["token_ids"]] == list(b"Hell")
+        tokens = [token for part in parts for token in part["logprobs"]["tokens"]]
+        assert tokens == [f"token_id:{i}" for i in b"abHell"]
+        tops = [top for part in parts for top in part["logprobs"]["top_logprobs"]]
+        assert tops[0] is None and all(key.startswith("token_id:") for top in tops[1:] for key in top)
+
+    run(test)
+
+
+def test_the_fingerprint_is_that_of_the_engine() -> None:
+    async def test(api: Api) -> None:
+        plain = (await api.complete()).json()["system_fingerprint"]
+        chunks = events((await api.complete(stream=True)).text)[:-1]
+        chat = (await api.chat()).json()["system_fingerprint"]
+        assert plain.startswith("fp_") and {chat, *(c["system_fingerprint"] for c in chunks)} == {plain}
+
+    run(test)
+
+
+def test_every_chunk_has_logprobs_when_asked() -> None:
+    async def test(api: Api) -> None:
+        chunks = events((await api.complete(stream=True, logprobs=1, max_tokens=200)).text)[:-1]
+        assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+        assert all(isinstance(chunk["choices"][0]["logprobs"]["tokens"], list) for chunk in chunks)
+
+    run(test)
+
+
 def test_prompt_logprobs_per_choice() -> None:
     async def test(api: Api) -> None:
         body = (await api.complete(prompt=["ab", "cde"], prompt_logprobs=2, max_tokens=1)).json()
@@ -139,6 +193,13 @@ def test_prompt_logprobs_per_choice() -> None:
         ({"prompt": ["x"] * 2000}, "prompt"),
         ({"prompt": ["x"] * 1000, "n": 128}, "prompt"),
         ({"prompt": "a\0b"}, "prompt"),
+        ({"prompt": None}, "prompt"),
+        ({"logit_bias": {"foo": 1, "bar": -1}}, "logit_bias"),
+        ({"logit_bias": {"259": 1}}, "logit_bias"),
+        ({"logit_bias": {"1": "much"}}, "logit_bias"),
+        ({"logit_bias": dict.fromkeys(range(2000), 1)}, "logit_bias"),
+        ({"max_tokens": 1.5}, "max_tokens"),
+        ({"max_tokens": "5"}, "max_tokens"),
         ({"suffix": "tail"}, "suffix"),
         ({"best_of": 1, "n": 2}, "best_of"),
         ({"best_of": 3, "stream": True}, "best_of"),

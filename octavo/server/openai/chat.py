@@ -42,7 +42,7 @@ async def chat_completions(request: Request) -> Response:
     asked = decode(_decoder, await request.body())
     asked.check()
     asked_for = conversation(asked, request_id(request))
-    header = Header.new("chatcmpl", serve.model(asked.model))
+    header = Header.new("chatcmpl", serve.model(asked.model), serve.fingerprint())
     if asked.stream:
 
         async def stream() -> tuple[Work, Writer]:
@@ -77,7 +77,12 @@ async def _whole(serve: Serving, asked: ChatCompletionRequest, header: Header, w
         found = answers(await work.finish(), asked.n)
     tokenizer = serve.client.tokenizer
     whole = ChatCompletion(
-        id=header.id, created=header.created, model=header.model, choices=[], usage=usage_of(work.metrics)
+        id=header.id,
+        created=header.created,
+        model=header.model,
+        choices=[],
+        usage=usage_of(work.metrics),
+        system_fingerprint=header.fingerprint,
     )
     for index, answer in enumerate(found):
         whole.choices.append(
@@ -155,5 +160,6 @@ class _Chunks:
     def _event(self, choices: list[ChatChunkChoice], usage: Usage | None = None) -> bytes:
         header = self._header
         chunk = ChatCompletionChunk(id=header.id, created=header.created, model=header.model, choices=choices)
+        chunk.system_fingerprint = header.fingerprint
         chunk.usage = self._tally.of_chunk if usage is None else usage
         return event(_encode(chunk))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
+from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -43,7 +44,7 @@ async def completions(request: Request) -> Response:
     asked = decode(_decoder, await request.body())
     asked.check()
     given = split_prompts(asked.prompt)
-    header = Header.new("cmpl", serve.model(asked.model))
+    header = Header.new("cmpl", serve.model(asked.model), serve.fingerprint())
     _check_fan_out(serve, asked, len(given))
 
     async def start() -> tuple[Work, list[_Choice]]:
@@ -128,18 +129,22 @@ class _Choice:
         self._prompt = prompt
         self._tokenizer = serve.client.tokenizer
         self._echo = asked.echo
+        self._show_ids = asked.return_token_ids
+        self._prompt_ids_due = asked.return_token_ids
         self._logprobs: CompletionLogprobsBuilder | None = None
         if asked.logprobs is not None:
-            self._logprobs = CompletionLogprobsBuilder(self._tokenizer, asked.logprobs, asked.skip_special_tokens)
+            self._logprobs = CompletionLogprobsBuilder(
+                self._tokenizer, asked.logprobs, asked.skip_special_tokens, as_ids=asked.return_tokens_as_token_ids
+            )
 
     @property
     def plain(self) -> bool:
         """A delta shows its text and nothing else."""
-        return not self._echo and self._logprobs is None
+        return not self._echo and self._logprobs is None and not self._show_ids
 
     def take(self, delta: Delta, work: Work, prompt_index: int) -> CompletionChoice | None:
         """What the delta shows; None when that is nothing."""
-        text, logprobs = delta.text, None
+        text = delta.text
         parts: list[CompletionLogprobs] = []
         if self._echo:  # once, before everything else
             self._echo = False
@@ -149,13 +154,18 @@ class _Choice:
                 parts.append(self._logprobs.build(self._prompt.token_ids, found))
         if self._logprobs is not None and delta.logprobs:
             parts.append(self._logprobs.build([entry.token_id for entry in delta.logprobs], delta.logprobs))
-        if parts:
-            logprobs = joined(parts)
-        if not text and logprobs is None and delta.finish_reason is None:
+        ids = delta.token_ids if self._show_ids else []
+        if not text and not parts and not ids and delta.finish_reason is None:
             return None
+        logprobs = None if self._logprobs is None else joined(parts)
         choice = CompletionChoice(index=self.index, text=text, logprobs=logprobs, finish_reason=delta.finish_reason)
         if delta.finish_reason is not None:
             choice.stop_reason = delta.stop_reason
+        if self._show_ids:
+            choice.token_ids = ids
+        if self._prompt_ids_due:
+            self._prompt_ids_due = False
+            choice.prompt_token_ids = self._prompt.token_ids
         return choice
 
     def _prompt_text(self) -> str:
@@ -188,22 +198,38 @@ async def _whole(
         index = prompt_index * asked.n + delta.index
         if (part := choices[index].take(delta, work, prompt_index)) is not None:
             shown[index].append(part)
-    answer = Completion(id=header.id, created=header.created, model=header.model, choices=[])
+    answer = _completion(header, [])
     for index, parts in enumerate(shown):
         assert parts, "a generation ended without a finish_reason"
-        answer.choices.append(
-            CompletionChoice(
-                index=index,
-                text="".join(part.text for part in parts),
-                logprobs=joined([p.logprobs for p in parts if p.logprobs]) if asked.logprobs is not None else None,
-                finish_reason=parts[-1].finish_reason,
-                stop_reason=parts[-1].stop_reason,
-            )
-        )
+        answer.choices.append(_of_parts(parts))
         if asked.prompt_logprobs is not None and (found := work.prompt_logprobs(index // asked.n)) is not None:
             answer.choices[-1].prompt_logprobs = prompt_logprobs(serve.client.tokenizer, found)
     answer.usage = usage_of(work.metrics)
     return answer
+
+
+def _of_parts(parts: list[CompletionChoice]) -> CompletionChoice:
+    """The choice whose parts, in order, these are."""
+    logprobs = [part.logprobs for part in parts if part.logprobs is not None]
+    return CompletionChoice(
+        index=parts[0].index,
+        text="".join(part.text for part in parts),
+        logprobs=joined(logprobs) if logprobs else None,
+        finish_reason=parts[-1].finish_reason,
+        stop_reason=parts[-1].stop_reason,
+        token_ids=[i for part in parts for i in part.token_ids or ()] if parts[0].token_ids is not UNSET else UNSET,
+        prompt_token_ids=parts[0].prompt_token_ids,
+    )
+
+
+def _completion(header: Header, choices: list[CompletionChoice]) -> Completion:
+    return Completion(
+        id=header.id,
+        created=header.created,
+        model=header.model,
+        choices=choices,
+        system_fingerprint=header.fingerprint,
+    )
 
 
 class _Chunks:
@@ -235,7 +261,7 @@ class _Chunks:
     def end(self) -> bytes:
         if not self._tally.wanted:
             return DONE
-        final = Completion(id=self._header.id, created=self._header.created, model=self._header.model, choices=[])
+        final = _completion(self._header, [])
         final.usage = usage_of(self._work.metrics)
         return event(_encode(final)) + DONE
 
@@ -243,7 +269,6 @@ class _Chunks:
         return event(error_body(error))
 
     def _event(self, part: CompletionChoice) -> bytes:
-        header = self._header
-        body = Completion(id=header.id, created=header.created, model=header.model, choices=[part])
+        body = _completion(self._header, [part])
         body.usage = self._tally.of_chunk
         return event(_encode(body))

@@ -37,7 +37,9 @@ class ChatLogprobsBuilder:
 class CompletionLogprobsBuilder:
     """Of one choice, chunk by chunk: keeps where in the choice's text the next token begins, in characters."""
 
-    def __init__(self, tokenizer: Tokenizer, num_top: int, skip_special_tokens: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, num_top: int, skip_special_tokens: bool, *, as_ids: bool = False) -> None:
+        """`as_ids`: tokens are given as `token_id:ID`, which no other token can be mistaken for."""
+        self._text = _id_text if as_ids else tokenizer.token_text
         self._tokenizer = tokenizer
         self._num_top = num_top
         self._skip = skip_special_tokens
@@ -49,7 +51,7 @@ class CompletionLogprobsBuilder:
         tokenizer = self._tokenizer
         out = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
         for token_id, entry in zip(ids, entries, strict=True):
-            text = tokenizer.token_text(token_id)
+            text = self._text(token_id)
             out.tokens.append(text)
             out.text_offset.append(self._offset)
             self._offset += len(self._decoder.decode(tokenizer.visible_bytes(token_id, self._skip)))
@@ -60,7 +62,7 @@ class CompletionLogprobsBuilder:
             out.token_logprobs.append(_finite(entry.logprob))
             top: dict[str, float] = {}
             for t in entry.top[: self._num_top]:
-                top.setdefault(tokenizer.token_text(t.token_id), _finite(t.logprob))
+                top.setdefault(self._text(t.token_id), _finite(t.logprob))
             top.setdefault(text, _finite(entry.logprob))
             out.top_logprobs.append(top)
         return out
@@ -84,6 +86,10 @@ def prompt_logprobs(tokenizer: Tokenizer, entries: Sequence[TokenLogprobs | None
             }
         )
     return found
+
+
+def _id_text(token_id: int) -> str:
+    return f"token_id:{token_id}"
 
 
 def _top(tokenizer: Tokenizer, token_id: int, logprob: float) -> TopLogprobEntry:

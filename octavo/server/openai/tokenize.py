@@ -64,7 +64,8 @@ async def detokenize(request: Request) -> Response:
     for token_id in asked.tokens:
         if not 0 <= token_id < tokenizer.vocab_size:
             raise RequestError(
-                f"tokens: {token_id} is not in the vocabulary (0 to {tokenizer.vocab_size - 1})", param="tokens"
+                f"tokens: {token_id} is out of vocabulary: the model has {tokenizer.vocab_size} tokens, from 0 on",
+                param="tokens",
             )
     text = await asyncio.to_thread(tokenizer.decode, asked.tokens, skip_special_tokens=False)
     return json_response(DetokenizeResponse(prompt=text))

@@ -20,10 +20,11 @@ class Header:
     id: str
     created: int
     model: str
+    fingerprint: str | None = None
 
     @classmethod
-    def new(cls, prefix: str, model: str) -> Header:
-        return cls(f"{prefix}-{uuid.uuid4().hex}", int(time.time()), model)
+    def new(cls, prefix: str, model: str, fingerprint: str | None = None) -> Header:
+        return cls(f"{prefix}-{uuid.uuid4().hex}", int(time.time()), model, fingerprint)
 
 
 class UsageTally:

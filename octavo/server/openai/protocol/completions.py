@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from octavo.server.openai.protocol.shared import GenerationRequest, NotYet, PromptLogprobs, Usage
-from octavo.types import FinishReason
+from octavo.types import FinishReason, SamplingParams
 
 MAX_PROMPTS = 1024
 
@@ -18,12 +18,20 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True, omit_defau
 
     prompt: Annotated[str | list[str | int | list[int]], Meta(description="Text, token ids, or a list of either.")]
     max_completion_tokens: Annotated[int, Meta(ge=0, description="Wins over max_tokens (16).")] | None = None
+    best_of: (
+        Annotated[int, Meta(ge=0, le=128, description="Candidates, of which the n best are returned; 0: n.")] | None
+    ) = None
+    return_token_ids: Annotated[bool, Meta(description="Ids of prompt and output beside the text.")] = False
+    return_tokens_as_token_ids: Annotated[bool, Meta(description="Tokens of logprobs as `token_id:ID`.")] = False
     suffix: Annotated[Any, Meta(description="Not supported.")] = None
     add_special_tokens: Annotated[bool, Meta(description="Put BOS before a text prompt, if the model has one.")] = True
     length_penalty: NotYet = None
 
     def refused(self) -> tuple[str, ...]:
         return (*super().refused(), "suffix", "length_penalty")
+
+    def sampling(self, **changed: Any) -> SamplingParams:
+        return super().sampling(**{"best_of": self.best_of or None, **changed})
 
 
 class CompletionLogprobs(msgspec.Struct, kw_only=True):
@@ -40,6 +48,9 @@ class CompletionChoice(msgspec.Struct, kw_only=True):
     finish_reason: FinishReason | None
     stop_reason: str | int | UnsetType | None = UNSET
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    token_ids: list[int] | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    """Streamed: in the first chunk of the choice."""
 
 
 class Completion(msgspec.Struct, kw_only=True):

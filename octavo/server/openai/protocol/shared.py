@@ -6,11 +6,13 @@ ignored, known ones that are not served yet are refused by name.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from octavo.client.prepare import MAX_LOGIT_BIAS
 from octavo.errors import RequestError, Unsupported
 from octavo.server.errors import refuse_nul
 from octavo.types import SamplingParams
@@ -18,6 +20,7 @@ from octavo.types import SamplingParams
 NotYet = Annotated[Any, Meta(description="Not supported yet: a value is refused.")]
 
 MAX_STOP = 16
+_TOKEN_ID = re.compile(r"-?[0-9]{1,10}")
 
 
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +40,7 @@ class GenerationRequest(SamplingParams, frozen=True, kw_only=True, omit_defaults
     stream_options: StreamOptions | None = None
     echo: Annotated[bool, Meta(description="Completions: the answer begins with the prompt.")] = False
     user: str | None = None
+    logit_bias: Annotated[dict[str, float], Meta(description="Added to the logits of token ids.")] | None = None  # type: ignore[assignment]
 
     response_format: Annotated[ResponseFormat, Meta(description='`{"type": "text"}`.')] | None = None
     guided_json: NotYet = None
@@ -76,7 +80,7 @@ class GenerationRequest(SamplingParams, frozen=True, kw_only=True, omit_defaults
             raise RequestError(f"stop has {len(self.stop_strings())} strings; at most {MAX_STOP}", param="stop")
         if self.stream and self.prompt_logprobs is not None:
             raise RequestError("prompt_logprobs are not given with stream: true", param="prompt_logprobs")
-        if self.best_of is not None and self.best_of < self.n:
+        if self.best_of and self.best_of < self.n:
             raise RequestError(f"best_of ({self.best_of}) must be at least n ({self.n})", param="best_of")
         if self.stream and (self.best_of or 0) > self.n:
             raise RequestError("best_of cannot be combined with stream: true", param="best_of")
@@ -85,9 +89,23 @@ class GenerationRequest(SamplingParams, frozen=True, kw_only=True, omit_defaults
                 refuse_nul(text, name)
 
     def sampling(self, **changed: Any) -> SamplingParams:
-        """The sampling fields of this request, some replaced."""
+        """The sampling fields of this request, some replaced. Raises RequestError."""
         fields = {name: getattr(self, name) for name in SamplingParams.__struct_fields__}
+        fields["logit_bias"] = biases(self.logit_bias)
         return SamplingParams(**{**fields, **changed})
+
+
+def biases(given: dict[str, float] | None) -> dict[int, float] | None:
+    """By token id. A bias of 0 changes nothing, whatever it is for; any other is for a token id."""
+    if not given:
+        return None
+    if len(given) > MAX_LOGIT_BIAS:
+        raise RequestError(f"logit_bias: {len(given)} entries, at most {MAX_LOGIT_BIAS}", param="logit_bias")
+    wrong = [key for key, value in given.items() if value and not _TOKEN_ID.fullmatch(key)]
+    if wrong:
+        names = ", ".join(repr(key[:40]) for key in wrong[:8])
+        raise RequestError(f"logit_bias: keys are token ids, which {names} is not", param="logit_bias")
+    return {int(key): value for key, value in given.items() if _TOKEN_ID.fullmatch(key)}
 
 
 class PromptTokensDetails(msgspec.Struct, kw_only=True):
