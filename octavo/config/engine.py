@@ -64,9 +64,47 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     host: Annotated[str, Meta(description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="TCP port; 0 takes a free one.")] = 8000
     connect: Annotated[str, Meta(description="Serve an engine that runs elsewhere: ipc://PATH.")] | None = None
-    api_key: Annotated[str, Meta(description="Key that clients must send (not supported yet).")] | None = None
+    api_key: Annotated[
+        tuple[str, ...],
+        Meta(description="Keys of which clients must send one; comma-separated or repeated.", extra={"secret": True}),
+    ] = ()
+    api_key_file: Annotated[str, Meta(description="File with one such key a line; # begins a comment.")] | None = None
+    share_prefix_cache: Annotated[
+        bool, Meta(description="Let requests with different API keys reuse each other's cached prefixes.")
+    ] = False
+    requests_per_minute: (
+        Annotated[int, Meta(ge=1, description="POST requests a minute for each API key, or in all without keys.")]
+        | None
+    ) = None
+    tokens_per_minute: (
+        Annotated[int, Meta(ge=1, description="Prompt and output tokens a minute for each API key, or in all.")] | None
+    ) = None
+    max_inflight: (
+        Annotated[int, Meta(ge=1, description="POST requests at once for each API key, or in all.")] | None
+    ) = None
+    cors_origin: Annotated[
+        tuple[str, ...],
+        Meta(description="Web pages that may call from a browser, as https://host:port; * is all."),
+    ] = ()
+    ssl_certfile: Annotated[str, Meta(description="Certificate chain (PEM): serve https.")] | None = None
+    ssl_keyfile: Annotated[str, Meta(description="Its private key (PEM), unless in the same file.")] | None = None
+    ssl_ca_certs: (
+        Annotated[str, Meta(description="Authorities (PEM) of whose certificates clients must show one.")] | None
+    ) = None
+    max_connections: Annotated[int, Meta(ge=1, description="Connections at once; more are turned away.")] = 1024
+    max_header_size: Annotated[str, Meta(description="Largest head of a request, and of any of its parts.")] = "64KiB"
+    header_timeout: Annotated[float, Meta(gt=0, description="Seconds in which a request's head must come.")] = 15.0
+    body_timeout: Annotated[float, Meta(gt=0, description="The same for its body, and 1 s more for each 16 KiB.")] = (
+        30.0
+    )
+    send_timeout: Annotated[float, Meta(gt=0, description="Seconds a client may leave its answer unread.")] = 30.0
+    keep_alive_timeout: Annotated[float, Meta(gt=0, description="Seconds before an idle connection is closed.")] = 30.0
     drain_timeout: Annotated[float, Meta(ge=0, description="Seconds that running requests get at shutdown.")] = 30.0
     max_body_size: Annotated[str, Meta(description="Largest request body.")] = "32MiB"
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="Least severe message that is logged.")
     ] = "info"
+    log_format: Annotated[Literal["text", "json"], Meta(description="text for people, json: one object a line.")] = (
+        "text"
+    )
+    access_log: Annotated[bool, Meta(description="One log line for each request.")] = True

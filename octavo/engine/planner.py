@@ -49,6 +49,7 @@ class Counters:
     preemptions: int = 0
     aborts: int = 0
     steps: int = 0
+    step_failures: int = 0
 
 
 @dataclass(slots=True)
@@ -77,6 +78,8 @@ class _Steady:
     run: list[Run]
     steps_left: int
     """Until a request has computed all it will ever compute."""
+    bound: list[Request]
+    """Those that may not run while a token of theirs is in flight."""
 
 
 class Planner:
@@ -170,11 +173,15 @@ class Planner:
         if not all(item[2].samples and item[2].num_tokens == 1 for item in items):
             return None
         steps_left = min(item[0].computable - item[0].num_computed for item in items)
-        return _Steady(items, flight.plan.run, steps_left)
+        bound = [item[0] for item in items if item[0].constraint is not None]
+        return _Steady(items, flight.plan.run, steps_left, bound)
 
     def _repeat(self, steady: _Steady, index: int) -> Flight | None:
         """The plan that `make` would come to, in a fraction of its time; None where it has something to decide."""
         if steady.steps_left <= 0 or (self._free_rows and len(self.queue)):
+            self._steady = None
+            return None
+        if steady.bound and any(request.num_pending for request in steady.bound):
             self._steady = None
             return None
         size = self._block_size
@@ -299,8 +306,8 @@ class Planner:
             promised += max(self._pages(len(request.token_ids)) - len(request.block_ids), 0) + 1
 
     def _hits(self, request: Request) -> list[int]:
-        if request.prompt_logprobs is not None or not self.cache.enabled:
-            return []  # the logits of the whole prompt are wanted: nothing may be left out
+        if request.needs_whole_prompt or not self.cache.enabled:
+            return []
         full = (len(request.token_ids) - 1) // self._block_size  # at least one token is computed
         self.cache.extend_keys(request.keys, request.root, request.token_ids, full)
         return self.cache.lookup(request.keys[:full], request.root, request.token_ids)
@@ -315,7 +322,7 @@ class Planner:
         if request.first_scheduled is None:
             request.first_scheduled = now
             request.cached_tokens = cached
-        if request.prompt_logprobs is None and self.cache.enabled:
+        if not request.needs_whole_prompt and self.cache.enabled:
             self._counters.prefix_queries += len(request.token_ids)
             self._counters.prefix_hits += cached
         self.running.insert(bisect_left(self.running, request.order, key=lambda r: r.order), request)
@@ -345,6 +352,8 @@ class Planner:
             seed=add.seed,
             stop_ids=add.stop_ids,
             bad_word_ids=add.bad_word_ids,
+            constrained=request.constraint is not None,
+            pooling=add.pooling,
         )
 
     def _pages(self, tokens: int) -> int:

@@ -12,18 +12,23 @@ result counts only while its request's `epoch` is the one it was scheduled in. R
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterable
 
 from octavo.engine.blocks import BlockPool
+from octavo.engine.constraints import Constraint, Constraints, masks
 from octavo.engine.planner import Counters, Flight, Planner, SchedulerConfig
 from octavo.engine.prefix import PrefixCache
 from octavo.engine.request import Request, refused
+from octavo.grammar.matcher import GrammarError
 from octavo.types import TokenLogprobs
 from octavo.wire.messages import Add, Failed, TokenOutput
-from octavo.wire.plan import Plan, Result
+from octavo.wire.plan import Masks, Plan, Result
 
 __all__ = ["Reply", "Scheduler", "SchedulerConfig"]
+
+logger = logging.getLogger(__name__)
 
 SAMPLED = 4
 """Of steps that only decode, and so are alike, every fourth tells how long they take."""
@@ -33,7 +38,8 @@ Reply = tuple[bytes, TokenOutput | Failed]
 
 
 class Scheduler:
-    def __init__(self, config: SchedulerConfig) -> None:
+    def __init__(self, config: SchedulerConfig, constraints: Constraints | None = None) -> None:
+        """`constraints`: compiles grammars; None: requests with a grammar are refused."""
         self.config = config
         self.max_len = min(config.max_model_len, config.num_blocks * config.block_size)
         """Longest sequence: what the model, and what all pages together can hold."""
@@ -43,6 +49,11 @@ class Scheduler:
         self._flights: deque[Flight] = deque()
         self._num_plans = 0
         self._num_arrivals = 0
+        self._constraints = constraints
+        self._compiling: set[Request] = set()
+        """Accepted, and queued as soon as their grammar is compiled."""
+        self._num_bound = 0
+        """Requests with a grammar, those in `_compiling` too."""
 
     @property
     def pool(self) -> BlockPool:
@@ -54,7 +65,7 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        return len(self._planner.queue)
+        return len(self._planner.queue) + len(self._compiling)
 
     @property
     def num_running(self) -> int:
@@ -62,8 +73,18 @@ class Scheduler:
 
     @property
     def has_requests(self) -> bool:
+        """There are some that have not ended."""
+        return self.can_work or bool(self._compiling)
+
+    @property
+    def can_work(self) -> bool:
+        """Some of them can be computed, or enter: there is no need to wait for a message."""
         planner = self._planner
-        return bool(planner.running) or len(planner.queue) > 0
+        return bool(planner.running) or len(planner.queue) > 0 or self._has_compiled
+
+    @property
+    def _has_compiled(self) -> bool:
+        return self._constraints is not None and self._constraints.has_compiled
 
     def add(self, client: bytes, add: Add, now: float) -> list[Reply]:
         """Queues a request. Replies at once when it is refused or already complete; never raises for its content."""
@@ -74,7 +95,8 @@ class Scheduler:
             return [(client, Failed(add.id, "duplicate_id", message))]
         failed = refused(add, self.config.vocab_size, self.max_len)
         resumed = bool(add.output_ids)  # accepted before an engine restart: it stays accepted
-        if failed is None and not resumed and self._planner.queue.full(self._planner.num_free_rows):
+        spare = self._planner.num_free_rows - len(self._compiling)
+        if failed is None and not resumed and self._planner.queue.full(spare):
             message = f"{self.num_waiting} requests are waiting already; try again later"
             failed = Failed(add.id, "queue_full", message)
         if failed is not None:
@@ -85,9 +107,32 @@ class Scheduler:
         if ending is not None:  # it was complete already when the engine before this one ended
             return [(client, TokenOutput(add.id, [], None, *ending, request.metrics()))]
         self._clients.setdefault(client, {})[add.id] = request
-        self._planner.queue.push(request)
         self.counters.prompt_tokens += request.num_prompt
+        if add.grammar is None:
+            self._planner.queue.push(request)
+        else:
+            assert self._constraints is not None
+            self._compiling.add(request)
+            self._num_bound += 1
+            request.constraint = self._constraints.compile(request, add)
         return []
+
+    def enter_compiled(self) -> list[Reply]:
+        """Queues the requests whose grammar is compiled by now; those whose grammar is wrong fail."""
+        replies: list[Reply] = []
+        for constraint in self._constraints.take_compiled() if self._has_compiled and self._constraints else ():
+            request = constraint.key
+            assert isinstance(request, Request)
+            if request not in self._compiling:  # aborted meanwhile
+                continue
+            if constraint.error is not None:
+                replies.append((request.client, self._fail_bound(request, constraint.error)))
+            elif constraint.is_finished or constraint.exhausted:
+                replies.append((request.client, self._complete(request)))
+            else:
+                self._compiling.discard(request)
+                self._planner.queue.push(request)
+        return replies
 
     def abort(self, client: bytes, ids: Iterable[int]) -> None:
         """Ends requests without a reply, at any stage; unknown ids are ignored."""
@@ -112,6 +157,13 @@ class Scheduler:
         self._flights.append(flight)
         return flight.plan
 
+    def masks(self) -> Masks | None:
+        """For the plan made last, if a request with a grammar samples in it."""
+        if not self._num_bound:
+            return None
+        bound = [request.constraint for request, _, run, _ in self._flights[-1].items if run.samples]
+        return masks(bound) if any(constraint is not None for constraint in bound) else None
+
     def update(self, plan: Plan, result: Result, now: float) -> list[Reply]:
         """Applies the result of the oldest plan in flight."""
         flight = self._flights[0]
@@ -123,6 +175,7 @@ class Scheduler:
         # What register() may rely on: plans before the next one in flight.
         confirmed = self._flights[0].plan.index - 1 if self._flights else self._num_plans
         replies: list[Reply] = []
+        moved: list[Constraint] = []
         sample = 0
         for request, epoch, run, end in flight.items:
             if request.epoch != epoch:  # it ended or was preempted meanwhile; if so this is computed anew
@@ -132,12 +185,18 @@ class Scheduler:
                 request.prompt_logprobs += result.prompt_logprobs.get(run.row, ())
             if run.samples:
                 logprobs = result.logprobs[sample] if result.logprobs else None
-                output = self._apply_token(request, result.token_ids[sample], logprobs, now, confirmed)
-                replies.append((request.client, output))
+                token = result.token_ids[sample]
                 sample += 1
+                if request.constraint is not None and (ended := self._follow(request, token, moved)) is not None:
+                    replies.append((request.client, ended))
+                    continue
+                replies.append((request.client, self._apply_token(request, token, logprobs, now, confirmed)))
             elif end >= request.limit:  # max_tokens=0: the prompt was all that was wanted
                 request.first_token = request.last_token = now
+                request.embedding = result.embeddings.get(run.row)
                 replies.append((request.client, self._output(request, [], None, end)))
+        if moved and self._constraints is not None:
+            self._constraints.compute(moved)
         return replies
 
     def took(self, us: int) -> None:
@@ -150,6 +209,7 @@ class Scheduler:
         """The oldest plan in flight failed: its requests fail, and what it should have computed is forgotten."""
         flight = self._flights.popleft()
         assert flight.plan is plan
+        self.counters.step_failures += 1
         replies: list[Reply] = []
         for request, epoch, _run, _end in flight.items:
             if request.epoch == epoch:
@@ -184,12 +244,45 @@ class Scheduler:
         self.counters.generated_tokens += 1
         if len(ids) % self.config.block_size == 0:
             self._planner.register(request, confirmed)
-        if request.first_token is not None and len(ids) < request.limit and token not in request.stop_ids:
+        known = request.first_token is not None and request.constraint is None
+        if known and len(ids) < request.limit and token not in request.stop_ids:
             return TokenOutput(request.id, [token], None if logprobs is None else [logprobs])
         request.last_token = now
         if request.first_token is None:
             request.first_token = now
         return self._output(request, [token], None if logprobs is None else [logprobs], len(ids))
+
+    def _follow(self, request: Request, token: int, moved: list[Constraint]) -> TokenOutput | Failed | None:
+        """Moves the request's constraint on by the token that was just sampled, and notes it in `moved` when the next
+        mask is to be computed; → the request's end where the token does not count."""
+        constraint = request.constraint
+        assert constraint is not None
+        if constraint.error is None and constraint.exhausted:
+            return self._complete(request)
+        if constraint.error is None:
+            ends = token in request.stop_ids and request.num_output + 1 >= request.add.params.min_tokens
+            if not ends:
+                constraint.consume(token)
+            if constraint.error is None:
+                if not ends and not constraint.is_finished and len(request.token_ids) + 1 < request.limit:
+                    moved.append(constraint)
+                return None
+        return self._fail_bound(request, constraint.error)
+
+    def _complete(self, request: Request) -> TokenOutput:
+        """The end of a request whose grammar allows nothing further, without a token."""
+        output = TokenOutput(request.id, [], None, "stop", None, request.metrics())
+        output.prompt_logprobs, request.prompt_logprobs = request.prompt_logprobs, None
+        self._finish(request)
+        return output
+
+    def _fail_bound(self, request: Request, error: GrammarError) -> Failed:
+        """Ends a request whose grammar cannot be compiled, or followed."""
+        logger.info("request %s: %s", request.add.request_id or request.id, error)
+        self._finish(request)
+        if error.is_users:
+            return Failed(request.id, "invalid_grammar", f"grammar: {error}", "grammar")
+        return Failed(request.id, "engine_error", "the engine failed to follow the grammar of this request")
 
     def _output(
         self, request: Request, token_ids: list[int], logprobs: list[TokenLogprobs] | None, end: int
@@ -203,12 +296,18 @@ class Scheduler:
             output.metrics = request.metrics()
             output.prompt_logprobs, request.prompt_logprobs = request.prompt_logprobs, None
         if ending is not None:
+            output.embedding = request.embedding
             self._finish(request)
         return output
 
     def _finish(self, request: Request) -> None:
         request.epoch += 1
-        self._planner.leave(request)
+        if request.constraint is not None:
+            self._num_bound -= 1
+        if request in self._compiling:
+            self._compiling.discard(request)
+        else:
+            self._planner.leave(request)
         requests = self._clients[request.client]
         del requests[request.id]
         if not requests:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from octavo.engine.scheduler import Scheduler
 from octavo.wire.messages import Stats
 
@@ -22,5 +24,7 @@ def stats(scheduler: Scheduler, memory_mb: float) -> Stats:
         preemptions=counters.preemptions,
         aborts=counters.aborts,
         steps=counters.steps,
+        step_failures=counters.step_failures,
+        cpu_seconds=time.process_time(),
         memory_mb=memory_mb,
     )

@@ -22,10 +22,11 @@ from octavo.client.base import Client
 from octavo.config import ServerConfig
 from octavo.config.resolve import parse_bytes
 from octavo.errors import ApiError
+from octavo.server.context import RequestContext
 from octavo.server.errors import on_api_error, on_http_exception
 from octavo.server.inflight import InFlight
 from octavo.server.metrics import ServerMetrics
-from octavo.server.middleware import BodyGuard, RequestContext, require_json
+from octavo.server.middleware import BodyGuard, require_json
 from octavo.server.routes import ENDPOINTS, Handler
 from octavo.server.serving import Serving
 
@@ -49,7 +50,7 @@ def create_app(client: Client, config: ServerConfig) -> Starlette:
     app.state.serving = Serving(client=client, inflight=InFlight(), metrics=metrics, started=int(time.time()))
     app.router.redirect_slashes = False
     app.add_middleware(BodyGuard, limit=parse_bytes(config.max_body_size, "--max-body-size"))
-    app.add_middleware(RequestContext, answers=metrics.http, paths=_add_routes(app))
+    app.add_middleware(RequestContext, metrics=metrics, paths=_add_routes(app), access_log=config.access_log)
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     return app

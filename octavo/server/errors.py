@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo.errors import ApiError, EngineError, RequestError
+from octavo.server.account import current
 
 
 class ErrorInfo(msgspec.Struct, kw_only=True):
@@ -79,6 +80,7 @@ def error_body(error: ApiError) -> bytes:
 
 
 def error_response(error: ApiError, headers: Mapping[str, str] | None = None) -> Response:
+    current().fail(error)
     response = Response(error_body(error), error.status, headers, "application/json")
     if error.retry_after is not None:
         response.headers["retry-after"] = str(error.retry_after)

@@ -1,85 +1,22 @@
-"""What surrounds every request, as plain ASGI: its id, the log line, the last net for failures, the body's limits.
-
-`RequestContext` is outermost: whatever happens inside, the client gets an answer in the error format with an
-x-request-id. `BodyGuard` counts bytes as they arrive, so a body over the limit is refused before it is held.
+"""The limits of a request's body, as plain ASGI: `BodyGuard` counts bytes as they arrive, so a body over the limit is
+refused before it is held. What surrounds every request is in context.py.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
-import uuid
-from collections.abc import Mapping
-from typing import Any
 
-from prometheus_client import Counter
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo.errors import ApiError, RequestError
-from octavo.server.errors import ContentTooLarge, UnsupportedMediaType, error_response, unexpected
-from octavo.server.serving import REQUEST_ID
-from octavo.server.sse import CONNECTION
+from octavo.server.errors import ContentTooLarge, UnsupportedMediaType, error_response
 
 logger = logging.getLogger("octavo.server")
 
-MAX_REQUEST_ID = 128
 LINGER_S = 5.0
 """How long a refused body is read and thrown away, so that its sender gets to see the answer."""
-QUIET_PATHS = frozenset({"/health", "/ready", "/metrics", "/v1/metrics"})
-
-
-class RequestContext:
-    """Gives each request an id, logs and counts its answer, and answers for whatever escaped from inside."""
-
-    def __init__(self, app: ASGIApp, answers: Counter, paths: Mapping[Any, str]) -> None:
-        self.app = app
-        self.answers = answers
-        self.paths = paths
-        """The path under which each endpoint is registered: the label of its counter."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        request_id = _request_id(Headers(scope=scope).get("x-request-id"))
-        scope[CONNECTION] = send
-        scope[REQUEST_ID] = request_id
-        status = 0
-        started = time.perf_counter()
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
-            await send(message)
-
-        try:
-            await self.app(scope, receive, send_with_id)
-        except Exception as error:
-            if not isinstance(error, ApiError):
-                logger.exception("request %s failed", request_id)
-            if not status:
-                failure = error if isinstance(error, ApiError) else unexpected()
-                await error_response(failure)(scope, receive, send_with_id)
-        finally:
-            self._record(scope, status, time.perf_counter() - started, request_id)
-
-    def _record(self, scope: Scope, status: int, seconds: float, request_id: str) -> None:
-        route = self.paths.get(scope.get("endpoint"), "other")
-        method = scope["method"] if scope["method"] in ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE") else "other"
-        self.answers.labels(method, route, str(status)).inc()
-        level = logging.DEBUG if route in QUIET_PATHS else logging.INFO
-        logger.log(level, "%s %s %d %.0f ms %s", method, route, status, seconds * 1e3, request_id)
-
-
-def _request_id(given: str | None) -> str:
-    """The client's own when it is short and printable (it only travels back), else a fresh one."""
-    if given and len(given) <= MAX_REQUEST_ID and given.isascii() and given.isprintable() and " " not in given:
-        return given
-    return uuid.uuid4().hex
 
 
 class BodyGuard:

@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from octavo.errors import ApiError
+from octavo.server.account import current
 from octavo.server.errors import ClientGone, unexpected
 from octavo.server.inflight import InFlight, Watch
 from octavo.server.work import Work
@@ -94,7 +95,8 @@ class EventStream(Response):
                 async with work:
                     await self._begin(work, send)
                     await self._pump(work, writer, watch, send_body)
-        except ClientGone:
+        except ClientGone as error:
+            current().fail(error)
             logger.debug("a stream's client left")
         except Exception as error:
             if not self._started:
@@ -104,6 +106,7 @@ class EventStream(Response):
             await self._fail(error if isinstance(error, ApiError) else unexpected(), send_body)
 
     async def _fail(self, error: ApiError, send: Send) -> None:
+        current().fail(error)
         try:
             assert self._writer is not None, "a stream began without its writer"
             last = {"type": "http.response.body", "body": self._writer.fail(error)}

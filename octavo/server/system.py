@@ -6,7 +6,6 @@ import time
 
 import msgspec
 import psutil
-from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -117,4 +116,5 @@ def measured(serve: Serving) -> SystemMetrics:
 
 
 async def prometheus(request: Request) -> Response:
-    return Response(serving(request).metrics.exposition(), headers={"content-type": CONTENT_TYPE_LATEST})
+    body, content_type = serving(request).metrics.exposition(request.headers.get("accept", ""))
+    return Response(body, headers={"content-type": content_type})

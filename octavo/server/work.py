@@ -15,8 +15,8 @@ from types import TracebackType
 from octavo.client.base import Client, Generation, Prompt
 from octavo.client.generation import merged
 from octavo.client.news import News
-from octavo.errors import ApiError, EngineError
-from octavo.server.errors import ClientGone
+from octavo.errors import ApiError, EngineError, RequestError
+from octavo.server.account import current
 from octavo.server.metrics import ServerMetrics
 from octavo.types import Delta, Metrics, SamplingParams, TokenLogprobs
 
@@ -29,13 +29,19 @@ Arrived = tuple[int, Delta]
 class Work:
     """Prompts being generated with the same parameters."""
 
-    def __init__(self, metrics: ServerMetrics, prompt_tokens: int, num_prompts: int) -> None:
-        self.prompt_tokens = prompt_tokens
+    def __init__(self, metrics: ServerMetrics, prompts: Sequence[Prompt], params: SamplingParams) -> None:
+        self.prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
         self._metrics = metrics
+        self._account = current()
+        self._account.params, self._account.model, self._account.num_open = params, metrics.model, len(prompts)
+        self._params = params
+        self._select = params.best_of is not None and params.best_of > params.n
+        """Nothing comes before all candidates have ended."""
         self._started = time.perf_counter()
+        self._prefilled: set[int] = set()
         self._generations: list[Generation] = []
         self._last: dict[tuple[int, int], float] = {}
-        self._open = set(range(num_prompts))
+        self._open = set(range(len(prompts)))
         self._arrived: list[Arrived] = []
         self._error: ApiError | None = None
         self._only_the_end = False
@@ -46,20 +52,31 @@ class Work:
         cls, client: Client, prompts: Sequence[Prompt], params: SamplingParams, metrics: ServerMetrics
     ) -> Work:
         """Raises the ApiError of the first prompt that is refused; then none is left running."""
-        work = cls(metrics, sum(len(prompt.token_ids) for prompt in prompts), len(prompts))
+        work = cls(metrics, prompts, params)
         try:
             for index, prompt in enumerate(prompts):
                 if index % _STARTS_PER_TURN == _STARTS_PER_TURN - 1:
                     await asyncio.sleep(0)  # other streams keep their pace
-                generation = await client.generate(prompt, params)
+                generation = await work._generate(client, prompt)
                 work._generations.append(generation)
                 generation.follow(_Prompt(work, index))
-        except BaseException as error:
-            if not work._generations:
-                work._open.clear()
-            await work.aclose(error)
+        except BaseException:
+            await work.aclose()
             raise
         return work
+
+    async def _generate(self, client: Client, prompt: Prompt) -> Generation:
+        if prompt.grammar is None:
+            return await client.generate(prompt, self._params)
+        started = time.perf_counter()
+        try:
+            generation = await client.generate(prompt, self._params)
+        except RequestError as error:
+            if error.param == "grammar":
+                self._metrics.checked(time.perf_counter() - started, refused=True)
+            raise
+        self._metrics.checked(time.perf_counter() - started, refused=False)
+        return generation
 
     @property
     def ended(self) -> bool:
@@ -104,14 +121,12 @@ class Work:
         if self._error is not None and not self._arrived:
             raise self._error
 
-    async def aclose(self, error: BaseException | None = None) -> None:
-        """Closes what still runs; counts it as aborted, or failed when `error` is an ApiError."""
-        if self._open:
-            self._open.clear()
-            if isinstance(error, ApiError) and not isinstance(error, ClientGone):
-                self._metrics.failed.labels(self._metrics.model, error.code or error.type).inc()
-            else:
-                self._metrics.aborted.labels(self._metrics.model).inc()
+    async def aclose(self) -> None:
+        """Closes what still runs."""
+        for index in sorted(self._open):
+            if index < len(self._generations):
+                self._account.metrics.append(self._generations[index].metrics)
+        self._open.clear()
         for generation in self._generations:
             await generation.aclose()
 
@@ -119,9 +134,9 @@ class Work:
         return self
 
     async def __aexit__(
-        self, _kind: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
     ) -> None:
-        await self.aclose(error)
+        await self.aclose()
 
     @property
     def metrics(self) -> list[Metrics]:
@@ -140,6 +155,7 @@ class Work:
             return
         if delta.finish_reason is not None:
             self._metrics.finished.labels(self._metrics.model, delta.finish_reason).inc()
+            self._account.finish_reasons.append(delta.finish_reason)
         self._arrived.append((index, delta))
         if not self._only_the_end:
             self._news.ring()
@@ -153,7 +169,7 @@ class Work:
             return
         if index in self._open:
             self._open.discard(index)
-            self._metrics.ended(self._generations[index].metrics, time.perf_counter() - self._started)
+            self._ended(index)
         if not self._open:
             self._news.ring()
 
@@ -161,11 +177,27 @@ class Work:
         now = time.perf_counter()
         key = (index, delta.index)
         last = self._last.get(key)
-        if last is None:
-            self._metrics.ttft.labels(self._metrics.model).observe(now - self._started)
-        else:
-            self._metrics.gaps.observe((now - last) / len(delta.token_ids))
+        if last is not None:
+            self._metrics.tokens.observe(now - last, len(delta.token_ids))
+        elif not self._select:
+            self._began(index)
+            self._metrics.tokens.first(now - self._started, len(delta.token_ids))
         self._last[key] = now
+
+    def _began(self, index: int) -> None:
+        """The prompt has been computed."""
+        if index not in self._prefilled:
+            self._prefilled.add(index)
+            self._metrics.tokens.prompt += self._generations[index].metrics.prompt_tokens
+
+    def _ended(self, index: int) -> None:
+        metrics = self._generations[index].metrics
+        self._began(index)
+        if self._select:  # of the candidates only the best came, and at once
+            self._metrics.tokens.first(metrics.time_to_first_token_ms / 1e3, metrics.completion_tokens)
+        self._account.metrics.append(metrics)
+        self._account.num_open -= 1
+        self._metrics.ended(metrics, self._params, time.perf_counter() - self._started)
 
 
 class _Prompt:

@@ -79,6 +79,9 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     max_queued_requests: int
     seed: int | None = None
     """Base of the seeds of requests that give none, when the engine was given one."""
+    crashed: str = ""
+    """The instance that was at this endpoint before, if it broke down by itself: an exception, a fatal signal, a hang;
+    not when it was killed from outside."""
 
 
 class Welcome(msgspec.Struct, tag="welcome", array_like=True, frozen=True):
@@ -136,6 +139,10 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     preemptions: int = 0
     aborts: int = 0
     steps: int = 0
+    step_failures: int = 0
+    """Steps that raised: the requests in them failed."""
+    cpu_seconds: float = 0.0
+    """Processor time of the engine's process."""
     memory_mb: float = 0.0
 
 
