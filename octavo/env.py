@@ -12,7 +12,7 @@ CACHE = "OCTAVO_CACHE"
 """Folder for downloaded models; default $XDG_CACHE_HOME/octavo or ~/.cache/octavo."""
 
 FAULTS = "OCTAVO_FAULTS"
-"""Test-only fault injection in the engine: raise_at_step=N,hang_at_step=N,step_delay_ms=N."""
+"""Test-only fault injection in the engine: raise_at_step=N,hang_at_step=N,step_delay_ms=N; engine/faults.py."""
 
 BACKEND = "OCTAVO_BACKEND"
 """Forces one kernel backend by name (for tests and comparisons)."""
@@ -35,7 +35,7 @@ def faults() -> dict[str, int]:
     """Parse OCTAVO_FAULTS into {name: number}; unknown names are errors."""
     from octavo.errors import ConfigError
 
-    known = ("raise_at_step", "hang_at_step", "step_delay_ms", "crash_at_step")
+    known = ("raise_at_step", "hang_at_step", "step_delay_ms", "crash_at_step", "crash_at_token")
     found: dict[str, int] = {}
     for item in filter(None, os.environ.get(FAULTS, "").split(",")):
         name, _, value = item.partition("=")

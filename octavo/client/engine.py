@@ -194,7 +194,7 @@ class EngineClient:
         was_draining, self._draining = self._draining, False
         self._hold_until = time.monotonic() + (HOLD_AFTER_DRAIN_S if was_draining else HOLD_S)
         self._state = _State.LOST
-        self._ledger.suspend(crashed=not was_draining)
+        self._ledger.suspend(died=not was_draining)
 
     def _receive(self, message: ToClient) -> None:
         if isinstance(message, Outputs):
@@ -218,7 +218,7 @@ class EngineClient:
         """The engine took this client for gone (it was silent for too long) and has forgotten its requests."""
         logger.warning("the engine has forgotten this client; sending %d requests again", len(self._ledger))
         self._state = _State.LOST
-        self._ledger.suspend(crashed=False)
+        self._ledger.suspend(died=False)
         self._greet()
 
     def _welcomed(self, message: Welcome) -> None:
@@ -240,11 +240,13 @@ class EngineClient:
             self._seeds = Seeds(info.seed)
         if self._session != session or self._state is not _State.WELCOMED:  # lost again meanwhile
             return
+        crashed = False
         if self._info is not None and self._info.instance != info.instance:
             self.engine_restarts += 1
+            crashed = info.crashed == self._info.instance
         self._info = info
         self._state = _State.ATTACHED
-        count = self._ledger.resume()
+        count = self._ledger.resume(crashed=crashed)
         logger.info("attached to engine %d, model %s; requests going on: %d", info.pid, info.model, count)
 
     async def _load(self, info: EngineInfo) -> _Model:

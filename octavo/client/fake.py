@@ -234,7 +234,7 @@ class FakeClient:
         """The engine dies: not ready, what is in flight waits in the ledger."""
         self._attached = False
         self._running.clear()
-        self._ledger.suspend(crashed=True)
+        self._ledger.suspend(died=True)
 
     def restart(self) -> None:
         """A new engine is attached and goes on with what the ledger holds."""
@@ -253,7 +253,7 @@ class FakeClient:
             backend="fake",
             **self._limits,
         )
-        self._ledger.resume()
+        self._ledger.resume(crashed=False)
 
     # -- the fake engine
 

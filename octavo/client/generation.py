@@ -27,7 +27,6 @@ class LedgerGeneration:
     def __init__(
         self, prompt: Prompt, params: SamplingParams, adds: list[Add], tokenizer: Tokenizer, ledger: Ledger
     ) -> None:
-        self.crashes = 0
         own = [msgspec.structs.replace(add, id=index) for index, add in enumerate(adds)]
         self._state = RequestState(prompt, params, own, tokenizer)
         self._ledger = ledger

@@ -17,8 +17,9 @@ logger = logging.getLogger(__name__)
 
 
 class FaultyExecutor:
-    """raise_at_step: that step fails after it ran; hang_at_step: it never ends; crash_at_step: the process is killed;
-    step_delay_ms: every step takes so much longer."""
+    """raise_at_step: that step fails after it ran; hang_at_step: it never ends; crash_at_step: the process dies of a
+    segmentation fault; crash_at_token: so does any step that admits this token or samples it; step_delay_ms: every
+    step takes so much longer."""
 
     def __init__(self, executor: Executor, faults: dict[str, int]) -> None:
         logger.warning("fault injection is on: %s", faults)
@@ -31,6 +32,7 @@ class FaultyExecutor:
         return self._executor.start()
 
     def submit(self, plan: Plan, masks: Masks | None = None) -> None:
+        self._poisoned([id for admit in plan.admit for id in admit.token_ids])
         self._executor.submit(plan, masks)
 
     def collect(self) -> Result:
@@ -41,11 +43,16 @@ class FaultyExecutor:
             while True:
                 time.sleep(1.0)
         if self._step == self._faults.get("crash_at_step"):
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGSEGV)
         result = self._executor.collect()
         if self._step == self._faults.get("raise_at_step"):
             raise StepFailed("injected failure")
+        self._poisoned(result.token_ids)
         return result
+
+    def _poisoned(self, token_ids: list[int]) -> None:
+        if self._faults.get("crash_at_token") in token_ids:
+            os.kill(os.getpid(), signal.SIGSEGV)
 
     def shutdown(self) -> None:
         self._executor.shutdown()

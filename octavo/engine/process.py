@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import time
+import traceback
 from collections.abc import Callable
 from types import FrameType
 
@@ -24,6 +25,7 @@ from octavo.config.hardware import detect
 from octavo.config.resolve import resolve
 from octavo.engine.assembly import build_loop
 from octavo.engine.faults import FaultyExecutor
+from octavo.engine.lastwords import LastWords
 from octavo.engine.loop import EngineLoop
 from octavo.engine.watchdog import Watchdog
 from octavo.executor.base import Executor
@@ -44,9 +46,11 @@ def main(
     *,
     drain_timeout: float = 30.0,
     log_level: str = "info",
+    crashed: bool = False,
     on_ready: Callable[[], None] | None = None,
 ) -> None:
-    """Serve clients at `endpoint` (ipc://PATH) until SIGTERM or SIGINT. Must run in the main thread.
+    """Serve clients at `endpoint` (ipc://PATH) until SIGTERM or SIGINT. Must run in the main thread. `crashed`: the
+    engine before this one is known to have broken down by itself.
     Raises OctavoError when the engine cannot start: a taken endpoint, a bad model file, too little memory."""
     gc.disable()  # while PyTorch is imported: what is made until the engine is ready lives until its end
     setproctitle.setproctitle("octavo-engine")
@@ -65,22 +69,40 @@ def main(
             for line in [*resolved.reasons, *worker.notes]:
                 logger.info("%s", line)
             memory = psutil.Process().memory_info
-            loop, _ = build_loop(resolved, files, worker, executor, transport, memory_mb=lambda: memory().rss / 2**20)
+            loop, info = build_loop(
+                resolved, files, worker, executor, transport, memory_mb=lambda: memory().rss / 2**20
+            )
+            last_words = LastWords(endpoint)
+            loop.crashed = _crashed_before(last_words, crashed)
+            last_words.begin(info.instance)
             # Nor need the collector look at it ever again. Collecting first would take 0.15 s to find nearly nothing.
             gc.freeze()
             gc.enable()
-            watchdog = Watchdog(resolved.watchdog_timeout, lambda: loop.busy_since)
+            watchdog = Watchdog(resolved.watchdog_timeout, lambda: loop.busy_since, last_words.write)
             watchdog.start()
             logger.info("ready after %.1f s at %s: %s", time.monotonic() - started, endpoint, _summary(worker))
             stop.attach(loop, transport)
             if on_ready is not None:
                 on_ready()
-            loop.run(stop.due)
+            try:
+                loop.run(stop.due)
+            except Exception:
+                last_words.write(traceback.format_exc())
+                raise
             watchdog.stop()
+            last_words.end()
         finally:
             executor.shutdown()
     finally:
         transport.close()
+
+
+def _crashed_before(last_words: LastWords, crashed: bool) -> str:
+    """The instance of the engine before, if it broke down by itself."""
+    instance, words = last_words.of_predecessor()
+    if words:
+        logger.error("the engine before this one broke down:\n%s", words)
+    return instance if words or crashed else ""
 
 
 def _summary(worker: WorkerInfo) -> str:

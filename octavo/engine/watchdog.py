@@ -21,11 +21,15 @@ EXIT_CODE = 70
 
 
 class Watchdog:
-    """`timeout`: seconds that a turn may take. `busy_since`: when it began (time.monotonic), None while idle."""
+    """`timeout`: seconds that a turn may take. `busy_since`: when it began (time.monotonic), None while idle.
+    `on_hang` is told why, just before the end."""
 
-    def __init__(self, timeout: float, busy_since: Callable[[], float | None]) -> None:
+    def __init__(
+        self, timeout: float, busy_since: Callable[[], float | None], on_hang: Callable[[str], None] = lambda _why: None
+    ) -> None:
         self._timeout = timeout
         self._busy_since = busy_since
+        self._on_hang = on_hang
         self._interval = min(1.0, timeout / 4)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="octavo-watchdog", daemon=True)
@@ -46,6 +50,7 @@ class Watchdog:
                 logger.critical("a step takes over %.1f s (--watchdog-timeout); ending the engine", self._timeout)
                 faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
                 sys.stderr.flush()
+                self._on_hang(f"a step took over {self._timeout:.1f} s; its stacks stand above")
                 os._exit(EXIT_CODE)
             remaining = self._timeout - busy + 2 * self._interval
             faulthandler.dump_traceback_later(remaining, exit=True, file=sys.stderr)

@@ -23,10 +23,14 @@ _COMMAND = "import sys; sys.path[:] = {path!r}; from octavo.supervisor.entry imp
 STARTUP_CODES = range(2, 6)
 """Exit codes of errors that a restart does not mend (errors.py)."""
 MAX_FAILED_STARTS = 3
+PATIENCE_S = 300.0
+"""How long a child that has worked before may fail to start: what it had is held for it so long (client/engine.py)."""
+KILLED = (0, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)
+"""Ends that somebody else wanted; all others are of the child's own making."""
 STABLE_S = 5.0
 """Who lived so long after a restart may be restarted at once again."""
 FIRST_DELAY_S = 0.25
-MAX_DELAY_S = 10.0
+MAX_DELAY_S = 2.0
 
 
 class Child:
@@ -35,6 +39,8 @@ class Child:
     def __init__(self, name: str, make_spec: Callable[[int], Spec], fds: tuple[int, ...] = ()) -> None:
         self.name = name
         self.ready = False
+        self.crashed = False
+        """It broke down by itself when it was last ready."""
         self._make_spec = make_spec
         self._fds = fds
         self._process: subprocess.Popen[bytes] | None = None
@@ -42,7 +48,8 @@ class Child:
         self._started = 0.0
         self._restart_at: float | None = None
         self._failed_starts = 0
-        self._was_ready = False
+        self._last_good: float | None = None
+        """When it was last known to be ready, None before it ever was."""
         self._kill_at: float | None = None
         self._stopping = False
 
@@ -101,7 +108,6 @@ class Child:
         os.close(self._ready_read)
         self._ready_read = None
         self.ready = bool(said)
-        self._was_ready |= self.ready
         return self.ready
 
     def reap(self) -> int | None:
@@ -112,19 +118,26 @@ class Child:
         uptime = self.uptime
         self.check_ready()  # it may have said so just before its end
         good = self.ready
+        now = time.monotonic()
+        if good:
+            self._last_good, self.crashed = now, code not in KILLED
         self._process, self._kill_at, self.ready = None, None, False
         if self._stopping:
             return None
         self._failed_starts = 0 if good and uptime > STABLE_S else self._failed_starts + 1
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         # A model that was served before may fit again; what never was, or broke later, is not mended by trying again.
-        hopeless = code in STARTUP_CODES and (good or not self._was_ready)
-        if hopeless or (not good and self._failed_starts >= MAX_FAILED_STARTS):
+        hopeless = code in STARTUP_CODES and (good or self._last_good is None)
+        if self._last_good is None:
+            hopeless |= self._failed_starts >= MAX_FAILED_STARTS
+        else:
+            hopeless |= now - self._last_good > PATIENCE_S
+        if hopeless:
             if code not in STARTUP_CODES:
                 logger.error("the %s does not start: it %s", self.name, how)
             return code if code > 0 else 1
         delay = 0.0 if good and self._failed_starts <= 1 else min(FIRST_DELAY_S * 2**self._failed_starts, MAX_DELAY_S)
-        self._restart_at = time.monotonic() + delay
+        self._restart_at = now + delay
         logger.warning("the %s %s after %.1f s; starting it again", self.name, how, uptime)
         return None
 

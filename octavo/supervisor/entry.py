@@ -27,6 +27,8 @@ class EngineSpec(msgspec.Struct, tag="engine", frozen=True, kw_only=True):
     """The child writes one byte there once it can answer."""
     drain_timeout: float
     log_level: str
+    crashed: bool = False
+    """The engine before broke down by itself."""
 
 
 class ServerSpec(msgspec.Struct, tag="server", frozen=True, kw_only=True):
@@ -62,7 +64,14 @@ def main() -> None:
 def _engine(spec: EngineSpec, ready: Callable[[], None]) -> int:
     from octavo.engine import process
 
-    process.main(spec.config, spec.endpoint, drain_timeout=spec.drain_timeout, log_level=spec.log_level, on_ready=ready)
+    process.main(
+        spec.config,
+        spec.endpoint,
+        drain_timeout=spec.drain_timeout,
+        log_level=spec.log_level,
+        crashed=spec.crashed,
+        on_ready=ready,
+    )
     return 0
 
 

@@ -95,9 +95,11 @@ def _engine_child(config: EngineConfig, server: ServerConfig, endpoint: str) -> 
             ready_fd=ready_fd,
             drain_timeout=server.drain_timeout,
             log_level=server.log_level,
+            crashed=child.crashed,
         )
 
-    return Child("engine", make_spec)
+    child = Child("engine", make_spec)
+    return child
 
 
 @contextmanager

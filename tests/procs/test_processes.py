@@ -116,11 +116,11 @@ def test_killed_server_comes_back_without_a_reload(octavo: Octavo, undisturbed: 
 
 def test_request_in_flight_at_two_crashes_fails_the_others_go_on(octavo: Octavo, undisturbed: str) -> None:
     old = octavo.stream(1500).begun()
-    octavo.child("octavo-engine").kill()
+    octavo.child("octavo-engine").send_signal(signal.SIGSEGV)
     wait_until(lambda: octavo.get("/ready")[0] == 503, "/ready to say 503")
     wait_until(lambda: octavo.get("/ready")[0] == 200, "a new engine", 40)
     old.begun(len(old.pieces) + 1)
-    octavo.child("octavo-engine").kill()
+    octavo.child("octavo-engine").send_signal(signal.SIGSEGV)
     old.result()
     assert old.error is not None
     assert old.error["code"] == "engine_error"

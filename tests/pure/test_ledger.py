@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octavo.client.ledger import CRASH_WINDOW_S, Ledger
+from octavo.client.ledger import MOST_CRASHES, MOST_KILLS, Ledger
 from octavo.errors import ApiError, EngineError, QueueFull, Unavailable
 from octavo.types import SamplingParams
 from octavo.wire.messages import Abort, Add, Failed, Outputs, ToEngine, TokenOutput
@@ -51,7 +51,6 @@ class _Request:
     """`enough`: tokens after which a sequence ends at a stop string."""
 
     def __init__(self, max_tokens: list[int], enough: int | None = None) -> None:
-        self.crashes = 0
         self.error: ApiError | None = None
         self.enough = enough
         self.adds = {
@@ -89,18 +88,26 @@ class _Request:
 
 class _Setting:
     def __init__(self) -> None:
-        self.now = 0.0
         self.engine = _Engine()
-        self.ledger = Ledger(lambda message: self.engine.receive(message), clock=lambda: self.now)
-        self.ledger.resume()
+        self.ledger = Ledger(lambda message: self.engine.receive(message))
+        self.ledger.resume(crashed=False)
 
     def crash(self) -> None:
-        self.engine.alive = False
-        self.ledger.suspend(crashed=True)
+        """The engine breaks down by itself, and the next one says so."""
+        self.die()
+        self.restart(crashed=True)
 
-    def restart(self) -> None:
+    def kill(self) -> None:
+        self.die()
+        self.restart()
+
+    def die(self) -> None:
+        self.engine.alive = False
+        self.ledger.suspend(died=True)
+
+    def restart(self, *, crashed: bool = False) -> None:
         self.engine = _Engine()
-        self.ledger.resume()
+        self.ledger.resume(crashed=crashed)
 
     def run(self, steps: int = 1) -> None:
         for _ in range(steps):
@@ -113,8 +120,7 @@ def test_tokens_go_on_after_a_crash_without_gap_or_doubling() -> None:
     setting.ledger.enter(request)
     setting.run(3)
     stale = setting.engine.step()
-    setting.crash()
-    setting.restart()
+    setting.kill()
     setting.ledger.receive(stale)  # what the dead engine said must not count any more
     setting.run(6)
     assert request.tokens == {0: list(range(6)), 1: list(range(9))}
@@ -155,48 +161,125 @@ def test_failed_sequence_fails_its_request_and_aborts_the_others() -> None:
     assert len(setting.ledger) == 0
 
 
-def test_request_in_flight_at_two_crashes_fails_others_go_on() -> None:
+def test_request_alone_in_flight_at_two_crashes_fails_others_go_on() -> None:
     setting = _Setting()
     old = _Request([50])
     setting.ledger.enter(old)
     setting.run(2)
     setting.crash()
-    setting.restart()
     new = _Request([5])
     setting.ledger.enter(new)
     setting.crash()
     assert isinstance(old.error, EngineError)
-    setting.restart()
     setting.run(5)
     assert new.error is None
     assert new.tokens[0] == list(range(5))
 
 
-def test_three_crashes_within_a_minute_fail_what_is_in_flight() -> None:
+def test_engines_killed_from_outside_accuse_nobody() -> None:
     setting = _Setting()
-    for _ in range(2):
-        setting.crash()
-        setting.restart()
-    request = _Request([5])
+    requests = [_Request([3 * MOST_KILLS]), _Request([4, 3 * MOST_KILLS])]
+    for request in requests:
+        setting.ledger.enter(request)
+    for kill in range(2 * MOST_KILLS):
+        setting.run(kill % 2)
+        setting.kill()
+    setting.run(3 * MOST_KILLS)
+    assert [request.error for request in requests] == [None, None]
+    assert all(request.done for request in requests)
+
+
+def test_who_only_ever_meets_killed_engines_fails_in_the_end() -> None:
+    setting = _Setting()
+    request = _Request([9])
     setting.ledger.enter(request)
-    setting.now = CRASH_WINDOW_S
-    setting.crash()
+    for _ in range(MOST_KILLS):
+        assert request.error is None
+        setting.kill()
     assert isinstance(request.error, EngineError)
 
 
-def test_three_crashes_over_a_longer_time_do_not() -> None:
+class _Poison:
+    """Some requests break every engine that is to compute more than so many of their tokens."""
+
+    def __init__(self, setting: _Setting, poison: dict[_Request, int]) -> None:
+        self.setting = setting
+        self.poison = poison
+        self.crashes = 0
+
+    def broke(self) -> bool:
+        """Whether the step that is due breaks the engine."""
+        sent = self.setting.ledger._sent
+        return any(
+            count >= self.poison.get(sent[id].request, 1000)  # type: ignore[call-overload]
+            for id, (_, count) in self.setting.engine.running.items()
+        )
+
+    def run(self, steps: int) -> None:
+        for _ in range(steps):
+            if self.broke():
+                self.crashes += 1
+                self.setting.crash()
+            else:
+                self.setting.run(1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_trials_find_the_requests_that_break_the_engine(seed: int) -> None:
+    """Whatever breaks the engine each time it is computed fails; all others end complete."""
+    rng = random.Random(seed)
     setting = _Setting()
+    requests = [_Request([rng.randint(1, 9) for _ in range(rng.randint(1, 2))]) for _ in range(rng.randint(2, 6))]
+    guilty = {request: rng.randint(0, 6) for request in requests[: rng.randint(0, 3)]}
+    rng.shuffle(requests)
+    world = _Poison(setting, guilty)
+    for request in requests:
+        setting.ledger.enter(request)
+        world.run(rng.randint(0, 2))
+    world.run(200)
+    assert len(setting.ledger) == 0
+    for request in requests:
+        if request not in guilty:
+            assert request.error is None
+            assert request.tokens == {i: list(range(add.params.max_tokens or 0)) for i, add in request.adds.items()}
+        assert request.done
+    assert world.crashes <= 3 * len(guilty)
+
+
+def test_crashes_without_a_culprit_end_in_the_end() -> None:
+    """An engine that breaks for no reason that a trial shows: what was in flight at too many crashes fails."""
+    setting = _Setting()
+    requests = [_Request([100]) for _ in range(3)]
+    for request in requests:
+        setting.ledger.enter(request)
+    for crash in range(MOST_CRASHES):
+        assert all(request.error is None for request in requests), crash
+        setting.run(5)
+        setting.crash()
+    assert all(isinstance(request.error, EngineError) for request in requests)
+    assert len(setting.ledger) == 0
+
+
+def test_trial_goes_on_when_a_suspect_leaves_or_fails() -> None:
+    setting = _Setting()
+    requests = [_Request([20]) for _ in range(4)]
+    for request in requests:
+        setting.ledger.enter(request)
     for _ in range(2):
         setting.crash()
-        setting.restart()
-    request = _Request([5])
-    setting.ledger.enter(request)
-    setting.now = CRASH_WINDOW_S + 1
-    setting.crash()
-    setting.restart()
-    setting.run(5)
-    assert request.done
-    assert request.error is None
+    assert len(setting.engine.running) == 1
+    setting.ledger.leave(requests[0])
+    assert len(setting.engine.running) == 1
+    setting.ledger.leave(requests[2])
+    [id] = setting.engine.running
+    del setting.engine.running[id]
+    setting.ledger.receive(Failed(id, "engine_error", "no"))
+    assert isinstance(requests[1].error, EngineError)
+    setting.kill()  # says nothing: the last one is still on trial
+    setting.run(20)
+    assert requests[3].tokens[0] == list(range(20))
+    assert len(setting.ledger) == 0
 
 
 def test_being_forgotten_is_no_crash() -> None:
@@ -205,11 +288,10 @@ def test_being_forgotten_is_no_crash() -> None:
     setting.ledger.enter(request)
     for _ in range(4):
         setting.run(1)
-        setting.ledger.suspend(crashed=False)
-        setting.restart()
+        setting.ledger.suspend(died=False)
+        setting.restart(crashed=True)
     setting.run(4)
     assert request.tokens[0] == list(range(8))
-    assert request.crashes == 0
 
 
 def test_refuses_when_full_or_detached() -> None:
@@ -218,7 +300,7 @@ def test_refuses_when_full_or_detached() -> None:
     with pytest.raises(QueueFull) as full:
         setting.ledger.enter(_Request([5, 5]), limit=3)
     assert full.value.retry_after == 1
-    setting.crash()
+    setting.die()
     late = _Request([5])
     with pytest.raises(Unavailable):
         setting.ledger.enter(late)
@@ -245,7 +327,6 @@ def test_random_lives_end_exactly_once(seed: int) -> None:
     requests: list[_Request] = []
     left: set[int] = set()
     for _ in range(80):
-        setting.now += rng.choice([0.1, 40.0])
         event = rng.random()
         if event < 0.25:
             request = _Request([rng.randint(1, 6) for _ in range(rng.randint(1, 3))], rng.choice([None, 3]))
@@ -259,8 +340,8 @@ def test_random_lives_end_exactly_once(seed: int) -> None:
                 left.add(index)
             setting.ledger.leave(requests[index])
         else:
-            setting.crash() if rng.random() < 0.5 else setting.ledger.suspend(crashed=False)
-            setting.restart()
+            setting.ledger.suspend(died=rng.random() < 0.7)
+            setting.restart(crashed=rng.random() < 0.5)
     setting.run(7)
     assert len(setting.ledger) == 0
     assert setting.engine.running == {}
