@@ -31,16 +31,12 @@ class ChatCompletionRequest(GenerationRequest, frozen=True, kw_only=True, omit_d
     functions: NotYet = None
     function_call: NotYet = None
     modalities: Annotated[list[str], Meta(description="Only `text`.")] | None = None
-    audio: NotYet = None
-    prediction: NotYet = None
-    web_search_options: NotYet = None
     chat_template: NotYet = None
     documents: NotYet = None
 
     def refused(self) -> tuple[str, ...]:
         return (
-            *super().refused(), "tools", "functions", "function_call", "audio", "prediction", "web_search_options",
-            "chat_template", "documents",
+            *super().refused(), "tools", "functions", "function_call", "chat_template", "documents",
         )  # fmt: skip
 
     def check(self) -> None:
