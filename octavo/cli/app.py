@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
+from octavo import log
 from octavo.cli.options import with_options
 from octavo.config.engine import EngineConfig, ServerConfig
 from octavo.errors import ConfigError, OctavoError
@@ -49,6 +50,7 @@ def engine(
     *,
     endpoint: Annotated[str, typer.Option(envvar="OCTAVO_ENDPOINT", help="Where clients attach: ipc://PATH.")],
     log_level: Annotated[str, typer.Option(envvar="OCTAVO_LOG_LEVEL", help="debug, info, warning or error.")] = "info",
+    log_format: Annotated[str, typer.Option(envvar="OCTAVO_LOG_FORMAT", help="text or json.")] = "text",
 ) -> None:
     """Run an engine alone; attach servers with `octavo serve --connect`."""
     from octavo.cli.fetch import fetch_with_progress
@@ -57,7 +59,11 @@ def engine(
     if not endpoint.startswith("ipc://"):
         raise ConfigError(f"--endpoint {endpoint}: give ipc://PATH")
     fetch_with_progress(config)
-    process.main(config, endpoint, log_level=log_level)
+    if log_format not in get_args(log.Format):
+        raise ConfigError(f"--log-format {log_format}: it is text or json")
+    if log_level not in ("debug", "info", "warning", "error"):
+        raise ConfigError(f"--log-level {log_level}: it is debug, info, warning or error")
+    process.main(config, endpoint, log_level=log_level, log_format="json" if log_format == "json" else "text")
 
 
 @app.command()
@@ -179,7 +185,7 @@ def main() -> None:
     try:
         app()
     except OctavoError as error:
-        print(f"octavo: error: {error.message}", file=sys.stderr)
+        log.last_words(error.message)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

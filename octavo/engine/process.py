@@ -46,6 +46,7 @@ def main(
     *,
     drain_timeout: float = 30.0,
     log_level: str = "info",
+    log_format: log.Format = "text",
     crashed: bool = False,
     on_ready: Callable[[], None] | None = None,
 ) -> None:
@@ -54,7 +55,7 @@ def main(
     Raises OctavoError when the engine cannot start: a taken endpoint, a bad model file, too little memory."""
     gc.disable()  # while PyTorch is imported: what is made until the engine is ready lives until its end
     setproctitle.setproctitle("octavo-engine")
-    log.setup("engine", log_level)
+    log.setup("engine", log_level, log_format)
     stop = _Stop(drain_timeout)
     started = time.monotonic()
     transport = SocketTransport(endpoint)
@@ -101,7 +102,7 @@ def _crashed_before(last_words: LastWords, crashed: bool) -> str:
     """The instance of the engine before, if it broke down by itself."""
     instance, words = last_words.of_predecessor()
     if words:
-        logger.error("the engine before this one broke down:\n%s", words)
+        logger.error("the engine before this one broke down", extra=log.about(stacks=words))
     return instance if words or crashed else ""
 
 

@@ -11,9 +11,12 @@ import faulthandler
 import logging
 import os
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
+
+from octavo import log
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +50,19 @@ class Watchdog:
             since = self._busy_since()
             busy = 0.0 if since is None else time.monotonic() - since
             if busy >= self._timeout:
-                logger.critical("a step takes over %.1f s (--watchdog-timeout); ending the engine", self._timeout)
-                faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-                sys.stderr.flush()
+                what = "a step takes over %.1f s (--watchdog-timeout); ending the engine"
+                logger.critical(what, self._timeout, extra=log.about(stacks=_stacks()))
                 self._on_hang(f"a step took over {self._timeout:.1f} s; its stacks stand above")
                 os._exit(EXIT_CODE)
             remaining = self._timeout - busy + 2 * self._interval
             faulthandler.dump_traceback_later(remaining, exit=True, file=sys.stderr)
             if self._closed.wait(self._interval):
                 return
+
+
+def _stacks() -> str:
+    """Of all threads, the last calls first."""
+    with tempfile.TemporaryFile("w+") as file:
+        faulthandler.dump_traceback(file=file, all_threads=True)
+        file.seek(0)
+        return file.read()

@@ -41,7 +41,7 @@ def main(config: ServerConfig, endpoint: str, fd: int | None = None, model: Mode
     import setproctitle
 
     setproctitle.setproctitle("octavo-server")
-    log.setup("server", config.log_level)
+    log.setup("server", config.log_level, config.log_format)
     listener = socket.socket(fileno=fd) if fd is not None else bind(config)
     server: DrainingServer | None = None
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from octavo import log
 from octavo.config.engine import EngineConfig, ServerConfig
 from octavo.errors import OctavoError
 from octavo.modelfiles.files import ModelFiles
@@ -27,6 +28,7 @@ class EngineSpec(msgspec.Struct, tag="engine", frozen=True, kw_only=True):
     """The child writes one byte there once it can answer."""
     drain_timeout: float
     log_level: str
+    log_format: log.Format = "text"
     crashed: bool = False
     """The engine before broke down by itself."""
 
@@ -57,7 +59,7 @@ def main() -> None:
     try:
         sys.exit(_engine(spec, ready) if isinstance(spec, EngineSpec) else _server(spec, ready))
     except OctavoError as error:
-        print(f"octavo: error: {error.message}", file=sys.stderr, flush=True)
+        log.last_words(error.message)
         sys.exit(error.exit_code)
 
 
@@ -69,6 +71,7 @@ def _engine(spec: EngineSpec, ready: Callable[[], None]) -> int:
         spec.endpoint,
         drain_timeout=spec.drain_timeout,
         log_level=spec.log_level,
+        log_format=spec.log_format,
         crashed=spec.crashed,
         on_ready=ready,
     )
