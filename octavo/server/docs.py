@@ -139,7 +139,7 @@ def _operation(endpoint: Described, model: str | None) -> dict[str, Any]:
     path = _plain(endpoint.path)
     operation: dict[str, Any] = {
         "summary": endpoint.summary,
-        "operationId": re.sub(r"[/{}]+", "_", path).strip("_") + ("" if endpoint.asked is None else "_create"),
+        "operationId": re.sub(r"[/{}]+", "_", path).strip("_") + _verb(endpoint),
         "responses": _responses(endpoint),
     }
     if names := re.findall(r"\{(\w+)\}", path):
@@ -150,6 +150,13 @@ def _operation(endpoint: Described, model: str | None) -> dict[str, Any]:
             body["example"] = endpoint.example
         operation["requestBody"] = {"required": True, "content": {"application/json": body}}
     return operation
+
+
+def _verb(endpoint: Described) -> str:
+    """Tells the operations of one path apart."""
+    if endpoint.asked is not None:
+        return "_create"
+    return "_delete" if endpoint.method == "DELETE" else ""
 
 
 def _path_parameter(name: str, model: str | None) -> dict[str, Any]:

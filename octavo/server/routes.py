@@ -20,12 +20,20 @@ from octavo.server.openai.completions import completions
 from octavo.server.openai.protocol.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
 from octavo.server.openai.protocol.completions import Completion, CompletionRequest
 from octavo.server.openai.protocol.models import Model, ModelList
+from octavo.server.openai.protocol.responses import (
+    DeletedResponse,
+    InputItemList,
+    ResponseEvent,
+    ResponseObject,
+    ResponsesRequest,
+)
 from octavo.server.openai.protocol.tokenize import (
     DetokenizeRequest,
     DetokenizeResponse,
     TokenizeRequest,
     TokenizeResponse,
 )
+from octavo.server.openai.responses import handlers as responses
 from octavo.server.openai.tokenize import detokenize, tokenize
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -74,6 +82,51 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         given=Completion,
         streamed=Completion,
         example={"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0},
+    ),
+    Endpoint(
+        method="POST",
+        path="/v1/responses",
+        handler=responses.create,
+        summary="Answer an input, going on from a stored response; with `stream: true` as server-sent events.",
+        asked=ResponsesRequest,
+        given=ResponseObject,
+        streamed=ResponseEvent,
+        example={"input": "Why is the sky blue?", "max_output_tokens": 64},
+    ),
+    Endpoint(
+        method="GET",
+        path="/v1/responses/{response_id}",
+        handler=responses.retrieve,
+        summary="A stored response.",
+        given=ResponseObject,
+        special={400: ErrorResponse},
+        needs_model=False,
+    ),
+    Endpoint(
+        method="DELETE",
+        path="/v1/responses/{response_id}",
+        handler=responses.delete,
+        summary="Forget a stored response.",
+        given=DeletedResponse,
+        needs_model=False,
+    ),
+    Endpoint(
+        method="GET",
+        path="/v1/responses/{response_id}/input_items",
+        handler=responses.input_items,
+        summary="What came in with a stored response.",
+        given=InputItemList,
+        special={400: ErrorResponse},
+        needs_model=False,
+    ),
+    Endpoint(
+        method="POST",
+        path="/v1/responses/{response_id}/cancel",
+        handler=responses.cancel,
+        summary="Refused: no response runs in the background.",
+        given=ResponseObject,
+        special={400: ErrorResponse},
+        needs_model=False,
     ),
     Endpoint(method="GET", path="/v1/models", handler=models.list_models, summary="The served model.", given=ModelList),
     Endpoint(

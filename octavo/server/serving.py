@@ -1,6 +1,7 @@
 """What every face of the server shares: the app's parts, the model's name, tokenizing off the event loop.
 
-`Serving` is made once by app.py and read by every handler; nothing here is written after the start.
+`Serving` is made once by app.py and read by every handler; nothing here is written after the start
+but what its members own.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 from starlette.requests import Request
@@ -18,7 +19,9 @@ import octavo
 from octavo.client.base import Client
 from octavo.errors import ApiError, ModelNotFound, Unavailable
 from octavo.server.inflight import InFlight
+from octavo.server.machine import Machine
 from octavo.server.metrics import ServerMetrics
+from octavo.server.openai.responses.store import ResponseStore
 from octavo.wire.messages import EngineInfo
 
 REQUEST_ID = "octavo.request_id"
@@ -34,6 +37,8 @@ class Serving:
     metrics: ServerMetrics
     started: int
     """Unix seconds."""
+    machine: Machine = field(default_factory=Machine)
+    responses: ResponseStore = field(default_factory=ResponseStore)
 
     def info(self) -> EngineInfo:
         """Raises Unavailable while no engine was ever attached."""

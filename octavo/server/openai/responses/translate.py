@@ -1,0 +1,257 @@
+"""A request of /v1/responses in the terms that all faces share, and the response object around what came of it.
+
+Called by the responses handlers. Everything here raises RequestError in the words of this API.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from octavo.errors import ApiError, QueueFull, RequestError, Unsupported
+from octavo.server.conversation import Conversation, checked_messages, template_kwargs
+from octavo.server.errors import clean
+from octavo.server.openai.protocol.responses import (
+    LOGPROBS,
+    IncompleteDetails,
+    InputTokensDetails,
+    Item,
+    OutputTokensDetails,
+    ResponseFailure,
+    ResponseObject,
+    ResponseReasoning,
+    ResponsesRequest,
+    ResponseText,
+    ResponseUsage,
+    TextFormat,
+)
+from octavo.server.openai.responses.items import add_items
+from octavo.server.openai.responses.output import Output
+from octavo.server.openai.usage import Header
+from octavo.server.turns import Turns
+from octavo.text.tokenizer import Tokenizer
+from octavo.text.toolcalls.tool import Tool
+from octavo.types import Metrics, SamplingParams, StructuredOutputs
+
+SECRETS = ("authorization", "headers")
+"""Of a tool that is an MCP server: never kept, never shown."""
+
+
+def turns_of(asked: ResponsesRequest, before: Sequence[list[Item]], items: list[Item]) -> Turns:
+    """`before`: the items of earlier responses, `items`: those of this input."""
+    turns = Turns()
+    if asked.instructions:
+        turns.system([{"type": "text", "text": asked.instructions}], "instructions")
+    for earlier in before:
+        add_items(turns, earlier, "previous_response_id")
+    add_items(turns, items)
+    if not turns.messages:
+        raise RequestError("input must not be empty", param="input")
+    return turns
+
+
+def conversation(asked: ResponsesRequest, turns: Turns, request_id: str) -> Conversation:
+    tools = function_tools(asked.tools or [])
+    choice, named, allowed = tool_choice(asked.tool_choice, tools)
+    try:
+        messages = checked_messages(turns.finished())
+    except ApiError as error:
+        raise turns.named(error, "input") from None
+    effort = asked.reasoning.effort if asked.reasoning is not None else None
+    return Conversation(
+        messages=messages,
+        params=sampling(asked),
+        tools=[tool for tool in tools if allowed is None or tool.name in allowed],
+        tool_choice=choice,
+        named_tool=named,
+        parallel_tool_calls=asked.parallel_tool_calls is not False,
+        template_kwargs=template_kwargs(asked.chat_template_kwargs, effort),
+        request_id=request_id,
+    )
+
+
+def sampling(asked: ResponsesRequest) -> SamplingParams:
+    fields = {name: getattr(asked, name) for name in SamplingParams.__struct_fields__}
+    fields["max_tokens"] = asked.max_tokens if asked.max_output_tokens is None else asked.max_output_tokens
+    fields["logprobs"] = (asked.top_logprobs or 0) if asked.includes(LOGPROBS) else None
+    fields["structured_outputs"] = structured(asked)
+    return SamplingParams(**fields)
+
+
+def structured(asked: ResponsesRequest) -> StructuredOutputs | None:
+    wanted = asked.text.format if asked.text is not None else None
+    if wanted is None or wanted.type == "text":
+        return asked.structured_outputs
+    if asked.structured_outputs is not None:
+        raise RequestError("send either text.format or structured_outputs", param="text.format")
+    if wanted.type == "json_object":
+        return StructuredOutputs(json_object=True)
+    if wanted.type != "json_schema":
+        raise RequestError(
+            f"text.format.type is {wanted.type[:40]!r}; it must be one of text, json_object, json_schema",
+            param="text.format.type",
+        )
+    if wanted.schema is None:
+        raise RequestError("text.format.schema is required with type json_schema", param="text.format.schema")
+    return StructuredOutputs(json=wanted.schema)
+
+
+def function_tools(tools: list[Item]) -> list[Tool]:
+    """Those that the model may call through this server; all others are run elsewhere, or nowhere."""
+    found: dict[str, Tool] = {}
+    for index, tool in enumerate(tools):
+        place = f"tools[{index}]"
+        if not isinstance(tool.get("type"), str):
+            raise RequestError(f"{place}.type is required", param=f"{place}.type")
+        if tool["type"] != "function":
+            continue
+        inner = tool.get("function")
+        about = inner if isinstance(inner, dict) else tool  # the form of chat completions is understood, too
+        name, parameters, description = about.get("name"), about.get("parameters"), about.get("description")
+        if not isinstance(name, str) or not name:
+            raise RequestError(f"{place}.name is required", param=f"{place}.name")
+        if name in found:
+            raise RequestError(f"{place}.name {name[:64]!r} is there twice", param=f"{place}.name")
+        if not isinstance(parameters, dict | None):
+            raise RequestError(f"{place}.parameters must be a JSON Schema", param=f"{place}.parameters")
+        if not isinstance(description, str | None):
+            raise RequestError(f"{place}.description must be a text", param=f"{place}.description")
+        found[name] = Tool(
+            name=name, description=description, parameters=parameters, strict=about.get("strict") is True
+        )
+    return list(found.values())
+
+
+Choice = Literal["none", "auto", "required"]
+
+
+def tool_choice(choice: Any, tools: list[Tool]) -> tuple[Choice, str | None, set[str] | None]:
+    """→ the choice, the one tool it names, the names it is narrowed to."""
+    names = {tool.name for tool in tools}
+    if choice is None or choice in ("none", "auto", "required"):
+        if choice == "required" and not tools:
+            raise RequestError("tool_choice 'required' needs tools that are functions", param="tool_choice")
+        return choice or "auto", None, None
+    kind = choice.get("type") if isinstance(choice, dict) else None
+    if kind == "function":
+        name = choice.get("name") or (choice.get("function") or {}).get("name")
+        if name not in names:
+            raise RequestError(
+                f"tool_choice names {str(name)[:64]!r}, which is not among the tools", param="tool_choice"
+            )
+        return "required", str(name), None
+    if kind == "allowed_tools":
+        given = choice.get("tools")
+        allowed = (
+            {str(tool.get("name")) for tool in given if isinstance(tool, dict)} if isinstance(given, list) else set()
+        )
+        mode: Choice = "required" if choice.get("mode") == "required" else "auto"
+        if mode == "required" and not allowed & names:
+            raise RequestError("tool_choice.tools names no function among the tools", param="tool_choice.tools")
+        return mode, None, allowed & names
+    if isinstance(kind, str):
+        raise Unsupported(f"tool_choice of type {kind[:40]!r}: only functions can be called here", param="tool_choice")
+    raise RequestError("tool_choice must be none, auto, required, a function or allowed_tools", param="tool_choice")
+
+
+def refusal(error: ApiError, turns: Turns) -> ApiError:
+    """What the shared path said of fields by their names in chat completions, in the names of this API."""
+    error = turns.named(error, "input")
+    names = {
+        "response_format": "text.format", "max_tokens": "max_output_tokens", "reasoning_effort": "reasoning.effort",
+        "max_completion_tokens": "max_output_tokens", "structured_outputs": "text.format", "grammar": "text.format",
+    }  # fmt: skip
+    for old, new in names.items():
+        if error.param is not None and (error.param == old or error.param.startswith((f"{old}.", f"{old}["))):
+            error.param = new + error.param[len(old) :]
+            break
+    return error
+
+
+# -- what comes out
+
+
+def response(asked: ResponsesRequest, header: Header) -> ResponseObject:
+    """As it is announced, before anything has come."""
+    wanted = asked.text.format if asked.text is not None else None
+    reasoning = asked.reasoning
+    return ResponseObject(
+        id=header.id,
+        created_at=header.created,
+        status="in_progress",
+        instructions=asked.instructions,
+        max_output_tokens=asked.max_output_tokens,
+        max_tool_calls=asked.max_tool_calls,
+        model=header.model,
+        output=[],
+        parallel_tool_calls=asked.parallel_tool_calls is not False,
+        previous_response_id=asked.previous_response_id,
+        prompt_cache_key=asked.prompt_cache_key,
+        reasoning=ResponseReasoning(
+            effort=reasoning.effort if reasoning else None, summary=reasoning.summary if reasoning else None
+        ),
+        safety_identifier=asked.safety_identifier,
+        store=asked.store is not False,
+        temperature=asked.temperature,
+        text=ResponseText(
+            format=wanted or TextFormat(type="text"), verbosity=(asked.text and asked.text.verbosity) or "medium"
+        ),
+        tool_choice=asked.tool_choice or "auto",
+        tools=[_shown(tool) for tool in asked.tools or ()],
+        top_logprobs=asked.top_logprobs or 0,
+        top_p=asked.top_p,
+        truncation=asked.truncation or "disabled",
+        user=asked.user,
+        metadata=asked.metadata or {},
+    )
+
+
+def finished(begun: ResponseObject, output: Output, metrics: Metrics, tokenizer: Tokenizer) -> ResponseObject:
+    is_cut = output.finish_reason == "length"
+    return msgspec.structs.replace(
+        begun,
+        status="incomplete" if is_cut else "completed",
+        completed_at=None if is_cut else int(time.time()),
+        incomplete_details=IncompleteDetails() if is_cut else None,
+        output=output.items,
+        usage=usage(output, metrics, tokenizer),
+    )
+
+
+def failed(
+    begun: ResponseObject, output: Output, error: ApiError, metrics: Metrics, tokenizer: Tokenizer
+) -> ResponseObject:
+    code: Literal["server_error", "rate_limit_exceeded", "invalid_prompt"] = "server_error"
+    if isinstance(error, QueueFull):
+        code = "rate_limit_exceeded"
+    elif isinstance(error, RequestError):
+        code = "invalid_prompt"
+    return msgspec.structs.replace(
+        begun,
+        status="failed",
+        error=ResponseFailure(code=code, message=clean(error.message)),
+        output=output.items,
+        usage=usage(output, metrics, tokenizer),
+    )
+
+
+def usage(output: Output, metrics: Metrics, tokenizer: Tokenizer) -> ResponseUsage:
+    reasoning = len(tokenizer.encode(output.reasoning, add_special_tokens=False)) if output.reasoning else 0
+    return ResponseUsage(
+        input_tokens=metrics.prompt_tokens,
+        input_tokens_details=InputTokensDetails(cached_tokens=metrics.cached_tokens),
+        output_tokens=metrics.completion_tokens,
+        output_tokens_details=OutputTokensDetails(reasoning_tokens=min(reasoning, metrics.completion_tokens)),
+        total_tokens=metrics.prompt_tokens + metrics.completion_tokens,
+    )
+
+
+def _shown(tool: Item) -> Item:
+    if tool.get("type") == "function" and not isinstance(tool.get("function"), dict):
+        shown = {"description": None, "parameters": None, "strict": False, **tool}
+        shown["strict"] = tool.get("strict") is True
+        return shown
+    return {key: value for key, value in tool.items() if key not in SECRETS}
