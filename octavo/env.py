@@ -78,6 +78,14 @@ def forced_isa() -> str | None:
     return isa
 
 
+def visible_gpu(index: int) -> int | str:
+    """Which GPU of the machine is the process's `cuda:index`: its number for the driver, or its UUID."""
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    if index >= len(visible) or not visible[index]:
+        return index
+    return int(visible[index]) if visible[index].isdigit() else visible[index]
+
+
 def limit_openmp_spinning() -> None:
     """Before torch is imported: threads that wait for one another spin briefly, then sleep. By default they spin for
     milliseconds; beside any other busy process (our own server, for one) each of the hundreds of waits in a step then

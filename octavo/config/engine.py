@@ -98,7 +98,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         30.0
     )
     send_timeout: Annotated[float, Meta(gt=0, description="Seconds a client may leave its answer unread.")] = 30.0
-    keep_alive_timeout: Annotated[float, Meta(gt=0, description="Seconds before an idle connection is closed.")] = 30.0
+    keep_alive_timeout: Annotated[int, Meta(ge=1, description="Seconds before an idle connection is closed.")] = 30
     drain_timeout: Annotated[float, Meta(ge=0, description="Seconds that running requests get at shutdown.")] = 30.0
     max_body_size: Annotated[str, Meta(description="Largest request body.")] = "32MiB"
     log_level: Annotated[
@@ -108,3 +108,6 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         "text"
     )
     access_log: Annotated[bool, Meta(description="One log line for each request.")] = True
+    otlp_endpoint: (
+        Annotated[str, Meta(description="Collector (OTLP over HTTP) for traces, as http://localhost:4318.")] | None
+    ) = None

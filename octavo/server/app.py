@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import psutil
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -29,6 +28,7 @@ from octavo.server.metrics import ServerMetrics
 from octavo.server.middleware import BodyGuard, require_json
 from octavo.server.routes import ENDPOINTS, Handler
 from octavo.server.serving import Serving
+from octavo.server.tracing import Tracing
 
 
 def create_app(client: Client, config: ServerConfig) -> Starlette:
@@ -37,20 +37,24 @@ def create_app(client: Client, config: ServerConfig) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        psutil.cpu_percent()  # the first call only sets the base of the next
         await client.start()
         try:
             yield
         finally:
             await client.close()
+            if tracing is not None:
+                await tracing.close()
 
+    tracing = Tracing(config.otlp_endpoint) if config.otlp_endpoint else None
     app = Starlette(lifespan=lifespan)
     metrics = ServerMetrics(client)
     app.state.endpoints = ENDPOINTS
     app.state.serving = Serving(client=client, inflight=InFlight(), metrics=metrics, started=int(time.time()))
     app.router.redirect_slashes = False
     app.add_middleware(BodyGuard, limit=parse_bytes(config.max_body_size, "--max-body-size"))
-    app.add_middleware(RequestContext, metrics=metrics, paths=_add_routes(app), access_log=config.access_log)
+    app.add_middleware(
+        RequestContext, metrics=metrics, paths=_add_routes(app), access_log=config.access_log, tracing=tracing
+    )
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     return app

@@ -23,6 +23,7 @@ from octavo.server.errors import ClientGone, error_response, unexpected
 from octavo.server.metrics import ServerMetrics
 from octavo.server.serving import REQUEST_ID
 from octavo.server.sse import CONNECTION
+from octavo.server.tracing import Tracing
 
 logger = logging.getLogger("octavo.server")
 access = logging.getLogger("octavo.access")
@@ -36,11 +37,20 @@ METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE"})
 class RequestContext:
     """`paths`: endpoint → the path under which it is registered, the label of its counter."""
 
-    def __init__(self, app: ASGIApp, metrics: ServerMetrics, paths: Mapping[Any, str], *, access_log: bool) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: ServerMetrics,
+        paths: Mapping[Any, str],
+        *,
+        access_log: bool = True,
+        tracing: Tracing | None = None,
+    ) -> None:
         self.app = app
         self._metrics = metrics
         self._paths = paths
         self._access_log = access_log
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -78,13 +88,13 @@ class RequestContext:
         route = self._paths.get(scope.get("endpoint"), "other")
         method = scope["method"] if scope["method"] in METHODS else "other"
         self._metrics.closed(account, method, route)
-        if self._access_log:
-            level = logging.DEBUG if route in QUIET_PATHS else logging.INFO
-            if access.isEnabledFor(level):
-                _log(level, account, method, route)
+        trace_id = None if self._tracing is None else self._tracing.record(account, route, Headers(scope=scope))
+        level = logging.DEBUG if route in QUIET_PATHS else logging.INFO
+        if self._access_log and access.isEnabledFor(level):
+            _log(level, account, method, route, trace_id)
 
 
-def _log(level: int, account: Account, method: str, route: str) -> None:
+def _log(level: int, account: Account, method: str, route: str, trace_id: str | None) -> None:
     """One line of what was asked and what came of it; no text of the request or the answer is ever in it."""
     ms = round(account.seconds * 1e3, 1)
     fields: dict[str, Any] = {"method": method, "route": route, "status": account.status, "ms": ms}
@@ -100,6 +110,8 @@ def _log(level: int, account: Account, method: str, route: str) -> None:
     if code := account.code:
         fields["error"] = code
         words += f", {code}"
+    if trace_id is not None:
+        fields["trace_id"] = trace_id
     access.log(level, "%s", words, extra=log.about(account.request_id, **fields))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 
 import msgspec
 import psutil
@@ -94,16 +95,17 @@ async def system_metrics(request: Request) -> Response:
 
 
 def measured(serve: Serving) -> SystemMetrics:
-    """The machine now and the engine at its last heartbeat. GPUs come with the CUDA backend."""
-    memory, stats = psutil.virtual_memory(), serve.client.stats
+    """The machine now and the engine at its last heartbeat."""
+    memory, stats, info = psutil.virtual_memory(), serve.client.stats, serve.client.info
+    gpu = None if info is None else serve.machine.gpu(info.device)
     return SystemMetrics(
-        cpu=Cpu(utilization_percent=psutil.cpu_percent(), core_count=psutil.cpu_count() or 1),
+        cpu=Cpu(utilization_percent=serve.machine.cpu_percent(), core_count=psutil.cpu_count() or 1),
         memory=Memory(
             used_mb=round(memory.used / MIB, 1),
             total_mb=round(memory.total / MIB, 1),
             available_mb=round(memory.available / MIB, 1),
         ),
-        gpu=None,
+        gpu=None if gpu is None else Gpu(**asdict(gpu)),
         kv=Kv(
             blocks_total=stats.blocks_total,
             blocks_used=stats.blocks_used,
