@@ -16,7 +16,7 @@ from octavo.config.flags import Option, load, options
 def _parameter(option: Option) -> inspect.Parameter:
     default = (
         ""
-        if option.default is None
+        if option.default is None or option.is_list or option.is_secret
         else f" [default: {str(option.default).lower() if option.is_bool else option.default}]"
     )
     text = f"{option.help}{default} [env: {option.env}]"
@@ -26,7 +26,7 @@ def _parameter(option: Option) -> inspect.Parameter:
         metavar=None if option.is_bool else option.metavar,
         show_default=False,
     )
-    kind: Any = bool | None if option.is_bool else str | None
+    kind: Any = bool | None if option.is_bool else list[str] | None if option.is_list else str | None
     return inspect.Parameter(
         option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, declared]
     )

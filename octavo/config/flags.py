@@ -28,6 +28,10 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
     help: str
     metavar: str
     is_bool: bool
+    is_list: bool
+    """May be given several times, and each time several by commas."""
+    is_secret: bool
+    """Its value is shown nowhere."""
 
     @property
     def flag(self) -> str:
@@ -45,17 +49,19 @@ def _metavar(kind: msgspec.inspect.Type) -> str:
         return _metavar(next(t for t in kind.types if not isinstance(t, msgspec.inspect.NoneType)))
     if isinstance(kind, msgspec.inspect.LiteralType):
         return "|".join(str(v) for v in kind.values)
+    if isinstance(kind, msgspec.inspect.VarTupleType):
+        return _metavar(kind.item_type)
     names = {msgspec.inspect.IntType: "N", msgspec.inspect.FloatType: "X", msgspec.inspect.StrType: "TEXT"}
     return names.get(type(kind), "VALUE")
 
 
-def _description(annotation: Any) -> str:
-    """The Meta description of `Annotated[T, Meta(...)]`, also inside `| None`."""
+def _meta(annotation: Any) -> msgspec.Meta:
+    """The described Meta of `Annotated[T, Meta(...)]`, also inside `| None`."""
     for part in (annotation, *getattr(annotation, "__args__", ())):
         for extra in getattr(part, "__metadata__", ()):
             if isinstance(extra, msgspec.Meta) and extra.description:
-                return extra.description
-    return ""
+                return extra
+    return msgspec.Meta(description="")
 
 
 def options(struct: type[msgspec.Struct]) -> list[Option]:
@@ -67,23 +73,40 @@ def options(struct: type[msgspec.Struct]) -> list[Option]:
     for field in msgspec.structs.fields(struct):
         kind = kinds[field.name]
         inner = kind.type if isinstance(kind, msgspec.inspect.Metadata) else kind
+        meta = _meta(field.type)
         found.append(
             Option(
                 name=field.name,
                 type=field.type,
                 default=field.default,
-                help=_description(field.type),
+                help=meta.description or "",
                 metavar=_metavar(inner),
                 is_bool=isinstance(inner, msgspec.inspect.BoolType),
+                is_list=isinstance(inner, msgspec.inspect.VarTupleType),
+                is_secret=bool((meta.extra or {}).get("secret")),
             )
         )
     return found
 
 
+def _items(value: Any, origin: str) -> list[Any]:
+    """The values of an option that may have several."""
+    given = value if isinstance(value, list | tuple) else [value]
+    items = [part for item in given for part in (item.split(",") if isinstance(item, str) else [item])]
+    items = [item.strip() if isinstance(item, str) else item for item in items]
+    if not items or "" in items:
+        raise ConfigError(f"{origin}: a value is empty; give it one, or leave the option out")
+    return items
+
+
 def _convert(option: Option, value: Any, origin: str) -> Any:
+    if option.is_list:
+        value = _items(value, origin)
     try:
         return msgspec.convert(value, option.type, strict=not isinstance(value, str))
     except msgspec.ValidationError as error:
+        if option.is_secret:
+            raise ConfigError(f"{origin}: must be text") from None
         reason = str(error).replace("`", "").replace(" | null", "").rstrip(".")
         if "|" in option.metavar and not option.is_bool:
             reason = f"give one of {option.metavar.replace('|', ', ')}"
@@ -128,7 +151,7 @@ def load(
     for struct in structs:
         values: dict[str, Any] = {}
         for option in options(struct):
-            if flags.get(option.name) is not None:
+            if flags.get(option.name) not in (None, []):
                 values[option.name] = _convert(option, flags[option.name], option.flag)
             elif found := _from_env(option, env):
                 values[option.name] = _convert(option, found[1], found[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from octavo.config.engine import EngineConfig, ServerConfig
+from octavo.config.engine import EngineConfig
 from octavo.config.hardware import Hardware
 from octavo.errors import ConfigError
 from octavo.modelfiles.facts import ModelFacts
@@ -63,13 +63,6 @@ def _refuse_unsupported(config: EngineConfig) -> None:
         raise ConfigError("--gpu-memory-utilization is for a GPU, and only cpu is supported yet; leave it out")
     if config.block_size & (config.block_size - 1):
         raise ConfigError(f"--block-size {config.block_size} is not a power of two")
-
-
-def refuse_unsupported(server: ServerConfig) -> None:
-    """Raises ConfigError for a server option that is known but not served yet: a key that nobody checks would leave
-    the server open while its operator believes it closed."""
-    if server.api_key is not None:
-        raise ConfigError("--api-key is not supported yet: requests would be answered without it; leave it out")
 
 
 def resolve(config: EngineConfig, hardware: Hardware, facts: ModelFacts, model_name: str) -> ResolvedConfig:

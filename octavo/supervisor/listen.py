@@ -33,10 +33,10 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def url(listener: socket.socket) -> str:
+def url(listener: socket.socket, is_tls: bool = False) -> str:
     """Where the socket listens, as a browser takes it."""
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{'https' if is_tls else 'http'}://" + (f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
 
 
 def is_loopback(listener: socket.socket) -> bool:

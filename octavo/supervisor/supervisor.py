@@ -19,7 +19,9 @@ import setproctitle
 from octavo import log
 from octavo.config.engine import EngineConfig, ServerConfig
 from octavo.config.hardware import detect
-from octavo.config.resolve import refuse_unsupported, resolve
+from octavo.config.keys import with_keys_read
+from octavo.config.resolve import resolve
+from octavo.config.tls import tls_context
 from octavo.modelfiles.facts import read_facts
 from octavo.modelfiles.files import ModelFiles
 from octavo.modelfiles.hub import fetch
@@ -41,12 +43,14 @@ def run(config: EngineConfig, server: ServerConfig) -> int:
     """Serve until a signal; returns the exit code. Raises OctavoError for what is wrong before anything starts:
     a port in use, a model that cannot be found or read, options that contradict each other."""
     setproctitle.setproctitle("octavo-supervisor")
-    log.setup("supervisor", server.log_level)
-    refuse_unsupported(server)
+    log.setup("supervisor", server.log_level, server.log_format)
+    server = with_keys_read(server)
+    is_tls = tls_context(server) is not None
     with ExitStack() as stack:
         listener = stack.enter_context(listen(server.host, server.port))
-        if not is_loopback(listener):
-            logger.warning("anyone who reaches %s may use it: there are no API keys yet", url(listener))
+        address = url(listener, is_tls)
+        if not is_loopback(listener) and not server.api_key:
+            logger.warning("anyone who reaches %s may use it; --api-key or --api-key-file closes it", address)
         files = None
         if server.connect is not None:
             check_endpoint(server.connect)
@@ -59,7 +63,7 @@ def run(config: EngineConfig, server: ServerConfig) -> int:
             children.append(_engine_child(config, server, endpoint))
         signals = stack.enter_context(_caught_signals())
         try:
-            code = Supervisor(children, signals, server.drain_timeout, url(listener)).run()
+            code = Supervisor(children, signals, server.drain_timeout, address).run()
             listener.close()
             return code
         finally:
@@ -95,6 +99,7 @@ def _engine_child(config: EngineConfig, server: ServerConfig, endpoint: str) -> 
             ready_fd=ready_fd,
             drain_timeout=server.drain_timeout,
             log_level=server.log_level,
+            log_format=server.log_format,
             crashed=child.crashed,
         )
 

@@ -51,7 +51,9 @@ def _octavo(*arguments: str) -> subprocess.CompletedProcess[str]:
     "arguments,needle",
     [
         (["serve", "--port", "70000"], "--port: '70000'"),
-        (["serve", "--api-key", "secret"], "--api-key is not supported yet"),
+        (["serve", "--api-key", ""], "--api-key: a value is empty"),
+        (["serve", "--api-key-file", "/no/such/file"], "--api-key-file /no/such/file: cannot be read"),
+        (["serve", "--ssl-keyfile", "key.pem"], "--ssl-keyfile needs --ssl-certfile"),
         (["complete", "/no/such/model", "--prompts", "x"], "/no/such/model"),
         (["engine", "--endpoint", "tcp://1.2.3.4:5"], "ipc://"),
     ],

@@ -1,0 +1,63 @@
+"""The API keys that the options name, read once and checked. Called by the supervisor, and by the server when alone.
+
+Invariant: no message holds a key, and options that name a key source never end in no key at all: a server whose
+operator believes it closed is closed, or does not start.
+"""
+
+from __future__ import annotations
+
+import logging
+import stat
+from pathlib import Path
+
+import msgspec
+
+from octavo.config.engine import ServerConfig
+from octavo.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+MAX_FILE_BYTES = 1 << 20
+MAX_KEY_LEN = 1024
+
+
+def api_keys(config: ServerConfig) -> tuple[str, ...]:
+    """Those of --api-key and --api-key-file; none: the server is open to all. Raises ConfigError."""
+    keys = [_checked(key, "--api-key") for key in config.api_key]
+    if config.api_key_file is not None:
+        keys += _read(Path(config.api_key_file))
+    return tuple(dict.fromkeys(keys))
+
+
+def with_keys_read(config: ServerConfig) -> ServerConfig:
+    """The same, its key file read. Raises ConfigError."""
+    return msgspec.structs.replace(config, api_key=api_keys(config), api_key_file=None)
+
+
+def _read(path: Path) -> list[str]:
+    at = f"--api-key-file {path}"
+    try:
+        with path.open("rb") as file:
+            mode = path.stat().st_mode
+            text = file.read(MAX_FILE_BYTES + 1).decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{at}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{at}: not UTF-8 text; write one key a line") from None
+    if len(text) > MAX_FILE_BYTES:
+        raise ConfigError(f"{at}: more than {MAX_FILE_BYTES} bytes; write one key a line")
+    if stat.S_ISREG(mode) and mode & stat.S_IROTH:
+        logger.warning("every user of this machine can read %s; chmod 600 hides its keys", path)
+    lines = [line.strip() for line in text.splitlines()]
+    keys = [_checked(line, f"{at}, line {i}") for i, line in enumerate(lines, 1) if line and not line.startswith("#")]
+    if not keys:
+        raise ConfigError(f"{at}: holds no key; write one a line")
+    return keys
+
+
+def _checked(key: str, at: str) -> str:
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise ConfigError(f"{at}: a key is printable ASCII without blanks, as it travels in a header")
+    if len(key) > MAX_KEY_LEN:
+        raise ConfigError(f"{at}: a key has {len(key)} characters; at most {MAX_KEY_LEN}")
+    return key
