@@ -19,6 +19,7 @@ from octavo.client.base import Prompt
 from octavo.client.generation import LedgerGeneration
 from octavo.client.ledger import Ledger
 from octavo.client.prepare import Seeds, sequences
+from octavo.client.totals import Totals
 from octavo.errors import ConfigError, EngineError, ModelFileError, OctavoError, Unavailable
 from octavo.modelfiles.files import ModelFiles, locate
 from octavo.modelfiles.generation import sampling_defaults
@@ -93,7 +94,7 @@ class EngineClient:
         self._seeds = Seeds()
         self._info: EngineInfo | None = None
         self._model: _Model | None = None
-        self._stats = Stats()
+        self._totals = Totals()
         self._state = _State.LOST
         self._session = 0
         self._draining = False
@@ -127,8 +128,8 @@ class EngineClient:
 
     @property
     def stats(self) -> Stats:
-        """As of the last heartbeat."""
-        return self._stats
+        """As of the last heartbeat; counters of all engines so far."""
+        return self._totals.stats
 
     @property
     def num_in_flight(self) -> int:
@@ -194,6 +195,7 @@ class EngineClient:
         was_draining, self._draining = self._draining, False
         self._hold_until = time.monotonic() + (HOLD_AFTER_DRAIN_S if was_draining else HOLD_S)
         self._state = _State.LOST
+        self._totals.lose()
         self._ledger.suspend(died=not was_draining)
 
     def _receive(self, message: ToClient) -> None:
@@ -205,7 +207,7 @@ class EngineClient:
             else:
                 self._ledger.receive(message)
         elif isinstance(message, Pong):
-            self._stats = message.stats
+            self._totals.take(message.instance, message.stats)
             if not message.known and self._state >= _State.WELCOMED:
                 self._rejoin()
         elif isinstance(message, Draining):
