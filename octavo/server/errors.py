@@ -1,4 +1,5 @@
-"""How a failure becomes an HTTP answer: one JSON body with four keys, whatever went wrong.
+"""How a failure becomes an HTTP answer: one JSON body with four keys, whatever went wrong; on the routes of Anthropic's
+API their own form of it.
 
 Called by the middleware, the handlers and the event stream. Invariant: the body never holds a traceback, a path of
 this machine or a memory address; what is not an ApiError is logged and answered as a plain 500.
@@ -12,9 +13,12 @@ from collections.abc import Mapping
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match, Route
+from starlette.types import Receive, Scope, Send
 
 from octavo.errors import ApiError, EngineError, RequestError
 from octavo.server.account import current
+from octavo.server.anthropic.errors import anthropic_body, is_here
 
 
 class ErrorInfo(msgspec.Struct, kw_only=True):
@@ -42,6 +46,14 @@ class MethodNotAllowed(ApiError):
     status = 405
     type = "invalid_request_error"
     default_code = "method_not_allowed"
+
+
+class RequestTimeout(ApiError):
+    """The head or the body of a request took too long to come."""
+
+    status = 408
+    type = "invalid_request_error"
+    default_code = "request_timeout"
 
 
 class ContentTooLarge(ApiError):
@@ -79,12 +91,27 @@ def error_body(error: ApiError) -> bytes:
     return msgspec.json.encode(ErrorResponse(error=info))
 
 
+class _Failure(Response):
+    """Its body is written when it is sent: the path says in which form."""
+
+    def __init__(self, error: ApiError, headers: Mapping[str, str] | None) -> None:
+        super().__init__(error_body(error), error.status, headers, "application/json")
+        if error.retry_after is not None:
+            self.headers["retry-after"] = str(error.retry_after)
+        self._error = error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if is_here(scope.get("path", "")):
+            request_id = current().request_id
+            self.body = anthropic_body(self._error, clean(self._error.message), request_id)
+            self.headers["content-length"] = str(len(self.body))
+            self.headers["request-id"] = request_id
+        await super().__call__(scope, receive, send)
+
+
 def error_response(error: ApiError, headers: Mapping[str, str] | None = None) -> Response:
     current().fail(error)
-    response = Response(error_body(error), error.status, headers, "application/json")
-    if error.retry_after is not None:
-        response.headers["retry-after"] = str(error.retry_after)
-    return response
+    return _Failure(error, headers)
 
 
 def unexpected() -> ApiError:
@@ -104,12 +131,22 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     if status == 404:
         return error_response(NotFound("there is no such route; /docs lists those there are"), headers)
     if status == 405:
-        allowed = (headers or {}).get("Allow", "")
+        allowed = _allowed(request)
+        headers = {**(headers or {}), "Allow": allowed}
         message = f"this route does not take {request.method[:16]}; allowed: {allowed}"
         return error_response(MethodNotAllowed(message), headers)
     failure = RequestError(str(getattr(error, "detail", "bad request")))
     failure.status = status
     return error_response(failure, headers)
+
+
+def _allowed(request: Request) -> str:
+    """Every method of the path: each has a route of its own."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
+            found |= route.methods or set()
+    return ", ".join(sorted(found))
 
 
 def refuse_nul(text: str, param: str) -> None:

@@ -1,7 +1,7 @@
 """The stream of a response: named events with a sequence number, as OpenAI's; no [DONE] at its end.
 
-Used by the responses handlers; implements sse.Writer, and output.Watcher for what grows. The text of a message is the
-hot path: its events are joined from bytes.
+Used by the responses handlers; implements sse.Writer. The growing text is the hot path: its events are joined from
+bytes.
 """
 
 from __future__ import annotations
@@ -14,21 +14,22 @@ import msgspec
 from octavo.errors import ApiError
 from octavo.server.errors import clean
 from octavo.server.openai.protocol.chat import LogprobEntry
-from octavo.server.openai.protocol.responses import ItemStatus, OutputText, ReasoningText, ResponseObject
-from octavo.server.openai.responses.output import Growing, Output
+from octavo.server.openai.protocol.responses import OutputText, ReasoningText, ResponseObject
+from octavo.server.openai.responses.output import Output
+from octavo.server.pieces import Piece
 from octavo.text.tokenizer import Tokenizer
 from octavo.types import Delta
 
 _json = msgspec.json.Encoder().encode
 
 _DELTA = {
-    "message": "response.output_text.delta",
+    "text": "response.output_text.delta",
     "reasoning": "response.reasoning_text.delta",
-    "function_call": "response.function_call_arguments.delta",
+    "call": "response.function_call_arguments.delta",
 }
 
 
-class ResponseEvents:
+class ResponseEvents(Output):
     """`begun`: the response as it is announced. `finished(output)`, `failed(output, error)`: as it ends."""
 
     def __init__(
@@ -40,9 +41,9 @@ class ResponseEvents:
         *,
         seals: bool,
     ) -> None:
+        super().__init__(tokenizer, seals=seals)
         self._finished = finished
         self._failed = failed
-        self._output = Output(tokenizer, self, seals=seals)
         self._number = 0
         self._out: list[bytes] = []
         self._before = b""
@@ -54,64 +55,64 @@ class ResponseEvents:
     # -- sse.Writer
 
     def chunk(self, prompt_index: int, delta: Delta) -> bytes:
-        self._output.take(delta)
-        return self._taken()
+        self.take(delta)
+        return self._written()
 
     def end(self) -> bytes:
-        response = self._finished(self._output)
+        response = self._finished(self)
         self._event(f"response.{response.status}", response=response)
-        return self._taken()
+        return self._written()
 
     def fail(self, error: ApiError) -> bytes:
-        self._output.close("incomplete")
-        response = self._failed(self._output, error)
+        self.close(is_cut=True)
+        response = self._failed(self, error)
         self._event("error", code=error.code or error.type, message=clean(error.message), param=error.param)
         self._event("response.failed", response=response)
-        return self._taken()
+        return self._written()
 
-    # -- output.Watcher
+    # -- Pieces
 
-    def opened(self, item: Growing) -> None:
-        self._event("response.output_item.added", output_index=item.index, item=item.item("in_progress"))
-        kind = _DELTA[item.kind]
-        content = b',"content_index":0'
-        if item.kind == "message":
-            self._part("added", item, OutputText(text=""))
-        elif item.kind == "reasoning":
-            self._part("added", item, ReasoningText(text=""))
-        else:
-            content = b""
+    def opened(self, piece: Piece) -> None:
+        super().opened(piece)
+        self._event("response.output_item.added", output_index=piece.index, item=self.item(piece, "in_progress"))
+        self._part("added", piece, "", [])
+        kind, content = _DELTA[piece.kind], b"" if piece.kind == "call" else b',"content_index":0'
         self._before = f'event: {kind}\ndata: {{"type":"{kind}","sequence_number":'.encode()
-        self._between = b',"item_id":"%s","output_index":%d%s,"delta":' % (item.id.encode(), item.index, content)
+        self._between = b',"item_id":"%s","output_index":%d%s,"delta":' % (self.id.encode(), piece.index, content)
 
-    def grown(self, item: Growing, text: str, logprobs: list[LogprobEntry]) -> None:
-        rest = b"}\n\n" if item.kind != "message" else b',"logprobs":%s}\n\n' % (_json(logprobs) if logprobs else b"[]")
+    def grown(self, piece: Piece, text: str) -> None:
+        rest = b"}\n\n"
+        if piece.kind == "text":
+            new = self.new_logprobs(final=False) if self._waiting else None
+            rest = b',"logprobs":%s}\n\n' % (_json(new) if new else b"[]")
         self._out += (self._before, b"%d" % self._number, self._between, _json(text), rest)
         self._number += 1
 
-    def closed(self, item: Growing, status: ItemStatus) -> None:
-        about: dict[str, Any] = {"item_id": item.id, "output_index": item.index}
-        text = item.text
-        if item.kind == "message":
-            self._event("response.output_text.done", **about, content_index=0, text=text, logprobs=item.logprobs)
-            self._part("done", item, OutputText(text=text, logprobs=item.logprobs))
-        elif item.kind == "reasoning":
+    def closed(self, piece: Piece, *, is_cut: bool) -> None:
+        super().closed(piece, is_cut=is_cut)
+        about: dict[str, Any] = {"item_id": self.id, "output_index": piece.index}
+        text = piece.text
+        if piece.kind == "text":
+            self._event("response.output_text.done", **about, content_index=0, text=text, logprobs=self._logprobs)
+        elif piece.kind == "reasoning":
             self._event("response.reasoning_text.done", **about, content_index=0, text=text)
-            self._part("done", item, ReasoningText(text=text))
         else:
-            self._event("response.function_call_arguments.done", **about, name=item.name, arguments=text)
-        self._event("response.output_item.done", output_index=item.index, item=self._output.items[-1])
+            self._event("response.function_call_arguments.done", **about, name=piece.name, arguments=text)
+        self._part("done", piece, text, self._logprobs)
+        self._event("response.output_item.done", output_index=piece.index, item=self.items[-1])
 
-    def _part(self, what: str, item: Growing, part: OutputText | ReasoningText) -> None:
-        self._event(
-            f"response.content_part.{what}", item_id=item.id, output_index=item.index, content_index=0, part=part
-        )
+    def _part(self, what: str, piece: Piece, text: str, logprobs: list[LogprobEntry]) -> None:
+        if piece.kind == "call":
+            return
+        part = OutputText(text=text, logprobs=logprobs) if piece.kind == "text" else ReasoningText(text=text)
+        about: dict[str, Any] = {"item_id": self.id, "output_index": piece.index}
+        self._event(f"response.content_part.{what}", **about, content_index=0, part=part)
 
     def _event(self, kind: str, **fields: Any) -> None:
         body = _json({"type": kind, "sequence_number": self._number, **fields})
         self._out.append(b"event: %s\ndata: %s\n\n" % (kind.encode(), body))
         self._number += 1
 
-    def _taken(self) -> bytes:
+    def _written(self) -> bytes:
         out, self._out = b"".join(self._out), []
         return out
