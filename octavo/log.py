@@ -65,7 +65,7 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         request_id = _request_id(record)
-        message = record.getMessage() + (f" [{request_id}]" if request_id else "")
+        message = record.getMessage().rstrip("\n") + (f" [{request_id}]" if request_id else "")
         line = f"{self.formatTime(record, self.datefmt)} {record.levelname:<7} {self._role}: {_escaped(message)}"
         for block in filter(None, (_exception(record), record.stack_info, _fields(record).get("stacks"))):
             text = _CONTROL_IN_BLOCK.sub(_escape, str(block)).rstrip("\n")
