@@ -121,6 +121,8 @@ class Metrics(msgspec.Struct, array_like=False, kw_only=True):
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    reasoning_tokens: int = 0
+    """Of the completion tokens; counted by the client."""
     cached_tokens: int = 0
     queue_ms: float = 0.0
     prefill_ms: float = 0.0

@@ -49,16 +49,21 @@ class _Sequence:
             token_ids=self.stream.output_ids,
             finish_reason="abort" if self.aborted else self.stream.finish_reason,
             stop_reason=self.stream.stop_reason,
+            reasoning="" if self.stream.channelled is None else self.stream.channelled.reasoning,
+            tool_calls=[] if self.stream.channelled is None else self.stream.channelled.tool_calls,
             logprobs=logprobs if with_logprobs else None,
             cumulative_logprob=sum(entry.logprob for entry in logprobs) if with_logprobs else None,
         )
 
     def whole(self, index: int, with_logprobs: bool) -> Delta:
         """All of it as one delta."""
+        channelled = self.stream.channelled
         return Delta(
             index=index,
             text=self.stream.text,
             token_ids=self.stream.output_ids,
+            reasoning="" if channelled is None else channelled.reasoning,
+            tool_calls=[] if channelled is None else channelled.calls,
             logprobs=self.shown_logprobs if with_logprobs else None,
             finish_reason=self.stream.finish_reason,
             stop_reason=self.stream.stop_reason,
@@ -76,7 +81,8 @@ class RequestState:
         self.embedding: bytes | None = None
         self.done = False
         self._sequences = {
-            add.id: _Sequence(add, ChoiceStream(tokenizer, add.params, index), index) for index, add in enumerate(adds)
+            add.id: _Sequence(add, ChoiceStream(tokenizer, add.params, index, prompt.channels), index)
+            for index, add in enumerate(adds)
         }
         self._select = len(adds) > params.n
         self._chosen: list[_Sequence] = [] if self._select else list(self._sequences.values())
@@ -149,6 +155,7 @@ class RequestState:
         return Metrics(
             prompt_tokens=len(self.prompt.token_ids),
             completion_tokens=sum(len(sequence.stream.output_ids) for sequence in self._sequences.values()),
+            reasoning_tokens=sum(s.stream.reasoning_tokens for s in self._sequences.values()),
             cached_tokens=each[0].cached_tokens,
             queue_ms=min(m.queue_ms for m in each),
             prefill_ms=max(m.prefill_ms for m in each),

@@ -1,15 +1,19 @@
-"""One choice on its way back: token ids → text → stop strings → deltas. Owns the text state of one generated sequence.
+"""One choice on its way back: token ids → text → channels → stop strings → deltas. Owns the text state of one sequence.
 
 Called by client/engine.py and client/offline.py with every TokenOutput of the sequence. Invariant: the deltas' texts,
-joined, are the choice's text, however the tokens were grouped; nothing that is shown is taken back.
+joined, are the choice's text, however the tokens were grouped; nothing that is shown is taken back. Stop strings are
+looked for in the content alone.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 
 import msgspec
 
+from octavo.client.channelled import ChannelledText, Placed
+from octavo.text.channels import Channels
 from octavo.text.detokenizer import Detokenizer
 from octavo.text.stops import StopMatcher
 from octavo.text.tokenizer import Tokenizer
@@ -18,7 +22,7 @@ from octavo.wire.messages import TokenOutput
 
 
 class _Waiting(msgspec.Struct):
-    """Log-probabilities of a token whose text, from character `start` of the whole text on, is not shown yet."""
+    """Log-probabilities of a token whose text, from character `start` of the content on, is not shown yet."""
 
     start: int
     logprobs: TokenLogprobs
@@ -34,7 +38,9 @@ class ChoiceStream:
     As in vLLM, `stop_reason` is the stop string, or the id when it is among `stop_token_ids`; None for end of sequence.
     """
 
-    def __init__(self, tokenizer: Tokenizer, params: SamplingParams, index: int = 0) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, params: SamplingParams, index: int = 0, channels: Channels | None = None
+    ) -> None:
         self.output_ids: list[int] = []
         self.output_logprobs: list[TokenLogprobs] = []
         self.finish_reason: FinishReason | None = None
@@ -44,9 +50,13 @@ class ChoiceStream:
         self._tokenizer = tokenizer
         self._params = params
         self._index = index
-        self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens, continuation=True)
+        self.channelled = None if channels is None else ChannelledText(tokenizer, channels)
+        kept = frozenset[int]() if self.channelled is None else self.channelled.kept
+        self._detokenizer = Detokenizer(
+            tokenizer, skip_special_tokens=params.skip_special_tokens, continuation=True, kept=kept
+        )
         self._stops = StopMatcher(params.stop_strings(), include_in_output=params.include_stop_str_in_output)
-        self._plain = not params.stop_strings() and params.logprobs is None
+        self._plain = not params.stop_strings() and params.logprobs is None and channels is None
         """Text is shown as it comes, token by token, and nobody asks where in the text a token begins."""
         self._decoded_len = 0
         self._shown_len = 0
@@ -57,6 +67,10 @@ class ChoiceStream:
     def text(self) -> str:
         """All text shown so far."""
         return "".join(self._shown)
+
+    @property
+    def reasoning_tokens(self) -> int:
+        return 0 if self.channelled is None else self.channelled.reasoning_tokens
 
     @property
     def finished(self) -> bool:
@@ -73,31 +87,21 @@ class ChoiceStream:
             self._shown.append(text)
             return Delta(index=self._index, text=text, token_ids=ids)
         count_before = len(self.output_ids)
-        # A grammar that is complete ends an output without a stop token.
-        stop_token = (
-            len(output.token_ids) - 1 if output.finish_reason == "stop" and output.stop_reason is not None else -1
-        )
+        stop_token = len(output.token_ids) - 1 if output.finish_reason == "stop" else -1
         pieces: list[str] = []
         for i, token_id in enumerate(output.token_ids):
             logprobs = output.logprobs[i] if output.logprobs else None
             hidden = i == stop_token and not self._params.include_stop_str_in_output
             pieces.append(self._push_token(token_id, logprobs, hidden))
-            if self._stops.matched is not None:
+            if self._ended_by_text:
                 break
-        if self._stops.matched is not None:
-            self.finish_reason, self.stop_reason = "stop", self._stops.matched
-            self.stopped_by_text = output.finish_reason is None
-        elif output.finish_reason is not None:
-            pieces.append(self._flush())
-            if self._stops.matched is not None:
-                self.finish_reason, self.stop_reason = "stop", self._stops.matched
-            else:
-                self.finish_reason = output.finish_reason
-                self.stop_reason = self._public_stop_reason(output.stop_reason)
+        if output.finish_reason is not None and not self._ended_by_text:
+            pieces.append(self._flush(cut=output.finish_reason == "length"))
+        self._end(output)
         text = "".join(pieces)
         self._shown_len += len(text)
         self._shown.append(text)
-        return Delta(
+        delta = Delta(
             index=self._index,
             text=text,
             token_ids=self.output_ids[count_before:],
@@ -105,6 +109,23 @@ class ChoiceStream:
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
         )
+        if self.channelled is not None:
+            self.channelled.fill(delta)
+        return delta
+
+    @property
+    def _ended_by_text(self) -> bool:
+        return self._stops.matched is not None or (self.channelled is not None and self.channelled.complete)
+
+    def _end(self, output: TokenOutput) -> None:
+        if self._ended_by_text:
+            self.finish_reason, self.stop_reason = "stop", self._stops.matched
+            self.stopped_by_text = output.finish_reason is None
+        elif output.finish_reason is not None:
+            self.finish_reason = output.finish_reason
+            self.stop_reason = self._public_stop_reason(output.stop_reason)
+        if self.finish_reason == "stop" and self.channelled is not None and self.channelled.calls:
+            self.finish_reason = "tool_calls"
 
     def _push_token(self, token_id: int, logprobs: TokenLogprobs | None, hidden: bool) -> str:
         self.output_ids.append(token_id)
@@ -112,17 +133,34 @@ class ChoiceStream:
             self.output_logprobs.append(logprobs)
         if hidden:
             return ""
-        if logprobs is not None and self._tokenizer.visible_bytes(token_id, self._params.skip_special_tokens):
+        text = self._detokenizer.push(token_id)
+        if logprobs is not None and not self._detokenizer.shows(token_id):
+            logprobs = None
+        if self.channelled is not None:
+            return self._route(self.channelled.push(text, logprobs))
+        if logprobs is not None:
             self._waiting.append(_Waiting(self._decoded_len, logprobs))
-        return self._match(self._detokenizer.push(token_id))
+        return self._match(text)
+
+    def _route(self, placed: Iterator[Placed]) -> str:
+        """Content out of the channels, up to a stop string."""
+        shown: list[str] = []
+        for text, tokens in placed:
+            self._waiting += [_Waiting(self._decoded_len + start, logprobs) for start, logprobs in tokens]
+            shown.append(self._match(text))
+            if self._stops.matched is not None:
+                break
+        return "".join(shown)
 
     def _match(self, text: str) -> str:
         self._decoded_len += len(text)
         return self._stops.push(text, armed=len(self.output_ids) > self._params.min_tokens)
 
-    def _flush(self) -> str:
+    def _flush(self, cut: bool) -> str:
         """The sequence is over: an unfinished code point and a stop string's beginning are text after all."""
-        return self._match(self._detokenizer.flush()) + self._stops.flush()
+        text = self._detokenizer.flush()
+        shown = self._match(text) if self.channelled is None else self._route(self.channelled.finish(text, cut))
+        return shown + self._stops.flush()
 
     def _release_logprobs(self) -> list[TokenLogprobs]:
         released: list[TokenLogprobs] = []

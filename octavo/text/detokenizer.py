@@ -13,10 +13,16 @@ from octavo.text.tokenizer import Tokenizer
 class Detokenizer:
     """Incremental `Tokenizer.decode`: constant work per token, however long the text."""
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True, continuation: bool = False) -> None:
-        self._tokenizer = tokenizer
-        self._skip_special_tokens = skip_special_tokens
-        self._texts = tokenizer.whole_texts(skip_special_tokens)
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        skip_special_tokens: bool = True,
+        continuation: bool = False,
+        kept: frozenset[int] = frozenset(),
+    ) -> None:
+        """`kept`: special tokens that are shown even so."""
+        self._texts = tokenizer.whole_texts(skip_special_tokens, kept)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._partial = False
         """The decoder holds bytes of an unfinished code point."""
@@ -28,9 +34,13 @@ class Detokenizer:
             whole = self._texts[token_id]
             if whole is not None:
                 return self._show(whole) if self._at_start else whole
-        text = self._decoder.decode(self._tokenizer.visible_bytes(token_id, self._skip_special_tokens))
+        text = self._decoder.decode(self._texts.bytes(token_id))
         self._partial = bool(self._decoder.getstate()[0])
         return self._show(text)
+
+    def shows(self, token_id: int) -> bool:
+        """Whether the token adds to the text at all."""
+        return bool(self._texts.bytes(token_id))
 
     def flush(self) -> str:
         """What is left at the end: U+FFFD for a code point that never came complete."""

@@ -46,6 +46,11 @@ class ChatTemplate:
         """Read the templates beside the weights. Raises ModelFileError when one is there but not readable."""
         return cls(_gguf_templates(files.path) if files.is_gguf else _folder_templates(files.path), tokenizer)
 
+    @property
+    def source(self) -> str | None:
+        """The text of the default template, where there is one."""
+        return self._sources.get("default")
+
     def render(
         self,
         messages: Sequence[Message],

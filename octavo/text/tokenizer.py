@@ -42,7 +42,7 @@ class Tokenizer:
         self.strips_space = parts.strips_space
         self._piece = parts.piece
         self._pieces: dict[int, bytes] = {}
-        self._whole_texts = {skip: WholeTexts(self, skip) for skip in (False, True)}
+        self._whole_texts: dict[tuple[bool, frozenset[int]], WholeTexts] = {}
         self._backend = parts.backend
         self._backend.encode_special_tokens = True
         self._separator = f"\ue000{secrets.token_hex(16)}\ue001"
@@ -124,9 +124,19 @@ class Tokenizer:
         """What a token adds to decoded text: nothing for a special token that is to be skipped."""
         return b"" if skip_special_tokens and token_id in self.special_ids else self.token_bytes(token_id)
 
-    def whole_texts(self, skip_special_tokens: bool) -> WholeTexts:
-        """What each token adds to a text that ends on a whole code point."""
-        return self._whole_texts[skip_special_tokens]
+    def whole_texts(self, skip_special_tokens: bool, kept: frozenset[int] = frozenset()) -> WholeTexts:
+        """What each token adds to a text that ends on a whole code point. `kept`: special tokens that are not skipped;
+        there are as many such sets as a model has families of markers, so they are remembered."""
+        key = (skip_special_tokens, kept)
+        found = self._whole_texts.get(key)
+        if found is None:
+            hidden = self.special_ids - kept if skip_special_tokens else frozenset()
+            found = self._whole_texts[key] = WholeTexts(self, hidden)
+        return found
+
+    def special_id(self, text: str) -> int | None:
+        """The special token with this text."""
+        return self._matcher.special_id(text)
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes a token stands for, special tokens by name; empty for ids without a token."""
@@ -175,15 +185,19 @@ class Tokenizer:
 class WholeTexts(dict[int, str | None]):
     """Token id → its visible text, None where that is not made of whole code points. Fills itself when asked."""
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, hidden: frozenset[int]) -> None:
         super().__init__()
         self._tokenizer = tokenizer
-        self._skip_special_tokens = skip_special_tokens
+        self._hidden = hidden
+
+    def bytes(self, token_id: int) -> bytes:
+        """The same as bytes, of any token."""
+        return b"" if token_id in self._hidden else self._tokenizer.token_bytes(token_id)
 
     def __missing__(self, token_id: int) -> str | None:
         text: str | None
         try:
-            text = self._tokenizer.visible_bytes(token_id, self._skip_special_tokens).decode()
+            text = self.bytes(token_id).decode()
         except UnicodeDecodeError:
             text = None
         self[token_id] = text
@@ -202,6 +216,10 @@ class SpecialMatcher:
     @property
     def special_texts(self) -> list[str]:
         return [content for content, token in self._tokens.items() if token.special]
+
+    def special_id(self, text: str) -> int | None:
+        token = self._tokens.get(text)
+        return token.id if token is not None and token.special else None
 
     def find(self, text: str) -> Iterator[tuple[int, int, AddedToken]]:
         """(start, end, token) of every special token in the text."""
