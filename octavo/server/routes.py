@@ -13,6 +13,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo.server import docs, system
+from octavo.server.anthropic import handlers as anthropic
+from octavo.server.anthropic.errors import AnthropicErrorResponse
+from octavo.server.anthropic.protocol import (
+    AnthropicMessage,
+    CountTokensRequest,
+    MessageEvent,
+    MessagesRequest,
+    TokenCount,
+)
 from octavo.server.errors import ErrorResponse
 from octavo.server.openai import models
 from octavo.server.openai.chat import chat_completions
@@ -32,9 +41,10 @@ from octavo.server.openai.protocol.tokenize import (
     DetokenizeResponse,
     TokenizeRequest,
     TokenizeResponse,
+    TokenizerInfo,
 )
 from octavo.server.openai.responses import handlers as responses
-from octavo.server.openai.tokenize import detokenize, tokenize
+from octavo.server.openai.tokenize import detokenize, tokenize, tokenizer_info
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -128,6 +138,25 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         special={400: ErrorResponse},
         needs_model=False,
     ),
+    Endpoint(
+        method="POST",
+        path="/v1/messages",
+        handler=anthropic.messages,
+        summary="Answer a conversation in Anthropic's form; with `stream: true` as server-sent events.",
+        asked=MessagesRequest,
+        given=AnthropicMessage,
+        streamed=MessageEvent,
+        problem=AnthropicErrorResponse,
+    ),
+    Endpoint(
+        method="POST",
+        path="/v1/messages/count_tokens",
+        handler=anthropic.count_tokens,
+        summary="How many tokens a conversation in Anthropic's form is.",
+        asked=CountTokensRequest,
+        given=TokenCount,
+        problem=AnthropicErrorResponse,
+    ),
     Endpoint(method="GET", path="/v1/models", handler=models.list_models, summary="The served model.", given=ModelList),
     Endpoint(
         method="GET",
@@ -153,6 +182,13 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         asked=DetokenizeRequest,
         given=DetokenizeResponse,
         example={"tokens": [1, 2, 3]},
+    ),
+    Endpoint(
+        method="GET",
+        path="/tokenizer_info",
+        handler=tokenizer_info,
+        summary="Special tokens and chat template, for clients that tokenize by this server.",
+        given=TokenizerInfo,
     ),
     Endpoint(
         method="GET",

@@ -1,0 +1,100 @@
+"""POST /v1/messages and /v1/messages/count_tokens, in Anthropic's form, over the conversation that all faces share."""
+
+from __future__ import annotations
+
+import re
+import uuid
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from octavo.errors import ApiError, ContextLengthExceeded
+from octavo.server.anthropic import translate
+from octavo.server.anthropic.blocks import Blocks, MessageEvents, ending, usage
+from octavo.server.anthropic.protocol import AnthropicMessage, CountTokensRequest, MessagesRequest, TokenCount
+from octavo.server.conversation import Conversation, render, start
+from octavo.server.decode import decode
+from octavo.server.serving import Serving, json_response, request_id, serving
+from octavo.server.sse import EventStream, Writer
+from octavo.server.turns import Turns
+from octavo.server.work import Work
+
+_messages = msgspec.json.Decoder(MessagesRequest)
+_count = msgspec.json.Decoder(CountTokensRequest)
+
+_NAMES = {
+    "stop": "stop_sequences", "structured_outputs": "output_config.format", "response_format": "output_config.format",
+    "grammar": "output_config.format", "reasoning_effort": "output_config.effort",
+}  # fmt: skip
+"""Fields of the shared path → what they are called here."""
+
+
+async def messages(request: Request) -> Response:
+    serve = serving(request)
+    serve.inflight.refuse_when_draining()
+    asked = decode(_messages, await request.body())
+    asked.check()
+    model = serve.model(asked.model)
+    turns = translate.turns_of(asked.system, asked.messages)
+    wanted = translate.conversation(asked, turns, request_id(request))
+    message_id = f"msg_{uuid.uuid4().hex}"
+    if asked.stream:
+
+        async def stream() -> tuple[Work, Writer]:
+            work = await _start(serve, wanted, turns)
+            return work, MessageEvents(asked, message_id, model, work)
+
+        return _with_id(EventStream(stream, serve.inflight), request)
+    async with serve.inflight.watch(request.receive):
+        work = await _start(serve, wanted, turns)
+        blocks = Blocks()
+        async with work:
+            for _, delta in await work.finish():
+                blocks.take(delta)
+    reason, sequence = ending(asked, blocks, work.metrics[0])
+    message = AnthropicMessage(
+        id=message_id,
+        model=model,
+        content=blocks.content,
+        stop_reason=reason,
+        stop_sequence=sequence,
+        usage=usage(work.metrics[0]),
+    )
+    return _with_id(json_response(message), request)
+
+
+async def count_tokens(request: Request) -> Response:
+    serve = serving(request)
+    asked = decode(_count, await request.body())
+    serve.model(asked.model)
+    turns = translate.turns_of(asked.system, asked.messages)
+    wanted = translate.to_count(asked, turns)
+    try:
+        ids = await render(serve, wanted)
+    except ApiError as error:
+        raise _refusal(error, turns) from None
+    return _with_id(json_response(TokenCount(input_tokens=len(ids))), request)
+
+
+async def _start(serve: Serving, wanted: Conversation, turns: Turns) -> Work:
+    try:
+        return await start(serve, wanted)
+    except ApiError as error:
+        raise _refusal(error, turns) from None
+
+
+def _refusal(error: ApiError, turns: Turns) -> ApiError:
+    error = turns.named(error, "messages")
+    if isinstance(error, ContextLengthExceeded):  # agents look for these words, and shorten what they send
+        numbers = re.findall(r"\d+", error.message)
+        sizes = f"{numbers[0]} tokens > {numbers[1]} maximum" if len(numbers) == 2 else error.message
+        error.message, error.param = f"prompt is too long: {sizes}", None
+    if error.param is not None:
+        error.param = _NAMES.get(error.param, error.param)
+    return error
+
+
+def _with_id(response: Response, request: Request) -> Response:
+    response.headers["request-id"] = request_id(request)
+    return response
