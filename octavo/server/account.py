@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 
 from octavo.errors import ApiError
+from octavo.server.limits import Ticket
 from octavo.types import Metrics, SamplingParams
 
 
@@ -17,6 +18,7 @@ class Account:
 
     __slots__ = (
         "error", "finish_reasons", "metrics", "model", "num_open", "params", "request_id", "seconds", "status",
+        "ticket",
     )  # fmt: skip
 
     def __init__(self, request_id: str = "") -> None:
@@ -27,6 +29,8 @@ class Account:
         """From the first byte of the request to the last of the answer, once it is closed."""
         self.error: ApiError | None = None
         self.model = ""
+        self.ticket: Ticket | None = None
+        """What its API key may ask for; None for a request that asks for no work."""
         self.params: SamplingParams | None = None
         """Set when something is generated."""
         self.num_open = 0

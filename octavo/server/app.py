@@ -19,11 +19,15 @@ from starlette.routing import Route
 
 from octavo.client.base import Client
 from octavo.config import ServerConfig
+from octavo.config.keys import api_keys
 from octavo.config.resolve import parse_bytes
 from octavo.errors import ApiError
+from octavo.server.auth import Callers, Gate
 from octavo.server.context import RequestContext
+from octavo.server.cors import Cors, checked_origins
 from octavo.server.errors import on_api_error, on_http_exception
 from octavo.server.inflight import InFlight
+from octavo.server.limits import quotas
 from octavo.server.metrics import ServerMetrics
 from octavo.server.middleware import BodyGuard, require_json
 from octavo.server.routes import ENDPOINTS, Handler
@@ -33,7 +37,7 @@ from octavo.server.tracing import Tracing
 
 def create_app(client: Client, config: ServerConfig) -> Starlette:
     """The application over a client, which it starts and closes with its lifespan. `app.state.serving` holds what
-    the handlers share. Raises ConfigError for a wrong size."""
+    the handlers share. Raises ConfigError for an option that is wrong."""
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -49,15 +53,27 @@ def create_app(client: Client, config: ServerConfig) -> Starlette:
     app = Starlette(lifespan=lifespan)
     metrics = ServerMetrics(client)
     app.state.endpoints = ENDPOINTS
-    app.state.serving = Serving(client=client, inflight=InFlight(), metrics=metrics, started=int(time.time()))
+    inflight = InFlight(config.send_timeout)
+    app.state.serving = Serving(client=client, inflight=inflight, metrics=metrics, started=int(time.time()))
     app.router.redirect_slashes = False
-    app.add_middleware(BodyGuard, limit=parse_bytes(config.max_body_size, "--max-body-size"))
+    # From the inside out.
+    open_paths = frozenset(endpoint.path for endpoint in ENDPOINTS if endpoint.is_open)
+    app.add_middleware(Gate, callers=_callers(config), open_paths=open_paths)
+    max_body = parse_bytes(config.max_body_size, "--max-body-size")
+    app.add_middleware(BodyGuard, limit=max_body, timeout=config.body_timeout)
     app.add_middleware(
         RequestContext, metrics=metrics, paths=_add_routes(app), access_log=config.access_log, tracing=tracing
     )
+    if config.cors_origin:
+        app.add_middleware(Cors, origins=checked_origins(config.cors_origin))
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     return app
+
+
+def _callers(config: ServerConfig) -> Callers:
+    keys = api_keys(config)
+    return Callers(keys, quotas(config, len(keys)), share_prefix_cache=config.share_prefix_cache)
 
 
 def _add_routes(app: Starlette) -> dict[Any, str]:

@@ -57,7 +57,7 @@ class RequestContext:
             await self.app(scope, receive, send)
             return
         request_id = _request_id(Headers(scope=scope).get("x-request-id"))
-        scope[CONNECTION] = send
+        scope.setdefault(CONNECTION, send)
         scope[REQUEST_ID] = request_id
         log.REQUEST_ID.set(request_id)
         account = open_account(request_id)

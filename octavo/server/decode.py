@@ -2,14 +2,19 @@
 
 Called by every POST handler. Strict: no string where a number is meant, no NaN, no Infinity. A top-level null means
 the field was left out, as OpenAI's clients send it; a top-level 1.0 is the integer 1, as JSON Schema has it.
+
+The decoder keeps the event loop and all streams waiting, in a thread too; so a large body is first looked through piece
+by piece, and refused if it holds more values than can be made in the time of a step.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import TypeVar
 
 import msgspec
+from starlette.requests import Request
 
 from octavo.errors import RequestError
 
@@ -24,8 +29,53 @@ _INTEGRAL = re.compile(rb"\A(-?[0-9]{1,18})\.0+\Z")
 _SCAN_LIMIT = 1 << 20
 """Bytes that are searched for the name of the field in which malformed JSON breaks off."""
 _DEPTH_LIMIT = 64
+_HOPELESS_DEPTH = 10_000
+
+INLINE_BYTES = 1 << 16
+"""Shorter bodies are decoded at once."""
+MAX_STRINGS, MAX_CONTAINERS, MAX_VALUES = 200_000, 50_000, 2_000_000
+"""In one body; each bound is about 20 ms of decoding."""
+_PIECE = 1 << 16
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*("|\\?\Z)', re.DOTALL)
+"""A string, or what there is of it in this piece; the group is its closing quote."""
 
 _raw_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+async def read(decoder: msgspec.json.Decoder[T], request: Request) -> T:
+    """The request's body, decoded without keeping other streams waiting. Raises as `decode` does."""
+    body = await request.body()
+    if len(body) <= INLINE_BYTES:
+        return decode(decoder, body)
+    await _check_extent(body)
+    return await asyncio.to_thread(decode, decoder, body)
+
+
+async def _check_extent(body: bytes) -> None:
+    """Raises RequestError for a body of too many values. Texts may be as long as the body."""
+    strings = containers = values = depth = 0
+    prefix, settled = b"", 0
+    for at in range(0, len(body), _PIECE):
+        rest, begun = _STRING.subn(rb"\1", prefix + body[at : at + _PIECE])
+        ended = rest.count(b'"')
+        # A string that goes on is opened again in the next piece, with the backslash that belongs to its next byte.
+        prefix = b"" if begun == ended else b'"\\' if rest.endswith(b"\\") else b'"'
+        opened, closed = rest.count(b"[") + rest.count(b"{"), rest.count(b"]") + rest.count(b"}")
+        if depth - closed < 2:
+            settled = at + _PIECE  # the top-level field may be another one by now
+        depth += opened - closed
+        if depth > _HOPELESS_DEPTH:
+            return  # the decoder gives up there, and says where that is
+        strings, containers, values = strings + ended, containers + opened, values + rest.count(b",")
+        for what, count, limit in (
+            ("strings", strings, MAX_STRINGS),
+            ("arrays and objects", containers, MAX_CONTAINERS),
+            ("values", values, MAX_VALUES),
+        ):
+            if count > limit:
+                param = await asyncio.to_thread(_field_at, body, min(settled, len(body)))
+                raise RequestError(f"the body holds more than {limit} {what}", param=param, code="invalid_value")
+        await asyncio.sleep(0)
 
 
 def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
@@ -47,12 +97,17 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
 def _relaxed(decoder: msgspec.json.Decoder[T], body: bytes, first: msgspec.ValidationError) -> T:
     try:
         raw = {name: bytes(value) for name, value in _raw_object.decode(body).items()}
-        fields = {name: msgspec.Raw(_INTEGRAL.sub(rb"\1", value)) for name, value in raw.items() if value != b"null"}
+        fields = {name: msgspec.Raw(_integer(value)) for name, value in raw.items() if value != b"null"}
         return decoder.decode(msgspec.json.encode(fields))
     except msgspec.ValidationError as error:
         raise _invalid(error) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise _invalid(first) from None
+
+
+def _integer(value: bytes) -> bytes:
+    """1 for 1.0; anything else as it is."""
+    return _INTEGRAL.sub(rb"\1", value) if len(value) < 64 else value
 
 
 def _invalid(error: msgspec.ValidationError) -> RequestError:
@@ -73,7 +128,7 @@ def _invalid(error: msgspec.ValidationError) -> RequestError:
 
 def _malformed(body: bytes, text: str) -> RequestError:
     position = _BYTE.search(text)
-    surrogate = _SURROGATE.search(body) if "truncated" in text or "utf-8" in text or "surrogate" in text else None
+    surrogate = _search(_SURROGATE, body) if "truncated" in text or "utf-8" in text or "surrogate" in text else None
     if surrogate:
         at, why = surrogate.start(), "a string holds half of a surrogate pair, which is not valid Unicode"
     elif "utf-8" in text:
@@ -85,6 +140,14 @@ def _malformed(body: bytes, text: str) -> RequestError:
     if body[at : at + 3] == b"NaN" or body[at : at + 8].lstrip(b"-") in (b"Infinity", b"Infinit"):
         why = "NaN and Infinity are not JSON; numbers must be finite"
     return RequestError(f"the body is not valid JSON: {why}", param=_field_at(body, at), code="invalid_json")
+
+
+def _search(pattern: re.Pattern[bytes], body: bytes) -> re.Match[bytes] | None:
+    """The first match of at most 4 bytes, looked for in pieces: a search keeps all threads waiting."""
+    for at in range(0, len(body), _PIECE):
+        if found := pattern.search(body, at, at + _PIECE + 3):
+            return found
+    return None
 
 
 def _field_at(body: bytes, position: int) -> str | None:

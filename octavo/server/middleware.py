@@ -1,5 +1,8 @@
-"""The limits of a request's body, as plain ASGI: `BodyGuard` counts bytes as they arrive, so a body over the limit is
-refused before it is held. What surrounds every request is in context.py.
+"""The body of a request, as plain ASGI: how large it may be, how long it may take, what is left of it after the answer.
+
+`BodyGuard` counts bytes as they arrive, so a body over the limit is refused before it is held, and hands the whole body
+on as one message: a body that comes byte by byte costs no more memory than another. An answer that comes before the end
+of its request's body lets the sender finish for a while, then closes the connection.
 """
 
 from __future__ import annotations
@@ -7,89 +10,147 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo.errors import ApiError, RequestError
-from octavo.server.errors import ContentTooLarge, UnsupportedMediaType, error_response
+from octavo.server.errors import ContentTooLarge, RequestTimeout, UnsupportedMediaType, error_response
 
 logger = logging.getLogger("octavo.server")
 
 LINGER_S = 5.0
-"""How long a refused body is read and thrown away, so that its sender gets to see the answer."""
+"""How long the rest of a body is read and thrown away, so that its sender gets to see the answer."""
+SETTLE_S = 0.02
+"""How long an early answer waits for the end of a body that has all but come; then the connection is to be closed."""
+BYTES_PER_S = 16384
+"""A body that comes at least so fast never times out."""
+
+
+class BodyRefused(Exception):
+    """Passes through the application as no ApiError does, up to the guard that raised it."""
+
+    def __init__(self, error: ApiError) -> None:
+        super().__init__(error.message)
+        self.error = error
 
 
 class BodyGuard:
-    """Refuses bodies larger than `limit` bytes (413), whatever Content-Length says.
+    """Refuses bodies larger than `limit` bytes (413), whatever Content-Length says, and those that take longer than
+    `timeout` seconds and their size allow (408)."""
 
-    A later issue adds the time-outs of a trickling body around `guarded`.
-    """
-
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    def __init__(self, app: ASGIApp, limit: int, timeout: float) -> None:
         self.app = app
-        self.limit = limit
+        self._limit = limit
+        self._timeout = timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        num_bytes = 0
-
-        async def guarded() -> Message:
-            nonlocal num_bytes
-            message = await receive()
-            if message["type"] == "http.request":
-                num_bytes += len(message.get("body", b""))
-                if num_bytes > self.limit:
-                    raise self._too_large()
-            return message
-
-        started = False
-
-        async def watched(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
+        headers = Headers(scope=scope)
+        if "transfer-encoding" not in headers and headers.get("content-length", "0") == "0":
+            await self.app(scope, receive, send)
+            return
+        body = _Body(self._limit, self._timeout, receive, send, is_awaited="expect" in headers)
         try:
-            self._check_length(Headers(scope=scope))
-            await self.app(scope, guarded, watched)
-        except ContentTooLarge as error:
-            if not started:
-                await self._refuse(error, scope, receive, send)
+            self._check_length(headers.get("content-length"))
+            await self.app(scope, body.receive, body.send)
+        except BodyRefused as refused:
+            if not body.answered:
+                await error_response(refused.error)(scope, body.receive, body.send)
 
-    def _check_length(self, headers: Headers) -> None:
+    def _check_length(self, length: str | None) -> None:
         """Refuse by Content-Length where it tells the truth about being too long."""
-        length = headers.get("content-length")
         if length is not None:
             if not (length.isascii() and length.isdigit()):
-                raise RequestError("Content-Length is not a number")
-            if len(length) > 15 or int(length) > self.limit:
-                raise self._too_large()
+                raise BodyRefused(RequestError("Content-Length is not a number"))
+            if len(length) > 15 or int(length) > self._limit:
+                raise BodyRefused(too_large(self._limit))
 
-    def _too_large(self) -> ContentTooLarge:
-        return ContentTooLarge(f"the request body is larger than the limit of {self.limit} bytes")
 
-    async def _refuse(self, error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer at once, then let the sender finish: closing on unread data would reset what it has not read yet."""
-        response = error_response(error, {"connection": "close"})
+def too_large(limit: int) -> ContentTooLarge:
+    return ContentTooLarge(f"the request body is larger than the limit of {limit} bytes")
 
-        async def hold(message: Message) -> None:
-            await send({**message, "more_body": True} if message["type"] == "http.response.body" else message)
 
-        await response(scope, receive, hold)
+class _Body:
+    """One request's body on its way in, and the answer on its way out."""
+
+    def __init__(self, limit: int, timeout: float, receive: Receive, send: Send, *, is_awaited: bool) -> None:
+        """`is_awaited`: the sender waits to be asked for it (Expect: 100-continue)."""
+        self.answered = False
+        self._limit = limit
+        self._timeout = timeout
+        self._receive = receive
+        self._send = send
+        self._is_awaited = is_awaited
+        self._ended = False
+        self._timed_out = False
+
+    async def receive(self) -> Message:
+        """The whole body as one message, then what follows it. Raises BodyRefused."""
+        if self._ended:
+            return await self._receive()
+        self._is_awaited = False
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        started, body = loop.time(), bytearray()
+
+        timer = loop.call_later(self._timeout, lambda: expire())
+
+        def expire() -> None:
+            nonlocal timer
+            left = started + self._timeout + len(body) / BYTES_PER_S - loop.time()
+            if left > 0:
+                timer = loop.call_later(left, expire)
+            else:
+                self._timed_out = True
+                task.cancel()
+
         try:
-            await asyncio.wait_for(_discard(receive), LINGER_S)
-        except asyncio.TimeoutError:
-            logger.debug("a refused body did not end in time")
-        await send({"type": "http.response.body", "body": b""})
+            while not self._ended:
+                message = await self._receive()
+                if message["type"] != "http.request":
+                    self._ended = True
+                    return message
+                body += message.get("body", b"")
+                self._ended = not message.get("more_body", False)
+                if len(body) > self._limit:
+                    raise BodyRefused(too_large(self._limit))
+        except asyncio.CancelledError:
+            if not self._timed_out:
+                raise
+            if uncancel := getattr(task, "uncancel", None):  # Python 3.11 counts cancellations
+                uncancel()
+            late = RequestTimeout(f"the request body did not come in time: {len(body)} bytes of it came")
+            raise BodyRefused(late) from None
+        finally:
+            timer.cancel()
+        return {"type": "http.request", "body": bytes(body), "more_body": False}
 
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.answered = True
+            await self._discard(SETTLE_S)
+            if not self._ended:
+                MutableHeaders(scope=message)["connection"] = "close"
+        elif not self._ended and not message.get("more_body", False):
+            # Closing on unread data would reset what the sender has not read of the answer yet.
+            await self._send({**message, "more_body": True})
+            await self._discard(LINGER_S)
+            message = {"type": "http.response.body", "body": b""}
+        await self._send(message)
 
-async def _discard(receive: Receive) -> None:
-    while True:
-        message = await receive()
-        if message["type"] != "http.request" or not message.get("more_body", False):
-            return
+    async def _discard(self, seconds: float) -> None:
+        if not (self._ended or self._is_awaited or self._timed_out):
+            try:
+                await asyncio.wait_for(self._rest(), seconds)
+            except asyncio.TimeoutError:
+                logger.debug("the rest of a body did not end within %g s", seconds)
+
+    async def _rest(self) -> None:
+        while not self._ended:
+            message = await self._receive()
+            self._ended = message["type"] != "http.request" or not message.get("more_body", False)
 
 
 def require_json(headers: Headers) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import resource
 import signal
 import socket
 import sys
@@ -21,22 +22,27 @@ from starlette.applications import Starlette
 from octavo import log
 from octavo.client.engine import EngineClient
 from octavo.config import ServerConfig
+from octavo.config.tls import tls_context
 from octavo.errors import ConfigError, OctavoError
 from octavo.modelfiles.files import ModelFiles
 from octavo.server.app import create_app
+from octavo.server.connection import Bounds, protocol
 
 logger = logging.getLogger("octavo.server")
 
 CLOSE_S = 2
 """How long connections get to take their last bytes after the drain."""
 BACKLOG = 2048
+SPARE_DESCRIPTORS = 64
+"""For everything that is no connection."""
 
 
 def main(config: ServerConfig, endpoint: str, fd: int | None = None, model: ModelFiles | None = None) -> None:
     """Serve until a signal. `endpoint`: the engine's; `fd`: a listening socket to take over; `model`: what the engine
     is expected to serve.
 
-    Raises ConfigError when the address cannot be bound, and what makes the engine one that can never be served.
+    Raises ConfigError when the address cannot be bound or an option is wrong, and what makes the engine one that can
+    never be served.
     """
     import setproctitle
 
@@ -52,8 +58,10 @@ def main(config: ServerConfig, endpoint: str, fd: int | None = None, model: Mode
 
     app = create_app(EngineClient(endpoint, on_fatal=fatal, model=model), config)
     server = DrainingServer(app, config)
+    _allow_descriptors(config.max_connections + SPARE_DESCRIPTORS)
     host, port = listener.getsockname()[:2]
-    logger.info("listening on http://%s:%d", f"[{host}]" if ":" in str(host) else host, port)
+    scheme = "https" if config.ssl_certfile else "http"
+    logger.info("listening on %s://%s:%d", scheme, f"[{host}]" if ":" in str(host) else host, port)
     server.run(sockets=[listener])
     if server.fatal is not None:
         raise server.fatal
@@ -63,10 +71,10 @@ def bind(config: ServerConfig) -> socket.socket:
     """A listening socket at host and port. Raises ConfigError that says why not."""
     listener: socket.socket | None = None
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
+        family, kind, number, _, address = socket.getaddrinfo(
             config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        listener = socket.socket(family, kind, protocol)
+        listener = socket.socket(family, kind, number)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(BACKLOG)
@@ -80,24 +88,36 @@ def bind(config: ServerConfig) -> socket.socket:
     return listener
 
 
+def _allow_descriptors(wanted: int) -> None:
+    """Each connection takes one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        if allowed < wanted:
+            logger.warning("only %d files may be open, fewer than --max-connections needs; see ulimit -n", allowed)
+
+
 class DrainingServer(uvicorn.Server):
     """uvicorn whose signals first drain the work, with the listening socket still open."""
 
     def __init__(self, app: Starlette, config: ServerConfig) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                loop="uvloop",
-                http="httptools",
-                ws="none",
-                lifespan="on",
-                access_log=False,
-                log_config=None,
-                server_header=False,
-                backlog=BACKLOG,
-                timeout_graceful_shutdown=CLOSE_S,
-            )
+        options = uvicorn.Config(
+            app,
+            loop="uvloop",
+            http=protocol(Bounds.of(config)),
+            ws="none",
+            lifespan="on",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=config.keep_alive_timeout,
+            timeout_graceful_shutdown=CLOSE_S,
         )
+        options.load()
+        options.ssl = tls_context(config)
+        super().__init__(options)
         self.fatal: OctavoError | None = None
         self._app = app
         self._drain_timeout = config.drain_timeout

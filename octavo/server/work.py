@@ -52,6 +52,8 @@ class Work:
         cls, client: Client, prompts: Sequence[Prompt], params: SamplingParams, metrics: ServerMetrics
     ) -> Work:
         """Raises the ApiError of the first prompt that is refused; then none is left running."""
+        if (ticket := current().ticket) is not None:
+            params = ticket.admit(sum(len(prompt.token_ids) for prompt in prompts), len(prompts), params)
         work = cls(metrics, prompts, params)
         try:
             for index, prompt in enumerate(prompts):

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from octavo.errors import ApiError
 from octavo.server.conversation import Conversation, answers, checked_messages, start, template_kwargs
-from octavo.server.decode import decode
+from octavo.server.decode import read
 from octavo.server.errors import error_body
 from octavo.server.openai.logprobs import ChatLogprobsBuilder, prompt_logprobs
 from octavo.server.openai.protocol.chat import (
@@ -39,7 +39,7 @@ _encode = msgspec.json.Encoder().encode
 async def chat_completions(request: Request) -> Response:
     serve = serving(request)
     serve.inflight.refuse_when_draining()
-    asked = decode(_decoder, await request.body())
+    asked = await read(_decoder, request)
     asked.check()
     asked_for = conversation(asked, request_id(request))
     header = Header.new("chatcmpl", serve.model(asked.model), serve.fingerprint())

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from octavo.client.base import Prompt
 from octavo.errors import ApiError, RequestError
-from octavo.server.decode import decode
+from octavo.server.decode import read
 from octavo.server.errors import error_body, refuse_nul
 from octavo.server.openai.logprobs import CompletionLogprobsBuilder, prompt_logprobs
 from octavo.server.openai.protocol.completions import (
@@ -41,7 +41,7 @@ _encode = msgspec.json.Encoder().encode
 async def completions(request: Request) -> Response:
     serve = serving(request)
     serve.inflight.refuse_when_draining()
-    asked = decode(_decoder, await request.body())
+    asked = await read(_decoder, request)
     asked.check()
     given = split_prompts(asked.prompt)
     header = Header.new("cmpl", serve.model(asked.model), serve.fingerprint())

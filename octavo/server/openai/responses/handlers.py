@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from octavo.errors import ApiError, RequestError, Unsupported
 from octavo.server.conversation import Conversation, start
-from octavo.server.decode import decode
+from octavo.server.decode import read
 from octavo.server.openai.protocol.responses import (
     ENCRYPTED,
     DeletedResponse,
@@ -44,7 +44,7 @@ MAX_LISTED = 100
 async def create(request: Request) -> Response:
     serve = serving(request)
     serve.inflight.refuse_when_draining()
-    asked = decode(_decoder, await request.body())
+    asked = await read(_decoder, request)
     asked.check()
     header = Header(f"resp_{uuid.uuid4().hex}", int(time.time()), serve.model(asked.model))
     exchange = _Exchange(serve, asked, header, owner(request))
