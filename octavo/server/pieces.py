@@ -11,7 +11,7 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Literal
 
-from octavo.types import Delta, FinishReason
+from octavo.types import Delta, FinishReason, ToolCallDelta
 
 Kind = Literal["text", "reasoning", "call"]
 
@@ -37,7 +37,6 @@ class Pieces:
     def __init__(self) -> None:
         self.finish_reason: FinishReason | None = None
         self.stop_reason: str | int | None = None
-        self.reasoning = ""
         self._open: Piece | None = None
         self._count = 0
         self._call = -1
@@ -52,28 +51,35 @@ class Pieces:
         """`is_cut`: the answer broke off inside of it."""
 
     def take(self, delta: Delta) -> None:
+        """In the order in which a model says it: the rest of the open call, thoughts, text, new calls."""
+        calls = delta.tool_calls
+        rest = 0
+        while rest < len(calls) and self._open is not None and calls[rest].index == self._call:
+            self._argue(calls[rest])
+            rest += 1
         if delta.reasoning:
             self._grow("reasoning", delta.reasoning)
         if delta.text:
             self._grow("text", delta.text)
-        for part in delta.tool_calls:
-            if part.index != self._call:
-                self._call = part.index
-                self._begin("call", part.id or f"call_{uuid.uuid4().hex}", part.name or "")
-            if part.arguments:
-                self._grow("call", part.arguments)
+        for part in calls[rest:]:
+            self._argue(part)
         if delta.finish_reason is not None:
             self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_reason
             if self._count == 0:  # an answer without anything is an empty text
                 self._begin("text")
             self.close(is_cut=delta.finish_reason == "length")
 
+    def _argue(self, part: ToolCallDelta) -> None:
+        if part.index != self._call:
+            self._call = part.index
+            self._begin("call", part.id or f"call_{uuid.uuid4().hex}", part.name or "")
+        if part.arguments:
+            self._grow("call", part.arguments)
+
     def close(self, *, is_cut: bool) -> None:
         """The open piece ends, if there is one."""
         piece, self._open = self._open, None
         if piece is not None:
-            if piece.kind == "reasoning":
-                self.reasoning += piece.text
             self.closed(piece, is_cut=is_cut)
 
     def _begin(self, kind: Kind, call_id: str = "", name: str = "") -> Piece:

@@ -110,14 +110,14 @@ class Work:
         self._arrived = []
         return arrived if len(arrived) == 1 else _merged(arrived)
 
-    async def finish(self) -> list[Arrived]:
-        """Everything at once. Raises the ApiError with which a prompt failed."""
+    async def finish(self, *, merge: bool = True) -> list[Arrived]:
+        """Everything, one delta per choice, or each as it came. Raises the ApiError with which a prompt failed."""
         self._only_the_end = True
         while self._open and self._error is None:
             await self._news.wait()
         if self._error is not None:
             raise self._error
-        return self.take()
+        return self.take() if merge else self._arrived
 
     def _check(self) -> None:
         if self._error is not None and not self._arrived:

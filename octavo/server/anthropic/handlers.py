@@ -50,7 +50,7 @@ async def messages(request: Request) -> Response:
         work = await _start(serve, wanted, turns)
         blocks = Blocks()
         async with work:
-            for _, delta in await work.finish():
+            for _, delta in await work.finish(merge=False):
                 blocks.take(delta)
     reason, sequence = ending(asked, blocks, work.metrics[0])
     message = AnthropicMessage(

@@ -32,7 +32,6 @@ from octavo.server.openai.responses.items import add_items
 from octavo.server.openai.responses.output import Output
 from octavo.server.openai.usage import Header
 from octavo.server.turns import Turns
-from octavo.text.tokenizer import Tokenizer
 from octavo.text.toolcalls.tool import Tool
 from octavo.types import Metrics, SamplingParams, StructuredOutputs
 
@@ -209,7 +208,7 @@ def response(asked: ResponsesRequest, header: Header) -> ResponseObject:
     )
 
 
-def finished(begun: ResponseObject, output: Output, metrics: Metrics, tokenizer: Tokenizer) -> ResponseObject:
+def finished(begun: ResponseObject, output: Output, metrics: Metrics) -> ResponseObject:
     is_cut = output.finish_reason == "length"
     return msgspec.structs.replace(
         begun,
@@ -217,13 +216,11 @@ def finished(begun: ResponseObject, output: Output, metrics: Metrics, tokenizer:
         completed_at=None if is_cut else int(time.time()),
         incomplete_details=IncompleteDetails() if is_cut else None,
         output=output.items,
-        usage=usage(output, metrics, tokenizer),
+        usage=usage(metrics),
     )
 
 
-def failed(
-    begun: ResponseObject, output: Output, error: ApiError, metrics: Metrics, tokenizer: Tokenizer
-) -> ResponseObject:
+def failed(begun: ResponseObject, output: Output, error: ApiError, metrics: Metrics) -> ResponseObject:
     code: Literal["server_error", "rate_limit_exceeded", "invalid_prompt"] = "server_error"
     if isinstance(error, QueueFull):
         code = "rate_limit_exceeded"
@@ -234,17 +231,16 @@ def failed(
         status="failed",
         error=ResponseFailure(code=code, message=clean(error.message)),
         output=output.items,
-        usage=usage(output, metrics, tokenizer),
+        usage=usage(metrics),
     )
 
 
-def usage(output: Output, metrics: Metrics, tokenizer: Tokenizer) -> ResponseUsage:
-    reasoning = len(tokenizer.encode(output.reasoning, add_special_tokens=False)) if output.reasoning else 0
+def usage(metrics: Metrics) -> ResponseUsage:
     return ResponseUsage(
         input_tokens=metrics.prompt_tokens,
         input_tokens_details=InputTokensDetails(cached_tokens=metrics.cached_tokens),
         output_tokens=metrics.completion_tokens,
-        output_tokens_details=OutputTokensDetails(reasoning_tokens=min(reasoning, metrics.completion_tokens)),
+        output_tokens_details=OutputTokensDetails(reasoning_tokens=metrics.reasoning_tokens),
         total_tokens=metrics.prompt_tokens + metrics.completion_tokens,
     )
 
