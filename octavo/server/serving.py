@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 from starlette.requests import Request
@@ -61,15 +62,23 @@ class Serving:
         return "fp_" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:10]
 
     async def encode(
-        self, texts: Sequence[str], *, add_special_tokens: bool = True, max_tokens: int | None = None
+        self,
+        texts: Sequence[str],
+        *,
+        add_special_tokens: bool = True,
+        parse_special: bool = False,
+        max_tokens: int | None = None,
     ) -> list[list[int]]:
-        """Token ids of each text, off the event loop when that takes long."""
-        tokenizer = self.client.tokenizer
+        """Token ids of each text, off the event loop when that takes long. Arguments as Tokenizer.encode has them."""
+        encode_one = partial(
+            self.client.tokenizer.encode,
+            add_special_tokens=add_special_tokens,
+            parse_special=parse_special,
+            max_tokens=max_tokens,
+        )
 
         def encode() -> list[list[int]]:
-            return [
-                tokenizer.encode(text, add_special_tokens=add_special_tokens, max_tokens=max_tokens) for text in texts
-            ]
+            return [encode_one(text) for text in texts]
 
         return encode() if sum(map(len, texts)) <= INLINE_CHARS else await asyncio.to_thread(encode)
 

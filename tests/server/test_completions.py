@@ -243,6 +243,27 @@ def test_tokenize_and_detokenize() -> None:
     run(test)
 
 
+def test_special_tokens_of_a_prompt_are_those_tokens_unless_told_otherwise() -> None:
+    async def test(api: Api) -> None:
+        for fields, count in (({}, 2), ({"parse_special": False}, 11)):
+            body = (await api.complete(prompt="a<|im_end|>", echo=True, max_tokens=1, **fields)).json()
+            assert body["usage"]["prompt_tokens"] == count and body["choices"][0]["text"] == "a<|im_end|>H"
+            assert (await api.post("/tokenize", prompt="a<|im_end|>", **fields)).json()["count"] == count
+
+    run(test)
+
+
+def test_tokenizer_info_is_enough_to_tokenize_by_the_server() -> None:
+    async def test(api: Api) -> None:
+        body = (await api.http.get("/tokenizer_info")).json()
+        assert body["eos_token"] == "<|im_end|>" and body["bos_token"] is None and not body["add_bos_token"]
+        assert "im_start" in body["chat_template"] and body["model_max_length"] == 2048 and body["vocab_size"] == 259
+        asked = {"prompt": body["eos_token"], "add_special_tokens": False}
+        assert (await api.post("/tokenize", **asked)).json()["tokens"] == [257]
+
+    run(test)
+
+
 def test_many_long_prompts_together() -> None:
     async def test(api: Api) -> None:
         prompts = [f"{i} " + "x" * 200 for i in range(100)]

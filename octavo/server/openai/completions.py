@@ -112,7 +112,8 @@ async def _tokenized(serve: Serving, given: list[str | list[int]], asked: Comple
     if not texts:
         return [Prompt(token_ids=prompt) for prompt in given if not isinstance(prompt, str)]
     limit = serve.info().max_model_len
-    encoded = iter(await serve.encode(texts, add_special_tokens=asked.add_special_tokens, max_tokens=limit))
+    add, parse = asked.add_special_tokens, asked.parse_special
+    encoded = iter(await serve.encode(texts, add_special_tokens=add, parse_special=parse, max_tokens=limit))
     return [
         Prompt(token_ids=next(encoded), text=prompt) if isinstance(prompt, str) else Prompt(token_ids=prompt)
         for prompt in given

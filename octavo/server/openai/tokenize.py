@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize, as vLLM has them: text or messages to token ids and back."""
+"""POST /tokenize and /detokenize, GET /tokenizer_info, as vLLM has them: text or messages to token ids and back."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from starlette.responses import Response
 
 from octavo.errors import RequestError
 from octavo.server.conversation import Conversation, checked_messages, render, template_kwargs
-from octavo.server.decode import decode
+from octavo.server.decode import read
 from octavo.server.errors import refuse_nul
 from octavo.server.openai.protocol.tokenize import (
     DetokenizeRequest,
     DetokenizeResponse,
     TokenizeRequest,
     TokenizeResponse,
+    TokenizerInfo,
 )
 from octavo.server.serving import Serving, json_response, serving
 from octavo.types import SamplingParams
@@ -27,7 +28,7 @@ _detokenize = msgspec.json.Decoder(DetokenizeRequest)
 
 async def tokenize(request: Request) -> Response:
     serve = serving(request)
-    asked = decode(_tokenize, await request.body())
+    asked = await read(_tokenize, request)
     serve.model(asked.model)
     if (asked.prompt is None) == (asked.messages is None):
         raise RequestError("send either prompt or messages", param="prompt")
@@ -42,7 +43,8 @@ async def tokenize(request: Request) -> Response:
 async def _ids(serve: Serving, asked: TokenizeRequest) -> list[int]:
     if asked.prompt is not None:
         refuse_nul(asked.prompt, "prompt")
-        return (await serve.encode([asked.prompt], add_special_tokens=asked.add_special_tokens is not False))[0]
+        add, parse = asked.add_special_tokens is not False, asked.parse_special
+        return (await serve.encode([asked.prompt], add_special_tokens=add, parse_special=parse))[0]
     conversation = Conversation(
         messages=checked_messages(asked.messages or []),
         params=SamplingParams(),
@@ -58,7 +60,7 @@ async def _ids(serve: Serving, asked: TokenizeRequest) -> list[int]:
 
 async def detokenize(request: Request) -> Response:
     serve = serving(request)
-    asked = decode(_detokenize, await request.body())
+    asked = await read(_detokenize, request)
     serve.model(asked.model)
     tokenizer = serve.client.tokenizer
     for token_id in asked.tokens:
@@ -69,3 +71,21 @@ async def detokenize(request: Request) -> Response:
             )
     text = await asyncio.to_thread(tokenizer.decode, asked.tokens, skip_special_tokens=False)
     return json_response(DetokenizeResponse(prompt=text))
+
+
+async def tokenizer_info(request: Request) -> Response:
+    serve = serving(request)
+    tokenizer = serve.client.tokenizer
+    name = tokenizer.special_names.get
+    return json_response(
+        TokenizerInfo(
+            vocab_size=tokenizer.vocab_size,
+            model_max_length=serve.info().max_model_len,
+            bos_token=name("bos_token"),
+            eos_token=name("eos_token"),
+            pad_token=name("pad_token"),
+            unk_token=name("unk_token"),
+            add_bos_token=bool(tokenizer.encode("")),
+            chat_template=serve.client.template.source,
+        )
+    )

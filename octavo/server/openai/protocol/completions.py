@@ -25,6 +25,7 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True, omit_defau
     return_tokens_as_token_ids: Annotated[bool, Meta(description="Tokens of logprobs as `token_id:ID`.")] = False
     suffix: Annotated[Any, Meta(description="Not supported.")] = None
     add_special_tokens: Annotated[bool, Meta(description="Put BOS before a text prompt, if the model has one.")] = True
+    parse_special: Annotated[bool, Meta(description="Strings of special tokens in a prompt are those tokens.")] = True
     length_penalty: NotYet = None
 
     def refused(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Bodies of POST /tokenize and /detokenize."""
+"""Bodies of POST /tokenize and /detokenize, and of GET /tokenizer_info."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     prompt: str | None = None
     messages: list[Message] | None = None
     add_special_tokens: Annotated[bool, Meta(description="Default: for a prompt, not for messages.")] | None = None
+    parse_special: Annotated[bool, Meta(description="Strings of special tokens in a prompt are those tokens.")] = True
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, Any] | None = None
@@ -39,3 +40,17 @@ class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 class DetokenizeResponse(msgspec.Struct, kw_only=True):
     prompt: str
+
+
+class TokenizerInfo(msgspec.Struct, kw_only=True):
+    """What a client needs that tokenizes by this server: special tokens as texts, the model's chat template."""
+
+    tokenizer_class: str = "octavo"
+    vocab_size: int
+    model_max_length: int
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    add_bos_token: Annotated[bool, Meta(description="A text prompt begins with BOS.")]
+    chat_template: str | None
