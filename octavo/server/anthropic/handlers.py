@@ -14,7 +14,7 @@ from octavo.server.anthropic import translate
 from octavo.server.anthropic.blocks import Blocks, MessageEvents, ending, usage
 from octavo.server.anthropic.protocol import AnthropicMessage, CountTokensRequest, MessagesRequest, TokenCount
 from octavo.server.conversation import Conversation, render, start
-from octavo.server.decode import decode
+from octavo.server.decode import read
 from octavo.server.serving import Serving, json_response, request_id, serving
 from octavo.server.sse import EventStream, Writer
 from octavo.server.turns import Turns
@@ -33,7 +33,7 @@ _NAMES = {
 async def messages(request: Request) -> Response:
     serve = serving(request)
     serve.inflight.refuse_when_draining()
-    asked = decode(_messages, await request.body())
+    asked = await read(_messages, request)
     asked.check()
     model = serve.model(asked.model)
     turns = translate.turns_of(asked.system, asked.messages)
@@ -66,7 +66,7 @@ async def messages(request: Request) -> Response:
 
 async def count_tokens(request: Request) -> Response:
     serve = serving(request)
-    asked = decode(_count, await request.body())
+    asked = await read(_count, request)
     serve.model(asked.model)
     turns = translate.turns_of(asked.system, asked.messages)
     wanted = translate.to_count(asked, turns)

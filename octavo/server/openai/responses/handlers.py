@@ -89,18 +89,18 @@ class _Exchange:
         tokenizer = self._serve.client.tokenizer
         output = Output(tokenizer, seals=self._seals)
         async with work:
-            for _, delta in await work.finish():
+            for _, delta in await work.finish(merge=False):
                 output.take(delta)
-        return self._kept(translate.finished(self._begun, output, work.metrics[0], tokenizer))
+        return self._kept(translate.finished(self._begun, output, work.metrics[0]))
 
     def events(self, work: Work) -> ResponseEvents:
         tokenizer = self._serve.client.tokenizer
 
         def finished(output: Output) -> ResponseObject:
-            return self._kept(translate.finished(self._begun, output, work.metrics[0], tokenizer))
+            return self._kept(translate.finished(self._begun, output, work.metrics[0]))
 
         def failed(output: Output, error: ApiError) -> ResponseObject:
-            return self._kept(translate.failed(self._begun, output, error, work.metrics[0], tokenizer))
+            return self._kept(translate.failed(self._begun, output, error, work.metrics[0]))
 
         return ResponseEvents(self._begun, finished, failed, tokenizer, seals=self._seals)
 
