@@ -101,6 +101,7 @@ class Recorded {
   void sample(Address logits, int64_t vocab, Address floats, int64_t float_stride, Address ints, int64_t int_stride) {
     sampler_ = {at<float>(floats), float_stride, at<int64_t>(ints), int_stride};
     ints_ = at<int64_t>(ints);
+    vocab_ = vocab;
     program.add(make_sample(at<float>(logits), vocab, sampler_, pool->threads()));
   }
 
@@ -124,18 +125,41 @@ class Recorded {
     inputs->gather(rows, counts, samples);
     std::vector<int64_t> ids(sampling ? size_t(inputs->step().samples) : 0);
     program.run(sampling ? ids.data() : nullptr);
-    if (!sampling) return ids;
-    for (const int64_t id : ids)
-      if (id < 0) return ids;
-    for (size_t i = 0; i < ids.size(); ++i) ++ints_[inputs->sample_row(int64_t(i)) * sampler_.int_stride + 2];
-    inputs->advance(ids);
+    if (sampling) advance(ids);
+    return ids;
+  }
+
+  // After a step without sampling: sample and advance. `masks`: for each sample bytes, [ceil(vocab / 32)] words, or None.
+  std::vector<int64_t> finish(nb::list masks) {
+    std::vector<int64_t> ids(size_t(inputs->step().samples));
+    std::vector<nb::bytes> held;  // alive, and with them what is pointed to
+    std::vector<const uint32_t*> allowed(ids.size(), nullptr);
+    if (masks.size() != ids.size()) throw std::invalid_argument("as many masks as samples");
+    for (size_t i = 0; i < ids.size(); ++i) {
+      if (masks[i].is_none()) continue;
+      held.push_back(nb::cast<nb::bytes>(masks[i]));
+      if (int64_t(held.back().size()) != (vocab_ + 31) / 32 * 4) throw std::invalid_argument("a mask of another vocabulary");
+      allowed[i] = static_cast<const uint32_t*>(held.back().data());
+    }
+    nb::gil_scoped_release release;
+    pool->wake();
+    program.sample(ids.data(), allowed.data());
+    advance(ids);
     return ids;
   }
 
  private:
+  void advance(const std::vector<int64_t>& ids) {  // not when one is -1
+    for (const int64_t id : ids)
+      if (id < 0) return;
+    for (size_t i = 0; i < ids.size(); ++i) ++ints_[inputs->sample_row(int64_t(i)) * sampler_.int_stride + 2];
+    inputs->advance(ids);
+  }
+
   std::vector<MatrixPtr> matrices_;
   SamplerRows sampler_;
   int64_t* ints_ = nullptr;
+  int64_t vocab_ = 0;
 };
 
 KvPages kv_at(Address data, int kind, int32_t blocks, int32_t block_size, int32_t kv_heads, int32_t head_dim) {
@@ -274,6 +298,7 @@ NB_MODULE(_native, m) {
   program.def("run", &Recorded::run)
       .def("tail", &Recorded::tail)
       .def("step", &Recorded::step)
+      .def("finish", &Recorded::finish)
       .def_prop_rw("profiling", [](const Recorded& r) { return r.program.profiling; },
                    [](Recorded& r, bool on) { r.program.profiling = on; })
       .def("profile", &profile);
@@ -298,6 +323,9 @@ NB_MODULE(_native, m) {
         ids[i] = sample_one(*kernels, at<float>(logits) + int64_t(i) * ld, vocab, state.row(rows[i]), scratch[size_t(thread)].data());
     });
     return ids;
+  });
+  m.def("mask", [](const std::string& isa, Address logits, int64_t vocab, Address allowed) {
+    kernels_named(isa)->mask(at<float>(logits), vocab, at<uint32_t>(allowed));
   });
   m.def("penalize", [](const std::string& isa, Address logits, int64_t vocab, Address counts, Address seen, float presence,
                        float frequency, float repetition) {

@@ -135,6 +135,8 @@ struct Kernels {
   void (*logprobs)(const float* logits, int64_t vocab, const int64_t* ids, int64_t count, float* values);
   // the `count` <= vocab largest in descending order (lower id first on ties)
   void (*top)(const float* logits, int64_t vocab, int64_t count, float* values, int64_t* ids, void* scratch);
+  // in place: -inf for the ids whose bit in allowed [ceil(vocab / 32)] is not set
+  void (*mask)(float* logits, int64_t vocab, const uint32_t* allowed);
   // in place, what kernels/reference/sampling.py's penalize says of one row
   void (*penalize)(float* logits, int64_t vocab, const PenalizeArgs&);
 };

@@ -211,11 +211,11 @@ struct GatherRows : Operation {
 };
 
 struct Sample : Operation {
-  const float* logits;
+  float* logits;
   int64_t vocab;
   SamplerRows rows;
   std::vector<std::vector<uint8_t>> scratch;  // by thread, 3 * vocab * 4 bytes
-  Sample(const float* l, int64_t v, const SamplerRows& r, int threads) : logits(l), vocab(v), rows(r) {
+  Sample(float* l, int64_t v, const SamplerRows& r, int threads) : logits(l), vocab(v), rows(r) {
     scratch.resize(size_t(threads));
     for (auto& s : scratch) s.resize(size_t(v) * 12 + 64);
   }
@@ -224,6 +224,7 @@ struct Sample : Operation {
     if (now.sampled == nullptr) return;
     for (int64_t r; (r = claimed->fetch_add(1, std::memory_order_relaxed)) < now.rows;) {
       const int64_t sample = now.first_sample + r;
+      if (now.allowed && now.allowed[sample]) now.kernels->mask(logits + r * vocab, vocab, now.allowed[sample]);
       now.sampled[sample] = sample_one(*now.kernels, logits + r * vocab, vocab, rows.row(now.inputs->sample_row(sample)),
                                        scratch[size_t(thread)].data());
     }
@@ -253,7 +254,7 @@ std::unique_ptr<Operation> make_attention(const AttentionArgs& a, AttentionPlan*
 std::unique_ptr<Operation> make_gather_rows(const float* x, int64_t ld, int64_t n, float* out, int64_t out_ld) {
   return std::make_unique<GatherRows>(x, ld, n, out, out_ld);
 }
-std::unique_ptr<Operation> make_sample(const float* logits, int64_t vocab, const SamplerRows& rows, int threads) {
+std::unique_ptr<Operation> make_sample(float* logits, int64_t vocab, const SamplerRows& rows, int threads) {
   return std::make_unique<Sample>(logits, vocab, rows, threads);
 }
 

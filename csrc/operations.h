@@ -31,8 +31,8 @@ struct SamplerRows {
   }
 };
 
-// Token ids from logits [chunk, vocab]; does nothing when the caller samples.
-std::unique_ptr<Operation> make_sample(const float* logits, int64_t vocab, const SamplerRows&, int threads);
+// Token ids from logits [chunk, vocab], which masks are applied to; does nothing when the caller samples.
+std::unique_ptr<Operation> make_sample(float* logits, int64_t vocab, const SamplerRows&, int threads);
 
 // One row's token: the argmax where temperature is 0 or top_k 1. -1 when its logits are not finite.
 int64_t sample_one(const Kernels&, const float* logits, int64_t vocab, const SampleRow&, void* scratch);

@@ -96,8 +96,22 @@ void Program::run(int64_t* sampled) {
   for (int64_t at = chunk_; with_tail && at < whole.step.samples; at += chunk_) {
     Moment next = chunk_of(whole, at);
     next.sampled = sampled;
-    begin(tail_, next);
-    pool_->run([&](int thread) { walk(tail_, next, thread); });
+    run_tail(next);
+  }
+}
+
+void Program::run_tail(const Moment& chunk) {
+  begin(tail_, chunk);
+  pool_->run([&](int thread) { walk(tail_, chunk, thread); });
+}
+
+void Program::sample(int64_t* sampled, const uint32_t* const* allowed) {
+  const Moment whole = moment_now();
+  for (int64_t at = 0; at < whole.step.samples; at += chunk_) {
+    Moment next = chunk_of(whole, at);
+    next.sampled = sampled;
+    next.allowed = allowed;
+    run_tail(next);
   }
 }
 
@@ -106,8 +120,7 @@ void Program::tail(int64_t first, int64_t count) {
   moment.rows = count;
   moment.first_sample = first;
   measured.clear();
-  begin(tail_, moment);
-  pool_->run([&](int thread) { walk(tail_, moment, thread); });
+  run_tail(moment);
 }
 
 }  // namespace octavo

@@ -25,6 +25,7 @@ struct Moment {
   int64_t rows = 0;          // tokens, or the samples of this chunk
   int64_t first_sample = 0;  // of this chunk
   int64_t* sampled = nullptr;  // [step.samples] token ids; null when the caller samples
+  const uint32_t* const* allowed = nullptr;  // [step.samples] masks, null for any token; null when no sample has one
 };
 
 struct Cost {  // of one execution at the moment's sizes, as far as the limits go
@@ -63,6 +64,8 @@ class Program {
 
   // Body and, when `sampled` is there, tail. `sampled` [samples] receives the tail's token ids.
   void run(int64_t* sampled);
+  // The tail over all samples of the step run last; each takes a token that its mask allows, as Moment has them.
+  void sample(int64_t* sampled, const uint32_t* const* allowed);
   // The tail alone, for samples [first, first + count), count <= chunk, of the step run last.
   void tail(int64_t first, int64_t count);
 
@@ -84,6 +87,7 @@ class Program {
   void walk(const List& list, const Moment& moment, int thread);
   Moment moment_now() const;
   Moment chunk_of(Moment moment, int64_t first) const;
+  void run_tail(const Moment& chunk);
 
   std::shared_ptr<Pool> pool_;
   std::shared_ptr<Inputs> inputs_;

@@ -25,6 +25,7 @@ int64_t sample(const float* logits, int64_t vocab, const SampleRow&, void* scrat
 int64_t argmax(const float* logits, int64_t vocab);
 void logprobs(const float* logits, int64_t vocab, const int64_t* ids, int64_t count, float* values);
 void top(const float* logits, int64_t vocab, int64_t count, float* values, int64_t* ids, void* scratch);
+void mask(float* logits, int64_t vocab, const uint32_t* allowed);
 void penalize(float* logits, int64_t vocab, const PenalizeArgs&);
 
 }  // namespace OCTAVO_ISA

@@ -313,6 +313,23 @@ void top(const float* logits, int64_t vocab, int64_t count, float* values, int64
   for (int64_t i = 0; i < count; ++i) values[i] = logits[ids[i]];
 }
 
+void mask(float* logits, int64_t vocab, const uint32_t* allowed) {
+  const i32x16 lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const i32x16 bits = i32x16{} + 1 << lanes;
+  const f32x16 lowest = set1(LOWEST);
+  for (int64_t at = 0; at < vocab; at += 16) {
+    const int32_t half = int32_t(allowed[at / 32] >> (at % 32) & 0xffff);
+    if (half == 0xffff) continue;
+    const int count = int(std::min<int64_t>(16, vocab - at));
+    if (half == 0) {  // most blocks of most grammars
+      store_n(logits + at, lowest, count);
+      continue;
+    }
+    const f32x16 v = load_n(logits + at, count);
+    store_n(logits + at, (set1i(half) & bits) != 0 ? v : lowest, count);
+  }
+}
+
 void penalize(float* logits, int64_t vocab, const PenalizeArgs& args) {
   for (int64_t begin = 0; begin < vocab; begin += BLOCK) {
     const int64_t end = std::min(vocab, begin + BLOCK);

@@ -25,6 +25,7 @@ from octavo.engine.assembly import build_loop
 from octavo.errors import ApiError, EngineError, RequestError
 from octavo.executor.base import Executor
 from octavo.executor.inline import InlineExecutor
+from octavo.grammar.matcher import Vocabulary
 from octavo.modelfiles.facts import read_facts
 from octavo.modelfiles.generation import sampling_defaults
 from octavo.modelfiles.hub import fetch
@@ -70,7 +71,13 @@ class LocalEngine:
         self._connection = self._transport.connect()
         # In one process nobody falls silent: no time-out, no heartbeats.
         self._loop, self.info = build_loop(
-            resolved, self.files, worker, self._executor, self._transport, client_timeout=None
+            resolved,
+            self.files,
+            worker,
+            self._executor,
+            self._transport,
+            client_timeout=None,
+            vocabulary=lambda: Vocabulary(self.tokenizer, worker.vocab_size),
         )
         self._connection.send(Hello())
         self._seeds = Seeds(config.seed)
@@ -207,6 +214,7 @@ class LocalEngine:
         """The engine's end of closing, after `leave`: frees the model; idempotent."""
         if not self._closed:
             self._closed = True
+            self._loop.close()
             self._connection.close()
             self._transport.close()
             self._executor.shutdown()

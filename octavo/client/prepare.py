@@ -64,6 +64,7 @@ def sequences(
     `defaults` are the model's (modelfiles/generation.py); `default_max_tokens` None means the rest of the context;
     `base_seed` is used when the request has no seed. Raises RequestError, ContextLengthExceeded.
     """
+    assert params.structured_outputs is None or prompt.grammar is not None, "the grammar has not been written"
     check(params, tokenizer.vocab_size)
     max_tokens = _room(prompt.token_ids, params, tokenizer.vocab_size, max_model_len, default_max_tokens)
     candidates = params.best_of or params.n
@@ -80,6 +81,7 @@ def sequences(
         max_tokens=max_tokens,
         min_tokens=min(params.min_tokens, max_tokens),
         logprobs=logprobs,
+        structured_outputs=None,
     )
     later = msgspec.structs.replace(resolved, prompt_logprobs=None)  # the same prompt: one answer is enough
     stop_ids = set(params.stop_token_ids or ())
@@ -95,6 +97,9 @@ def sequences(
             seed=derived_seed(seed, index),
             stop_ids=sorted(stop_ids),
             bad_word_ids=bad_word_ids,
+            grammar=prompt.grammar,
+            pooling=prompt.pooling,
+            request_id=prompt.request_id,
         )
         for index in range(candidates)
     ]

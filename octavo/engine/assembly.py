@@ -8,9 +8,11 @@ import uuid
 from collections.abc import Callable
 
 from octavo.config.resolve import ResolvedConfig
+from octavo.engine.constraints import Constraints
 from octavo.engine.loop import EngineLoop
 from octavo.engine.scheduler import Scheduler, SchedulerConfig
 from octavo.executor.base import Executor
+from octavo.grammar.matcher import Vocabulary
 from octavo.modelfiles.files import ModelFiles
 from octavo.wire.messages import CLIENT_TIMEOUT_S, EngineInfo
 from octavo.wire.plan import WorkerInfo
@@ -26,8 +28,11 @@ def build_loop(
     *,
     client_timeout: float | None = CLIENT_TIMEOUT_S,
     memory_mb: Callable[[], float] = lambda: 0.0,
+    vocabulary: Callable[[], Vocabulary] | None = None,
 ) -> tuple[EngineLoop, EngineInfo]:
-    """`worker`: what `executor.start()` returned; the rest as in EngineLoop. → the loop and what it tells clients."""
+    """`worker`: what `executor.start()` returned; `vocabulary`: makes what grammars need, None: from the files; the
+    rest as in EngineLoop. → the loop and what it tells clients."""
+    constraints = Constraints(vocabulary or (lambda: Vocabulary.load(files, worker.vocab_size)), transport.wake)
     scheduler = Scheduler(
         SchedulerConfig(
             max_num_seqs=resolved.max_num_seqs,
@@ -38,7 +43,8 @@ def build_loop(
             block_size=resolved.block_size,
             vocab_size=worker.vocab_size,
             prefix_cache=resolved.prefix_cache,
-        )
+        ),
+        constraints,
     )
     info = EngineInfo(
         instance=uuid.uuid4().hex,

@@ -96,15 +96,22 @@ class EngineLoop:
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Turns until `stop()`, or until drained."""
-        while not stop():
-            self.turn(IDLE_WAIT_S)
-            if self._draining and not self.has_requests:
-                return
+        try:
+            while not stop():
+                self.turn(IDLE_WAIT_S)
+                if self._draining and not self.has_requests:
+                    return
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """After the last turn; idempotent."""
+        self._scheduler.close()
 
     def turn(self, timeout: float | None) -> bool:
         """One round: what has arrived, and one step. Waits for messages at most `timeout` seconds (None: no limit), and
         only when there is nothing to compute. True if a step was computed."""
-        messages = self._transport.receive(0 if self.has_requests else self._wait(timeout))
+        messages = self._transport.receive(0 if self._has_work else self._wait(timeout))
         self.busy_since = now = self._clock()
         try:
             for client, message in messages:
@@ -115,6 +122,8 @@ class EngineLoop:
                 self._draining = True
                 for client in self._last_seen:
                     self._transport.send(client, Draining())
+            if self._scheduler.has_compiled:
+                self._reply(self._scheduler.enter_compiled())
             worked = self._step()
             if self.has_requests:
                 self._checked = False
@@ -127,15 +136,20 @@ class EngineLoop:
 
     # --- steps
 
+    @property
+    def _has_work(self) -> bool:
+        scheduler = self._scheduler
+        return bool(self._plans) or scheduler.can_compute or scheduler.has_compiled
+
     def _step(self) -> bool:
         while len(self._plans) < self._executor.depth:
             plan = self._scheduler.schedule(self._clock())
             if plan is None:
                 break
             self._plans.append((plan, self._clock()))
-            self._executor.submit(plan)
+            self._executor.submit(plan, self._scheduler.masks())
         if not self._plans:
-            assert not self._scheduler.has_requests, "requests, but nothing to compute"
+            assert not self._scheduler.can_compute, "requests, but nothing to compute"
             return False
         plan, began = self._plans.popleft()
         try:

@@ -11,6 +11,7 @@ import re
 
 import msgspec
 
+from octavo.engine.constraints import Constraint
 from octavo.types import FinishReason, Metrics, SamplingParams, TokenLogprobs
 from octavo.wire.messages import Add, Failed
 
@@ -24,10 +25,10 @@ class Request:
     """See the module. `epoch` grows whenever what is in flight for this request stops to count."""
 
     __slots__ = (
-        "add", "arrival", "block_ids", "cached_tokens", "client", "computable", "epoch", "first_scheduled",
-        "first_token", "id", "keys", "last_plan", "last_token", "limit", "num_computed", "num_pending",
-        "num_prompt", "num_registered", "order", "priority", "prompt_logprobs", "received", "root", "row",
-        "stop_ids", "token_ids",
+        "add", "arrival", "block_ids", "cached_tokens", "client", "computable", "constraint", "embedding", "epoch",
+        "first_scheduled", "first_token", "id", "keys", "last_plan", "last_token", "limit", "num_computed",
+        "num_pending", "num_prompt", "num_registered", "order", "priority", "prompt_logprobs", "received", "root",
+        "row", "stop_ids", "token_ids",
     )  # fmt: skip
 
     def __init__(self, client: bytes, add: Add, arrival: int, now: float, max_len: int, root: bytes) -> None:
@@ -60,6 +61,9 @@ class Request:
         asked = params.prompt_logprobs is not None and not add.output_ids
         self.prompt_logprobs: list[TokenLogprobs | None] | None = [None] if asked else None
         """Gathered until they are sent with the first token; None: not wanted, or sent."""
+        self.constraint: Constraint | None = None
+        """What binds its output."""
+        self.embedding: bytes | None = None
         self.first_scheduled: float | None = None
         self.first_token: float | None = None
         self.last_token: float | None = None
@@ -75,8 +79,16 @@ class Request:
 
     @property
     def remaining(self) -> int:
-        """Tokens that can be computed now."""
+        """Tokens that can be computed now. What may follow a token has to be known before the next one is sampled: a
+        bound request waits for those in flight."""
+        if self.num_pending and self.constraint is not None:
+            return 0
         return min(len(self.token_ids) + self.num_pending, self.computable) - self.num_computed
+
+    @property
+    def needs_whole_prompt(self) -> bool:
+        """The logits, or the hidden states, of all of the prompt are wanted: nothing of it may be left out."""
+        return self.prompt_logprobs is not None or self.add.pooling == "mean"
 
     def restart(self) -> None:
         """Forget what was computed: tokens so far become the prompt of the next admission."""
@@ -102,6 +114,8 @@ class Request:
             token = self.token_ids[-1]
             if token in self.stop_ids and self.num_output >= self.add.params.min_tokens:
                 return "stop", token
+            if self.constraint is not None and self.constraint.is_finished:
+                return "stop", token if token in self.stop_ids else None
             return ("length", None) if len(self.token_ids) >= self.limit else None
         return ("length", None) if computed >= self.limit else None
 

@@ -39,7 +39,7 @@ Reply = tuple[bytes, TokenOutput | Failed]
 
 class Scheduler:
     def __init__(self, config: SchedulerConfig, constraints: Constraints | None = None) -> None:
-        """`constraints`: compiles grammars; None: requests with a grammar are refused."""
+        """`constraints`: compiles grammars; None where no request has one."""
         self.config = config
         self.max_len = min(config.max_model_len, config.num_blocks * config.block_size)
         """Longest sequence: what the model, and what all pages together can hold."""
@@ -74,16 +74,17 @@ class Scheduler:
     @property
     def has_requests(self) -> bool:
         """There are some that have not ended."""
-        return self.can_work or bool(self._compiling)
+        return self.can_compute or bool(self._compiling)
 
     @property
-    def can_work(self) -> bool:
-        """Some of them can be computed, or enter: there is no need to wait for a message."""
+    def can_compute(self) -> bool:
+        """Some of them can be computed now."""
         planner = self._planner
-        return bool(planner.running) or len(planner.queue) > 0 or self._has_compiled
+        return bool(planner.running) or len(planner.queue) > 0
 
     @property
-    def _has_compiled(self) -> bool:
+    def has_compiled(self) -> bool:
+        """There is something for `enter_compiled`."""
         return self._constraints is not None and self._constraints.has_compiled
 
     def add(self, client: bytes, add: Add, now: float) -> list[Reply]:
@@ -120,7 +121,7 @@ class Scheduler:
     def enter_compiled(self) -> list[Reply]:
         """Queues the requests whose grammar is compiled by now; those whose grammar is wrong fail."""
         replies: list[Reply] = []
-        for constraint in self._constraints.take_compiled() if self._has_compiled and self._constraints else ():
+        for constraint in self._constraints.take_compiled() if self._constraints is not None else ():
             request = constraint.key
             assert isinstance(request, Request)
             if request not in self._compiling:  # aborted meanwhile
@@ -226,6 +227,11 @@ class Scheduler:
                 if not tainted.isdisjoint(request.block_ids):
                     self._planner.preempt(request)
         return replies
+
+    def close(self) -> None:
+        """Ends the threads that grammars have started; idempotent."""
+        if self._constraints is not None:
+            self._constraints.close()
 
     def check(self) -> None:
         """Asserts that no page is lost, doubled or miscounted and that the prefix cache agrees."""

@@ -1,5 +1,5 @@
-"""How much work a grammar may cause, in compiling and for each token. One place: grammar/checker.py tries a grammar under
-the limits under which grammar/matcher.py follows it."""
+"""How much work a grammar may cause, in compiling and for each token. One place, so that grammar/checker.py tries a
+grammar under the limits under which grammar/matcher.py follows it."""
 
 from __future__ import annotations
 

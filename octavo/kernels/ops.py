@@ -100,6 +100,12 @@ class Ops(Protocol):
         """[tokens, n], [m] int64 → [m, n]."""
         ...
 
+    def mask(self, logits: Tensor, places: Tensor, allowed: Tensor) -> None:
+        """In place on logits [samples, vocab] f32: -inf for tokens that row i may not take. Which it may stands in row
+        places[i] of allowed [n, ceil(vocab / 32)] int32: bit t % 32 of word t // 32. places[i] < 0: all, row i is left
+        alone."""
+        ...
+
     def penalize(
         self,
         logits: Tensor,

@@ -6,13 +6,17 @@ is a list of native calls over a fixed workspace (kernels/cpu).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from octavo.kernels.step import Step
+
+Masks = Callable[[], list[bytes | None]]
+"""The tokens that each sample may take, None for any: bit t % 32 of the little-endian 32-bit word t // 32 of
+[ceil(vocab / 32)]. It may block until they are there."""
 
 
 class StepModel(Protocol):
@@ -68,7 +72,8 @@ class Recorded(Steps, Protocol):
     nbytes: int
     """Of the workspace."""
 
-    def step(self, rows: list[int], counts: list[int], samples: list[bool]) -> list[int]:
+    def step(self, rows: list[int], counts: list[int], samples: list[bool], masks: Masks | None = None) -> list[int]:
         """All of it: tokens are sampled by the rows' temperature, top_k, top_p and min_p alone, and the rows advance.
-        Where a token is -1 (logits that are not numbers) no row has advanced."""
+        Where a token is -1 (logits that are not numbers) no row has advanced. `masks` is asked once logits are wanted.
+        """
         ...

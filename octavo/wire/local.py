@@ -56,6 +56,7 @@ class LocalTransport:
         self._arrived = threading.Condition()
         self._clients: dict[bytes, LocalConnection] = {}
         self._next_client = 0
+        self._woken = False
         self._closed = False
 
     def connect(self) -> LocalConnection:
@@ -69,11 +70,17 @@ class LocalTransport:
 
     def receive(self, timeout: float | None) -> list[tuple[bytes, ToEngine]]:
         with self._arrived:
-            if not self._messages and timeout != 0 and not self._closed:
+            if not self._messages and timeout != 0 and not self._closed and not self._woken:
                 self._arrived.wait(timeout)
+            self._woken = False
             found = list(self._messages)
             self._messages.clear()
             return found
+
+    def wake(self) -> None:
+        with self._arrived:
+            self._woken = True
+            self._arrived.notify_all()
 
     def send(self, client: bytes, message: ToClient) -> None:
         connection = self._clients.get(client)

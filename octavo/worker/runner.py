@@ -39,7 +39,6 @@ class Runner:
 
     def run(self, plan: Plan, masks: Masks | None = None) -> Result:
         """Applies and computes one plan."""
-        assert masks is None, "constrained rows are not computed yet"
         self._apply(plan)
         if not plan.run:
             return Result(plan.index)
@@ -48,23 +47,24 @@ class Runner:
         samples = [run.samples for run in plan.run]
         sampling = rows if all(samples) else [run.row for run in plan.run if run.samples]
         if self._recorded is None or self._batch.scored or not self._sampler.is_plain(sampling):
-            return self._run_in_parts(plan, rows, counts, samples, sampling)
-        token_ids = self._recorded.step(rows, counts, samples)
+            return self._run_in_parts(plan, (rows, counts, samples), sampling, masks)
+        token_ids = self._recorded.step(rows, counts, samples, masks)
         self._sampler.check(sampling, token_ids)
         return Result(plan.index, token_ids, [None] * len(token_ids))
 
     @torch.inference_mode()
     def _run_in_parts(
-        self, plan: Plan, rows: list[int], counts: list[int], samples: list[bool], sampling: list[int]
+        self, plan: Plan, runs: tuple[list[int], list[int], list[bool]], sampling: list[int], masks: Masks | None
     ) -> Result:
         """Where the sampler needs the logits, or a prompt is scored."""
-        self._steps.begin(rows, counts, samples)
-        prompt_logprobs = self._prompt_logprobs(rows, counts) if self._batch.scored else {}
+        self._steps.begin(*runs)
+        prompt_logprobs = self._prompt_logprobs(*runs[:2]) if self._batch.scored else {}
+        allowed = [None] * len(sampling) if masks is None else masks()
         token_ids: list[int] = []
         logprobs: list[TokenLogprobs | None] = []
         for at in range(0, len(sampling), self._steps.chunk):
             part = sampling[at : at + self._steps.chunk]
-            found = self._sampler.sample(part, self._steps.logits(at, len(part)))
+            found = self._sampler.sample(part, self._steps.logits(at, len(part)), allowed[at : at + len(part)])
             token_ids += found[0]
             logprobs += found[1]
         self._steps.advance(token_ids)

@@ -73,7 +73,7 @@ class House:
         connection.send(Hello())
         self.loop.turn(0)
         (welcome,) = connection.receive()
-        assert isinstance(welcome, Welcome) and welcome.info is INFO
+        assert isinstance(welcome, Welcome) and welcome.info == INFO
         return connection
 
     def run(self) -> None:

@@ -170,6 +170,15 @@ class CpuOps:
         sink.add(GatherRows(source, target))
         return out
 
+    def mask(self, logits: Tensor, places: Tensor, allowed: Tensor) -> None:
+        assert logits.is_contiguous() and allowed.is_contiguous() and allowed.dtype == torch.int32
+        vocab, words = logits.shape[1], allowed.shape[1]
+        assert words == -(-vocab // 32)
+        for i, place in enumerate(places.tolist()):
+            if place >= 0:
+                row = logits.data_ptr() + 4 * vocab * i
+                _native.mask(self.isa, row, vocab, allowed.data_ptr() + 4 * words * place)
+
     def penalize(
         self,
         logits: Tensor,

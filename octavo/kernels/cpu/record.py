@@ -16,7 +16,7 @@ from octavo.kernels.cpu import _native
 from octavo.kernels.cpu.emit import Sizes, Workspace, emit
 from octavo.kernels.cpu.fuse import improve
 from octavo.kernels.cpu.nodes import Node, Nodes, Sample, Value
-from octavo.kernels.recorded import PermanentRows
+from octavo.kernels.recorded import Masks, PermanentRows
 from octavo.kernels.step import Step
 
 STAND_IN_ROWS = 2
@@ -112,8 +112,11 @@ class RecordedStep:
         self.program = self._step.program
         self.nbytes = self._step.nbytes + self._score.nbytes
 
-    def step(self, rows: list[int], counts: list[int], samples: list[bool]) -> list[int]:
-        return self.program.step(rows, counts, samples, True)
+    def step(self, rows: list[int], counts: list[int], samples: list[bool], masks: Masks | None = None) -> list[int]:
+        if masks is None:
+            return self.program.step(rows, counts, samples, True)
+        self.program.step(rows, counts, samples, False)
+        return self.program.finish(masks())
 
     def begin(self, rows: list[int], counts: list[int], samples: list[bool]) -> None:
         self.program.step(rows, counts, samples, False)

@@ -99,6 +99,9 @@ class ReferenceOps:
     def gather_rows(self, x: Tensor, index: Tensor) -> Tensor:
         return embedding.gather_rows(x, index)
 
+    def mask(self, logits: Tensor, places: Tensor, allowed: Tensor) -> None:
+        sampling.mask(logits, places, allowed)
+
     def penalize(
         self,
         logits: Tensor,

@@ -24,6 +24,14 @@ BLOCK = 64
 """Token ids per block of the two-stage draw."""
 
 
+def mask(logits: Tensor, places: Tensor, allowed: Tensor) -> None:
+    """See Ops.mask. In place on logits [samples, vocab] f32."""
+    held = (places >= 0).nonzero().squeeze(-1)
+    words = allowed[places[held]]  # [held, words]
+    bits = (words.unsqueeze(-1) >> torch.arange(32, device=words.device)) & 1
+    logits[held] = logits[held].masked_fill_(bits.flatten(1)[:, : logits.shape[1]] == 0, -torch.inf)
+
+
 def penalize(
     logits: Tensor,
     places: Tensor,

@@ -1,12 +1,16 @@
 """Owns everything the sampling of a row depends on, from admit to release; called by the runner alone.
 
 Invariant: after admit(prompt + output so far) a row is in the same state as one that sampled that output here, so
-preemption and restarts change no token. Order as in vLLM: allowed_token_ids, bad words, min_tokens and logit_bias,
-penalties, then Ops.sample. Log-probabilities are those of the logits before all of this. A further mask (grammar)
-belongs beside allowed_token_ids, where it is applied.
+preemption and restarts change no token. Order as in vLLM: the mask of a grammar, allowed_token_ids, bad words,
+min_tokens and logit_bias, penalties, then Ops.sample. Log-probabilities are those of the logits before all of this.
+
+What a mask excludes is never taken. Where the others exclude all that the mask leaves (allowed_token_ids, bad words,
+min_tokens), the mask alone counts for this token, and penalties and logit_bias as little as they.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -28,6 +32,7 @@ _NOT_FINITE = (
 
 # What a row needs beyond argmax; a step does only what one of its rows needs.
 _NOISE, _PENALTIES, _EDITS, _BAD_WORDS, _ALLOWED, _LOGPROBS = 1, 2, 4, 8, 16, 32
+_EXCLUDE = _EDITS | _BAD_WORDS | _ALLOWED
 
 
 class Sampler:
@@ -127,9 +132,12 @@ class Sampler:
             bad = [row for row, token_id in zip(rows, token_ids, strict=True) if token_id < 0]
             raise EngineError(_NOT_FINITE.format(bad))
 
-    def sample(self, rows: list[int], logits: Tensor) -> tuple[list[int], list[TokenLogprobs | None]]:
+    def sample(
+        self, rows: list[int], logits: Tensor, masks: Sequence[bytes | None] = ()
+    ) -> tuple[list[int], list[TokenLogprobs | None]]:
         """One token per row from logits [samples, vocab] f32, which may be overwritten; records the tokens as output
-        of their rows. Raises EngineError when a row's logits are not numbers."""
+        of their rows. `masks`: none, or one for each row as wire/plan.py has them. Raises EngineError when a row's
+        logits are not numbers, or its mask allows nothing."""
         if not rows:
             return [], []
         assert logits.shape == (len(rows), self.vocab_size), f"{tuple(logits.shape)} logits for {len(rows)} rows"
@@ -138,7 +146,14 @@ class Sampler:
         index = torch.from_numpy(places).to(self._device)
         wanted = np.flatnonzero(self._needs[places] & _LOGPROBS)
         raw = logits[torch.from_numpy(wanted).to(self._device)] if wanted.size else logits[:0]
+        bound = [i for i, mask in enumerate(masks) if mask is not None]
+        if bound:
+            self._mask(bound, masks, logits)
+        masked = logits[bound] if bound and needs & _EXCLUDE else None
         self._edit(needs, index, logits)
+        if masked is not None:
+            nothing_left = logits[bound].amax(-1) <= MASKED / 2
+            logits[torch.tensor(bound, device=self._device)[nothing_left]] = masked[nothing_left]
         temperature, top_p, min_p = self._floats[index, :3].unbind(-1)
         top_k, seeds, num_outputs = self._ints[index].unbind(-1)
         chosen = self._ops.sample(logits, temperature, top_k, top_p, min_p, seeds, num_outputs)
@@ -156,6 +171,13 @@ class Sampler:
     def prompt_logprobs(self, logits: Tensor, next_token_ids: list[int], num_top: int) -> list[TokenLogprobs]:
         """logits [positions, vocab] f32 and the prompt token that followed each position."""
         return self._logprobs(logits, next_token_ids, [num_top] * len(next_token_ids))
+
+    def _mask(self, bound: list[int], masks: Sequence[bytes | None], logits: Tensor) -> None:
+        joined = bytearray().join(mask for mask in masks if mask is not None)
+        words = torch.frombuffer(joined, dtype=torch.int32).view(len(bound), -1).to(logits.device)
+        places = torch.full((len(masks),), -1, device=logits.device)
+        places[bound] = torch.arange(len(bound), device=logits.device)
+        self._ops.mask(logits, places, words)
 
     def _edit(self, needs: int, rows: Tensor, logits: Tensor) -> None:
         if needs & _ALLOWED:
