@@ -8,9 +8,14 @@ RequestError that names the field and the keyword, never left out in silence. Th
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from octavo.errors import RequestError
+from octavo.grammar.gbnf import GbnfError, is_gbnf, lark_of_gbnf
+from octavo.grammar.patterns import whole
+from octavo.grammar.regexes import RegexError, characters, parse, union
+from octavo.grammar.schema import Normalizer
 from octavo.types import StructuredOutputs
 
 MAX_CHARS = 1 << 20
@@ -19,8 +24,13 @@ ANY_TEXT = "/(?s:.*)/"
 """A Lark expression: text without special tokens."""
 KINDS = ("json", "json_object", "regex", "choice", "grammar")
 
-_BLANKS = r"[ \t]{1,2}|\r?\n[ \t]{0,64}"
+BLANKS = r"[ \t]{1,2}|\r?\n[ \t]{0,64}"
 """Between two parts of a JSON text. Bounded: small models write blanks without end where they may."""
+
+_BLANK = ((9, 10), (13, 13), (32, 32))
+_LARK = re.compile(r'//[^\n]*|#[^\n]*|"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\])+/|%json\s*|\[([^\]"/]*)\]', re.DOTALL)
+"""What a Lark grammar is made of where it matters: comments, texts, regexes, schemas, options of a rule."""
+_OPTION = re.compile(r"\b(stop|max_tokens|temperature)\b")
 
 
 def grammar_of(structured: StructuredOutputs, param: str = "structured_outputs") -> str:
@@ -32,32 +42,48 @@ def grammar_of(structured: StructuredOutputs, param: str = "structured_outputs")
     if structured.grammar is not None:
         return lark_of(structured.grammar, param)
     if structured.regex is not None:
-        return f"start: {regex_expr(structured.regex, param)}\n"
+        return _checked(f"start: {regex_expr(structured.regex, param)}\n", param)
     if structured.choice is not None:
-        return f"start: {choice_expr(structured.choice, param)}\n"
+        return _checked(f"start: {choice_expr(structured.choice, param)}\n", param)
+    if structured.json_object is False:
+        raise RequestError(f"{param}: json_object can only be true; leave it out", param=param)
+    blanks = _blanks(structured, param)
     schema = {"type": "object"} if structured.json_object else structured.json
-    return f"start: {json_expr(schema, param)}\n"
+    closed = structured.disable_additional_properties
+    return _checked(f"start: {json_expr(schema, param, blanks=blanks, closed=closed)}\n", param)
 
 
-def json_expr(schema: Any, param: str, *, blanks: str | None = _BLANKS) -> str:
-    """A Lark expression for a JSON text that a schema accepts. `schema`: JSON Schema as values, or its text."""
+def json_expr(schema: Any, param: str, *, blanks: str | None = BLANKS, closed: bool = False) -> str:
+    """A Lark expression for a JSON text that a schema accepts. `schema`: JSON Schema as values, or its text. `blanks`:
+    what may stand between its parts, None for nothing; `closed`: objects that name properties have no others."""
     if isinstance(schema, str):
-        schema = json.loads(schema)
-    schema = {"allOf": [schema]} if isinstance(schema, bool) else dict(schema)
-    schema["x-guidance"] = {"whitespace_pattern": blanks, "json_allowed_escapes": 'nrbtf\\"'}
-    return "%json " + json.dumps(schema, ensure_ascii=False)
+        schema = _schema_of(schema, param)
+    strict = Normalizer(schema, param, closed=closed).normalized()
+    spaces = {"whitespace_flexible": False} if blanks is None else {"whitespace_pattern": blanks}
+    # Without \\u escapes every name has one spelling: a declared property cannot come again under another.
+    strict["x-guidance"] = {**spaces, "json_allowed_escapes": 'nrbtf\\"'}
+    return "%json " + json.dumps(strict, ensure_ascii=False, allow_nan=False)
 
 
 def regex_expr(pattern: str, param: str) -> str:
     """A Lark expression for text that the whole of a regex matches."""
-    return "/" + pattern.replace("/", r"\/") + "/"
+    try:
+        regexes = whole(pattern)
+    except RegexError as error:
+        raise RequestError(f"{param}: {error}", param=param) from None
+    if len(regexes) > 1:
+        raise RequestError(f"{param}: lookahead cannot be enforced in a regex; use a grammar", param=param)
+    return f"/{regexes[0]}/" if regexes[0] else '""'
 
 
 def choice_expr(texts: list[str], param: str) -> str:
     """A Lark expression for one of the texts."""
-    if not texts or not all(texts):
-        raise RequestError(f"{param}: choices must be texts that are not empty", param=param)
-    return "(" + " | ".join(map(literal, texts)) + ")"
+    if not texts:
+        raise RequestError(f"{param}: there is nothing to choose from", param=param)
+    for text in texts:
+        if not text:
+            raise RequestError(f"{param}: a choice is empty", param=param)
+    return "(" + " | ".join(map(literal, dict.fromkeys(texts))) + ")"
 
 
 def literal(text: str) -> str:
@@ -71,8 +97,16 @@ def token(token_id: int) -> str:
 
 
 def lark_of(text: str, param: str) -> str:
-    """The Lark grammar that a client gave, as Lark or as GBNF."""
-    return text
+    """The Lark grammar that a client gave, as Lark or as GBNF; JSON Schemas in it are as strict as any."""
+    _checked(text, param)
+    if not text.strip():
+        raise RequestError(f"{param}: the grammar is empty", param=param)
+    try:
+        if is_gbnf(text):
+            return _checked(lark_of_gbnf(text), param)
+    except GbnfError as error:
+        raise RequestError(f"{param}: {error}", param=param) from None
+    return _checked(_strict_lark(text, param), param)
 
 
 def after_reasoning(grammar: str, close: str | int, *, open: str | int | None = None) -> str:
@@ -87,6 +121,65 @@ def after_reasoning(grammar: str, close: str | int, *, open: str | int | None = 
     if isinstance(close, int):
         lines += [f"thought: free {token(close)}", f"free: {ANY_TEXT}"]
     else:
-        lines += [f"thought[lazy]: /(?s:.*)/ {literal(close)}"]
+        lines += [f"thought[lazy]: {ANY_TEXT} {literal(close)}"]
     lines += [r"blank: /[ \t\r\n]{0,4}/"]
     return json.dumps({"grammars": [{"lark_grammar": "\n".join(lines) + "\n"}, *named]}, ensure_ascii=False)
+
+
+def _checked(grammar: str, param: str) -> str:
+    if len(grammar) > MAX_CHARS:
+        raise RequestError(f"{param}: it has {len(grammar)} characters as a grammar, at most {MAX_CHARS}", param=param)
+    if any(0xD800 <= ord(char) < 0xE000 for char in grammar) or "\0" in grammar:
+        raise RequestError(f"{param}: it holds a NUL or half of a surrogate pair, which is no text", param=param)
+    return grammar
+
+
+def _schema_of(text: str, param: str) -> Any:
+    """The values of a schema's text. Raises RequestError."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("a name comes twice in an object")
+        return found
+
+    _checked(text, param)
+    try:
+        return json.loads(text, object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise RequestError(f"{param}: the schema is not valid JSON: {why}", param=param) from None
+
+
+def _blanks(structured: StructuredOutputs, param: str) -> str | None:
+    pattern = structured.whitespace_pattern
+    if structured.disable_any_whitespace:
+        return None
+    if pattern is None:
+        return BLANKS
+    try:
+        if any(union(chars.ranges, _BLANK) != _BLANK for chars in characters(parse(pattern))):
+            raise RegexError("only space, \\t, \\n and \\r are blanks in JSON")
+        return whole(pattern)[0] or None
+    except RegexError as error:
+        raise RequestError(f"{param}: whitespace_pattern: {error}", param=param) from None
+
+
+def _strict_lark(text: str, param: str) -> str:
+    """The grammar, its JSON Schemas made strict. Raises RequestError for options that the engine does not follow."""
+    found: list[str] = []
+    at = 0
+    while part := _LARK.search(text, at):
+        found.append(text[at : part.start()])
+        at = part.end()
+        if part[1] is not None and (option := _OPTION.search(part[1])):
+            raise RequestError(f"{param}: the option {option[1]!r} of a rule is not supported", param=param)
+        if not part[0].startswith("%json"):
+            found.append(part[0])
+            continue
+        try:
+            schema, at = json.JSONDecoder().raw_decode(text, at)
+        except (ValueError, RecursionError):
+            raise RequestError(f"{param}: after %json the grammar has no valid JSON Schema", param=param) from None
+        found.append(json_expr(schema, param))
+    return "".join(found) + text[at:]

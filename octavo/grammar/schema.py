@@ -1,0 +1,292 @@
+"""A client's JSON Schema → one that llguidance enforces to the letter, or a RequestError that names keyword and place.
+
+Called by grammar/spec.py. Only keywords whose meaning is known here get through, so nothing that llguidance would skip
+or approximate can. Several drafts are read as one: what any of them would demand is demanded. What llguidance lacks is
+rewritten where the rewriting is exact, or stricter. Invariant: what the result accepts, the given schema accepts.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from octavo.errors import RequestError
+from octavo.grammar import objects, values
+from octavo.grammar.disjoint import Proof
+from octavo.grammar.formats import FORMATS, UNRESTRICTED
+from octavo.grammar.patterns import searched
+from octavo.grammar.references import Place, References, UnknownReference
+from octavo.grammar.regexes import RegexError
+
+MAX_NESTING = 60
+MAX_SCHEMAS = 20_000
+TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
+REFUSED = {
+    "not": "what must not match cannot be enforced; say what may",
+    "if": "conditions cannot be enforced; use anyOf with the cases",
+    "contains": "it cannot be enforced; use items or prefixItems",
+    "$dynamicRef": "use $ref",
+    "$recursiveRef": "use $ref",
+}
+
+_NOT_EXCLUSIVE = (
+    "may both match; make them exclude each other (say, by a required property with different constants), or use anyOf"
+)
+
+Schema = dict[str, Any] | bool
+
+
+class Normalizer:
+    """Of one document. `param` is the request's field that errors name; `closed`: objects that name properties have no
+    others."""
+
+    def __init__(self, document: Any, param: str, *, closed: bool = False) -> None:
+        self._document = document
+        self._param = param
+        self._closed = closed
+        self._references = References(document)
+        self._names: dict[int, str] = {}
+        self._waiting: list[tuple[Any, str, str]] = []
+        self._definitions: dict[str, Schema] = {}
+        self._one_ofs: list[tuple[dict[str, Any], dict[str, Any], str]] = []
+        self._multiples: set[float] = set()
+        self._count = 0
+
+    def normalized(self) -> dict[str, Any]:
+        """Raises RequestError."""
+        root = self.schema(self._document, "", "", 0)
+        while self._waiting:
+            node, at, base = self._waiting.pop()
+            self._definitions[self._names[id(node)]] = self.schema(node, at, base, 0)
+        whole: dict[str, Any] = {"allOf": [root]} if isinstance(root, bool) else dict(root)
+        whole["$defs"] = self._definitions
+        proof = Proof(self._definitions)
+        proof.check_loops(whole, self.refuse)
+        for one_of, around, at in self._one_ofs:
+            options = one_of.pop("oneOf")
+            for i, left in enumerate(options):
+                for j in range(i + 1, len(options)):
+                    if not proof.disjoint(left, options[j], around):
+                        raise self.refuse("oneOf", at, f"its schemas {i} and {j} {_NOT_EXCLUSIVE}")
+            one_of["anyOf"] = options
+        if not proof.finite(whole):
+            raise self.refuse("$ref", "", "no finite value matches: a required part contains itself")
+        return whole
+
+    # -- what the keywords' own modules call
+
+    def refuse(self, keyword: str, at: str, why: str) -> RequestError:
+        where = f" at {at[:200]}" if at else ""
+        return RequestError(f"{self._param}: {keyword}{where}: {why}", param=self._param)
+
+    def count(self, place: Place, keyword: str) -> int | None:
+        value = place.node.get(keyword)
+        if value is None and keyword not in place.node:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < 0:
+            raise self.refuse(keyword, place.at, "it must be a whole number, 0 or more")
+        if value > 100_000:
+            raise self.refuse(keyword, place.at, f"{value} is too large; at most 100000")
+        return int(value)
+
+    def kind(self, place: Place, keyword: str, kind: type, what: str) -> Any:
+        """The keyword's value, None when it is not there."""
+        value = place.node.get(keyword)
+        if keyword in place.node and not isinstance(value, kind):
+            raise self.refuse(keyword, place.at, f"it must be {what}")
+        return value
+
+    def names(self, value: Any, keyword: str, at: str) -> list[str]:
+        if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+            raise self.refuse(keyword, at, "it must be a list of names")
+        for name in value:
+            self.text(name, keyword, at)
+        return list(dict.fromkeys(value))
+
+    def text(self, text: str, keyword: str, at: str) -> str:
+        if (wrong := values.unwritable(text)) is not None:
+            raise self.refuse(keyword, at, f"the character U+{wrong:04X} cannot be written in the output")
+        return text
+
+    def regex(self, pattern: Any, keyword: str, at: str) -> list[str]:
+        if not isinstance(pattern, str):
+            raise self.refuse(keyword, at, "a regex must be a text")
+        try:
+            return [f"^(?:{regex})$" for regex in searched(pattern)]
+        except RegexError as error:
+            raise self.refuse(keyword, at, f"{pattern[:100]!r}: {error}") from None
+
+    def inside(self, place: Place, *steps: str | int) -> Schema:
+        """The schema that stands there, normalized."""
+        node: Any = place.node
+        for step in steps:
+            node = node[step]
+        at = place.at + "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in steps)
+        return self.schema(node, at, place.base, place.nesting + 1)
+
+    # -- the walk
+
+    def schema(self, node: Any, at: str, base: str, nesting: int) -> Schema:
+        if isinstance(node, bool):
+            return node
+        if not isinstance(node, dict):
+            raise self.refuse("schema", at, "a schema must be an object, true or false")
+        self._count += 1
+        if nesting > MAX_NESTING or self._count > MAX_SCHEMAS:
+            what = f"more than {MAX_NESTING} levels" if nesting > MAX_NESTING else f"more than {MAX_SCHEMAS} schemas"
+            raise self.refuse("schema", at[:60], f"{what} in it")
+        place = Place(node, at, self._references.base_of(node, base), nesting)
+        for keyword, why in REFUSED.items():
+            if keyword in node and not (keyword == "if" and "then" not in node and "else" not in node):
+                raise self.refuse(keyword, at, why)
+        out: dict[str, Any] = {}
+        more: list[Schema] = []
+        for part in (self._types, self._values, self._numbers, self._strings, self._arrays):
+            part(place, out, more)
+        objects.rewrite(self, place, out, more, self._closed)
+        self._applicators(place, out, more)
+        if not out and len(more) == 1:
+            return more[0]
+        return {**out, "allOf": more} if more else out
+
+    def _types(self, place: Place, out: dict[str, Any], _more: list[Schema]) -> None:
+        if "type" not in place.node:
+            return
+        given = place.node["type"]
+        types = [given] if isinstance(given, str) else given
+        if not isinstance(types, list) or not types or any(t not in TYPES for t in types):
+            raise self.refuse("type", place.at, f"it must be one or more of {', '.join(TYPES)}")
+        out["type"] = list(dict.fromkeys(t for t in types if not (t == "integer" and "number" in types)))
+
+    def _values(self, place: Place, out: dict[str, Any], _more: list[Schema]) -> None:
+        for keyword in ("const", "enum"):
+            if keyword in place.node:
+                value = (
+                    self.kind(place, keyword, list, "a list of values") if keyword == "enum" else place.node["const"]
+                )
+                if keyword == "enum" and not value:
+                    raise self.refuse(keyword, place.at, "it is empty, so that nothing matches")
+                try:
+                    out[keyword] = values.checked(value)
+                except values.BadValue as error:
+                    raise self.refuse(keyword, place.at, str(error)) from None
+
+    def _numbers(self, place: Place, out: dict[str, Any], _more: list[Schema]) -> None:
+        node = place.node
+        for keyword in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"):
+            value = node.get(keyword)
+            if keyword not in node or (isinstance(value, bool) and keyword.startswith("exclusive")):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise self.refuse(keyword, place.at, "it must be a number")
+            if abs(value) > values.EXACT:
+                raise self.refuse(keyword, place.at, f"{value} is beyond 2^53; numbers so large cannot be told apart")
+            out[keyword] = value
+        only_integers = "number" not in out.get("type", TYPES)
+        for bound in ("Minimum", "Maximum"):
+            plain, exclusive = bound.lower(), f"exclusive{bound}"
+            if node.get(exclusive) is True and plain in out:  # as draft 4 has it
+                out[exclusive] = out.pop(plain)
+            if exclusive in out and not only_integers:
+                self._close(out, plain, exclusive)
+        if "multipleOf" in out:
+            self._multiple(place, out)
+
+    def _close(self, out: dict[str, Any], plain: str, exclusive: str) -> None:
+        """The next number instead of an exclusive bound: longer decimals would be read as the bound itself."""
+        value, up = out.pop(exclusive), plain == "minimum"
+        least = values.LEAST if up else -values.LEAST
+        bound = least if value == 0 else math.nextafter(value, math.inf if up else -math.inf)
+        out[plain] = (max if up else min)(bound, out.get(plain, bound))
+
+    def _multiple(self, place: Place, out: dict[str, Any]) -> None:
+        value = out["multipleOf"]
+        if value <= 0:
+            raise self.refuse("multipleOf", place.at, "it must be more than 0")
+        if value * 16 != int(value * 16):
+            why = f"validators do not agree on multiples of {value}; use whole numbers, halves, quarters or eighths"
+            raise self.refuse("multipleOf", place.at, why)
+        self._multiples.add(value * 10_000)
+        if value * 10_000 >= 2**31 or (len(self._multiples) > 1 and math.prod(self._multiples) >= 2**32):
+            raise self.refuse("multipleOf", place.at, f"{value} is too large to be enforced here")
+        out["multipleOf"] = int(value) if value == int(value) else value
+        out.setdefault("minimum", -values.EXACT)
+        out.setdefault("maximum", values.EXACT)
+
+    def _strings(self, place: Place, out: dict[str, Any], more: list[Schema]) -> None:
+        for keyword in ("minLength", "maxLength"):
+            if (count := self.count(place, keyword)) is not None:
+                out[keyword] = count
+        regexes: list[str] = []
+        if "pattern" in place.node:
+            regexes += self.regex(place.node["pattern"], "pattern", place.at)
+        if (name := self.kind(place, "format", str, "a text")) is not None and "string" in out.get("type", TYPES):
+            if name in FORMATS:
+                regexes += [f"^(?:{regex})$" for regex in FORMATS[name].regexes]
+                most = FORMATS[name].max_length
+                if most is not None:
+                    out["maxLength"] = min(most, out.get("maxLength", most))
+            elif name not in UNRESTRICTED:
+                raise self.refuse("format", place.at, f"{name[:60]!r} is not known; known are {', '.join(FORMATS)}")
+        if regexes:
+            out["pattern"] = regexes[0]
+            more += [{"type": out["type"], "pattern": r} if "type" in out else {"pattern": r} for r in regexes[1:]]
+
+    def _arrays(self, place: Place, out: dict[str, Any], _more: list[Schema]) -> None:
+        node = place.node
+        for keyword in ("minItems", "maxItems"):
+            if (count := self.count(place, keyword)) is not None:
+                out[keyword] = count
+        if node.get("uniqueItems") not in (None, False) and out.get("maxItems", 2) > 1:
+            raise self.refuse("uniqueItems", place.at, "it cannot be enforced; leave it out, or use maxItems 1")
+        rest = "items"
+        if isinstance(node.get("items"), list):
+            if "prefixItems" in node:
+                raise self.refuse("items", place.at, "a list beside prefixItems has no meaning")
+            out["prefixItems"] = [self.inside(place, "items", i) for i in range(len(node["items"]))]
+            rest = "additionalItems"
+        elif self.kind(place, "prefixItems", list, "a list of schemas"):
+            out["prefixItems"] = [self.inside(place, "prefixItems", i) for i in range(len(node["prefixItems"]))]
+        if rest in node:
+            out["items"] = self.inside(place, rest)
+        elif node.get("unevaluatedItems") not in (None, True, {}):
+            self.only_alone(place, "unevaluatedItems", "items")
+            out["items"] = self.inside(place, "unevaluatedItems")
+
+    def only_alone(self, place: Place, keyword: str, instead: str) -> None:
+        beside = [k for k in ("$ref", "allOf", "anyOf", "oneOf", "dependentSchemas", "dependencies") if k in place.node]
+        if beside:
+            raise self.refuse(keyword, place.at, f"beside {beside[0]} it cannot be enforced; use {instead}")
+
+    def _applicators(self, place: Place, out: dict[str, Any], more: list[Schema]) -> None:
+        node = place.node
+        if "$ref" in node:
+            more.append(self._ref(place))
+        for keyword in ("allOf", "anyOf", "oneOf"):
+            if keyword not in node:
+                continue
+            if not self.kind(place, keyword, list, "a list of schemas"):
+                raise self.refuse(keyword, place.at, "it is empty")
+            options = [self.inside(place, keyword, i) for i in range(len(node[keyword]))]
+            if keyword == "allOf":
+                more += options
+            elif len(options) == 1:
+                more.append(options[0])
+            else:
+                one: dict[str, Any] = {keyword: [o for o in options if o is not False] or [False]}
+                more.append(one)
+                if keyword == "oneOf":
+                    self._one_ofs.append((one, out, place.at))
+
+    def _ref(self, place: Place) -> Schema:
+        reference = self.kind(place, "$ref", str, "a text")
+        try:
+            node, base = self._references.resolve(reference, place.base)
+        except UnknownReference as error:
+            raise self.refuse("$ref", place.at, f"{reference[:100]!r}: {error}") from None
+        if isinstance(node, bool):
+            return node
+        if id(node) not in self._names:
+            self._names[id(node)] = f"d{len(self._names)}"
+            self._waiting.append((node, reference[:200], base))
+        return {"$ref": f"#/$defs/{self._names[id(node)]}"}

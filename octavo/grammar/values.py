@@ -1,0 +1,52 @@
+"""Constants of a JSON Schema: which can be written in the output exactly. Used by grammar/schema.py and objects.py."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+EXACT = 2**53 - 1
+"""Whole numbers up to here are the same to every reader."""
+LEAST = 1e-30
+"""Stands for the least number above 0: decimals much smaller would be read as 0."""
+MAX_NESTING = 60
+MAX_VALUES = 50_000
+_SHORT_ESCAPES = "\b\f\n\r\t"
+
+
+class BadValue(ValueError):
+    """The constant cannot be written exactly."""
+
+
+def unwritable(text: str) -> int | None:
+    """The first character that a JSON text holds as a \\u escape only: the output has none, so that every text has one
+    spelling."""
+    for char in text:
+        code = ord(char)
+        if (code < 0x20 and char not in _SHORT_ESCAPES) or code == 0x7F or 0xD800 <= code < 0xE000:
+            return code
+    return None
+
+
+def checked(value: Any) -> Any:
+    """The value, whole numbers as such. Raises BadValue."""
+    return _checked(value, 0, [MAX_VALUES])
+
+
+def _checked(value: Any, nesting: int, left: list[int]) -> Any:
+    left[0] -= 1
+    if nesting > MAX_NESTING or left[0] < 0:
+        raise BadValue("the constants in it are too many or nested too deeply")
+    if isinstance(value, str):
+        if (code := unwritable(value)) is not None:
+            raise BadValue(f"the character U+{code:04X} cannot be written in the output")
+        return value
+    if isinstance(value, list):
+        return [_checked(part, nesting + 1, left) for part in value]
+    if isinstance(value, dict):
+        return {_checked(k, nesting, left): _checked(part, nesting + 1, left) for k, part in value.items()}
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value) or abs(value) > EXACT:
+            raise BadValue(f"{value} is beyond 2^53; numbers so large cannot be told apart")
+        return int(value) if value == int(value) else value
+    return value
