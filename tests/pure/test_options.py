@@ -77,3 +77,36 @@ def test_file_that_is_not_toml(tmp_path: Path, text: str) -> None:
 def test_defaults_survive_a_round_trip() -> None:
     config = EngineConfig()
     assert msgspec.json.decode(msgspec.json.encode(config), type=EngineConfig) == config
+
+
+@pytest.mark.parametrize(
+    "flags,env,toml",
+    [
+        ({"api_key": ["a", "b , c"]}, {"OCTAVO_API_KEY": "d"}, ""),
+        ({"api_key": []}, {"OCTAVO_API_KEY": "a,b,c"}, 'api_key = "d"'),
+        ({}, {}, 'api-key = ["a", "b", "c"]'),
+        ({}, {}, 'api-key = "a,b,c"'),
+    ],
+)
+def test_option_with_several_values(
+    flags: dict[str, list[str]], env: dict[str, str], toml: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "o.toml"
+    file.write_text(toml)
+    (server,) = load((ServerConfig,), flags, file, env)
+    assert server.api_key == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("given", [[""], ["a", " "], ["a,"]])
+def test_option_with_an_empty_value_is_an_error_and_not_none_at_all(given: list[str]) -> None:
+    with pytest.raises(ConfigError, match="--api-key: a value is empty"):
+        load((ServerConfig,), {"api_key": given}, None, {})
+
+
+def test_secrets_are_not_shown(tmp_path: Path) -> None:
+    file = tmp_path / "o.toml"
+    file.write_text("api_key = [12345678]")
+    with pytest.raises(ConfigError) as caught:
+        load((ServerConfig,), {}, file, {})
+    assert "12345678" not in caught.value.message and "api_key" in caught.value.message
+    assert [option.name for option in options(ServerConfig) if option.is_secret] == ["api_key"]
