@@ -89,6 +89,11 @@ class Client(Protocol):
         ...
 
     @property
+    def defaults(self) -> SamplingParams:
+        """Of the model, for what a request leaves out. Raises Unavailable while nothing was attached yet."""
+        ...
+
+    @property
     def engine_restarts(self) -> int:
         """Engines that took the place of a lost one."""
         ...

@@ -12,7 +12,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from octavo.server import docs, system
+from octavo.server import docs, props, system
 from octavo.server.anthropic import handlers as anthropic
 from octavo.server.anthropic.errors import AnthropicErrorResponse
 from octavo.server.anthropic.protocol import (
@@ -189,6 +189,21 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         handler=tokenizer_info,
         summary="Special tokens and chat template, for clients that tokenize by this server.",
         given=TokenizerInfo,
+    ),
+    Endpoint(
+        method="GET",
+        path="/props",
+        handler=props.props,
+        summary="What is served and how, as llama.cpp tells it.",
+        given=props.Props,
+    ),
+    Endpoint(
+        method="GET",
+        path="/version",
+        handler=props.version,
+        summary="The version of this server.",
+        given=props.Version,
+        needs_model=False,
     ),
     Endpoint(
         method="GET",

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo.errors import ApiError, RequestError, Unsupported
+from octavo.server.auth import owner
 from octavo.server.conversation import Conversation, start
 from octavo.server.decode import read
 from octavo.server.openai.protocol.responses import (
@@ -76,7 +77,7 @@ class _Exchange:
             lambda item_id: _item_of(store.holder(item_id, owner), item_id),
         )
         self.turns = translate.turns_of(asked, before, self._input)
-        self._begun = translate.response(asked, header)
+        self._begun = translate.response(asked, header, serve.client.defaults)
         self._seals = asked.includes(ENCRYPTED)
 
     async def start(self, wanted: Conversation) -> Work:
@@ -156,11 +157,6 @@ async def input_items(request: Request) -> Response:
     shown = items[: int(limit)]
     first, last = (shown[0]["id"], shown[-1]["id"]) if shown else (None, None)
     return json_response(InputItemList(data=shown, first_id=first, last_id=last, has_more=len(shown) < len(items)))
-
-
-def owner(request: Request) -> str:
-    """Whose responses are seen: those made with the same API key."""
-    return str(request.scope.get("octavo.owner", ""))
 
 
 def _store(request: Request) -> ResponseStore:

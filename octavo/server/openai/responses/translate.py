@@ -173,7 +173,7 @@ def refusal(error: ApiError, turns: Turns) -> ApiError:
 # -- what comes out
 
 
-def response(asked: ResponsesRequest, header: Header) -> ResponseObject:
+def response(asked: ResponsesRequest, header: Header, defaults: SamplingParams) -> ResponseObject:
     """As it is announced, before anything has come."""
     wanted = asked.text.format if asked.text is not None else None
     reasoning = asked.reasoning
@@ -194,14 +194,14 @@ def response(asked: ResponsesRequest, header: Header) -> ResponseObject:
         ),
         safety_identifier=asked.safety_identifier,
         store=asked.store is not False,
-        temperature=asked.temperature,
+        temperature=_first(asked.temperature, defaults.temperature),
         text=ResponseText(
             format=wanted or TextFormat(type="text"), verbosity=(asked.text and asked.text.verbosity) or "medium"
         ),
         tool_choice=asked.tool_choice or "auto",
         tools=[_shown(tool) for tool in asked.tools or ()],
         top_logprobs=asked.top_logprobs or 0,
-        top_p=asked.top_p,
+        top_p=_first(asked.top_p, defaults.top_p),
         truncation=asked.truncation or "disabled",
         user=asked.user,
         metadata=asked.metadata or {},
@@ -243,6 +243,10 @@ def usage(metrics: Metrics) -> ResponseUsage:
         output_tokens_details=OutputTokensDetails(reasoning_tokens=metrics.reasoning_tokens),
         total_tokens=metrics.prompt_tokens + metrics.completion_tokens,
     )
+
+
+def _first(asked: float | None, default: float | None) -> float:
+    return asked if asked is not None else 1.0 if default is None else default
 
 
 def _shown(tool: Item) -> Item:
