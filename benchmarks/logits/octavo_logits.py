@@ -60,7 +60,7 @@ def main(path: str, ids_path: str, out_path: str, dtype: str, kv_dtype: str, chu
             batch.admit(Admit(0, ids[window].tolist(), length, 0, blocks, SamplingParams(), 0, [], []))
             for first in range(0, length, int(chunk or length)):
                 count = min(int(chunk or length), length - first)
-                steps.begin([0], [count], [False])
+                steps.begin([0], [count], [False], whole=True)
                 hidden = steps.hidden()
                 for at in range(0, count, steps.chunk):
                     logits = model.logits(hidden[at : min(at + steps.chunk, count)])

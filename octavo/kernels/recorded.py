@@ -47,13 +47,14 @@ class Steps(Protocol):
     chunk: int
     """Most samples whose logits are there at once."""
 
-    def begin(self, rows: list[int], counts: list[int], samples: list[bool]) -> None:
+    def begin(self, rows: list[int], counts: list[int], samples: list[bool], whole: bool = False) -> None:
         """Computes the next counts[i] tokens of rows[i]; with samples[i] they end at the row's last token, and logits
-        are wanted there. Raises when a row has too few tokens or pages. No row advances."""
+        are wanted there. `whole`: `hidden` is wanted too. Raises when a row has too few tokens or pages. No row
+        advances."""
         ...
 
     def hidden(self) -> Tensor:
-        """[tokens, hidden] after the final norm. Valid until the next step."""
+        """[tokens, hidden] after the final norm, of a step begun with `whole`. Valid until the next step."""
         ...
 
     def logits(self, first: int, count: int) -> Tensor:

@@ -26,7 +26,7 @@ class EagerSteps:
         self._runs: tuple[list[int], list[int], list[bool]] = ([], [], [])
         self._hidden = self._sampled = torch.empty(0)
 
-    def begin(self, rows: list[int], counts: list[int], samples: list[bool]) -> None:
+    def begin(self, rows: list[int], counts: list[int], samples: list[bool], whole: bool = False) -> None:
         self._runs = rows, counts, samples
         step = gather(self._batch, rows, counts, samples)
         self._hidden = self._model(step, self._kv)

@@ -16,6 +16,7 @@ from octavo.models.decoder import Model
 from octavo.types import TokenLogprobs
 from octavo.wire.plan import BlockCopy, Masks, Plan, Result
 from octavo.worker.batch import Batch
+from octavo.worker.pooling import Pooling
 from octavo.worker.sampler import Sampler
 
 
@@ -34,6 +35,7 @@ class Runner:
         self._model, self._kv = model, kv
         self._batch, self._sampler = batch, sampler
         self._steps, self._recorded = steps, recorded
+        self._pooling = Pooling()
         self.workspace = recorded.nbytes if recorded is not None else None
         """Bytes the largest step takes; None: it was not recorded, and nobody knows."""
 
@@ -46,7 +48,8 @@ class Runner:
         counts = [run.num_tokens for run in plan.run]
         samples = [run.samples for run in plan.run]
         sampling = rows if all(samples) else [run.row for run in plan.run if run.samples]
-        if self._recorded is None or self._batch.scored or not self._sampler.is_plain(sampling):
+        plain = self._sampler.is_plain(sampling) and not self._batch.scored and not self._pooling.rows
+        if self._recorded is None or not plain:
             return self._run_in_parts(plan, (rows, counts, samples), sampling, masks)
         token_ids = self._recorded.step(rows, counts, samples, masks)
         self._sampler.check(sampling, token_ids)
@@ -56,9 +59,10 @@ class Runner:
     def _run_in_parts(
         self, plan: Plan, runs: tuple[list[int], list[int], list[bool]], sampling: list[int], masks: Masks | None
     ) -> Result:
-        """Where the sampler needs the logits, or a prompt is scored."""
-        self._steps.begin(*runs)
+        """Where the sampler needs the logits, or the hidden states of a prompt are wanted."""
+        self._steps.begin(*runs, whole=bool(self._batch.scored or self._pooling.rows))
         prompt_logprobs = self._prompt_logprobs(*runs[:2]) if self._batch.scored else {}
+        embeddings = self._embeddings(*runs[:2]) if self._pooling.rows else {}
         allowed = [None] * len(sampling) if masks is None else masks()
         token_ids: list[int] = []
         logprobs: list[TokenLogprobs | None] = []
@@ -68,15 +72,17 @@ class Runner:
             token_ids += found[0]
             logprobs += found[1]
         self._steps.advance(token_ids)
-        return Result(plan.index, token_ids, logprobs, prompt_logprobs)
+        return Result(plan.index, token_ids, logprobs, prompt_logprobs, embeddings)
 
     def _apply(self, plan: Plan) -> None:
         for row in plan.release:
             self._batch.release(row)
             self._sampler.release(row)
+            self._pooling.release(row)
         for admit in plan.admit:
             self._batch.admit(admit)
             self._sampler.admit(admit)
+            self._pooling.admit(admit)
         for extend in plan.extend:
             self._batch.extend(extend)
         if plan.copies:
@@ -88,6 +94,20 @@ class Runner:
         dst = torch.tensor([copy.dst for copy in copies])
         for pages in self._kv:
             pages.index_copy_(1, dst, pages.index_select(1, src))
+
+    def _embeddings(self, rows: list[int], counts: list[int]) -> dict[int, bytes]:
+        """Of rows whose prompt ends here."""
+        found: dict[int, bytes] = {}
+        hidden, start = self._steps.hidden(), 0
+        for row, num_tokens in zip(rows, counts, strict=True):
+            if row in self._pooling.rows:
+                num_prompt = int(self._batch.num_prompt[row])
+                ends = int(self._batch.num_computed[row]) + num_tokens >= num_prompt
+                part = hidden[start : start + num_tokens]
+                if (embedding := self._pooling.add(row, part, num_prompt, ends)) is not None:
+                    found[row] = embedding
+            start += num_tokens
+        return found
 
     def _prompt_logprobs(self, rows: list[int], counts: list[int]) -> dict[int, list[TokenLogprobs]]:
         """For rows that asked: what the computed positions say about the prompt token after each."""

@@ -181,5 +181,5 @@ def test_a_model_that_computes_by_itself_is_refused() -> None:
             return hidden
 
     with pytest.raises(AssertionError, match="no operation of it made"):
-        OPS._record(Model(), [], 16, logits=False)
+        OPS._record(Model(), [], 16)
     assert OPS._recording is None

@@ -17,7 +17,7 @@ from octavo.kernels.cpu import _native
 from octavo.kernels.cpu.immediate import Immediate
 from octavo.kernels.cpu.layouts import Packed, pack
 from octavo.kernels.cpu.nodes import Attend, Embed, GatherRows, Linear, Norm, Pages, Rope, SiluMul, Sink, padded
-from octavo.kernels.cpu.record import RecordedStep, Recording
+from octavo.kernels.cpu.record import RecordedStep, Recording, StepRecording
 from octavo.kernels.layouts import Layout, Prepared
 from octavo.kernels.recorded import PermanentRows, Recorded, StepModel
 from octavo.kernels.step import Step
@@ -77,19 +77,15 @@ class CpuOps:
     def record(
         self, model: StepModel, kv: Sequence[Tensor], rows: PermanentRows, max_tokens: int, block_size: int
     ) -> Recorded:
-        sampled = self._record(model, kv, block_size, logits=True)
-        scored = self._record(model, kv, block_size, logits=False)
-        return RecordedStep(self, sampled, scored, rows, max_tokens)
+        recordings = self._record(model, kv, block_size), self._record(model, kv, block_size)
+        return RecordedStep(self, *recordings, rows, max_tokens)
 
-    def _record(
-        self, model: StepModel, kv: Sequence[Tensor], block_size: int, logits: bool
-    ) -> tuple[Recording, Tensor]:
+    def _record(self, model: StepModel, kv: Sequence[Tensor], block_size: int) -> StepRecording:
         recording = self._recording = Recording(block_size)
         try:
-            result = model(recording.step, kv)
-            if logits:
-                result = model.logits(self.gather_rows(result, recording.step.logits_index))
-            return recording, result
+            hidden = model(recording.step, kv)
+            logits = model.logits(self.gather_rows(hidden, recording.step.logits_index))
+            return StepRecording(recording, hidden, logits)
         finally:
             self._recording = None
 

@@ -7,15 +7,17 @@ their storage. What the model reads and writes is thereby known; nothing is comp
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from octavo.kernels.cpu import _native
-from octavo.kernels.cpu.emit import Sizes, Workspace, emit
+from octavo.kernels.cpu.emit import Sizes, Workspace, emit, place
 from octavo.kernels.cpu.fuse import improve
 from octavo.kernels.cpu.nodes import Node, Nodes, Sample, Value
+from octavo.kernels.memory import zero_pages
 from octavo.kernels.recorded import Masks, PermanentRows
 from octavo.kernels.step import Step
 
@@ -76,41 +78,57 @@ def chunk_of(vocab: int, max_rows: int) -> int:
     return min(max_rows, max(LEAST_CHUNK, LOGITS_BYTES // (4 * vocab)))
 
 
-class _Replay:
-    """A program and its workspace. `result`: what is read after it, [rows, width] f32."""
+@dataclass(frozen=True)
+class StepRecording:
+    """A recorded step: the hidden states of all its tokens, and the logits of its samples."""
 
-    def __init__(
-        self, pool: _native.Pool, isa: str, inputs: _native.Inputs, recording: Recording, result: Tensor, sizes: Sizes
-    ) -> None:
-        value, _ = recording.value(result)
-        recording.nodes.kept.append(value)
-        self._nodes = improve(recording.nodes)  # they keep alive what the program points to
-        workspace = Workspace.make(self._nodes, recording.nodes.kept, sizes)
-        self.nbytes = workspace.memory.nbytes
-        self.result = workspace.tensor(value, sizes.samples if value.samples else sizes.tokens)
-        self.program = _native.Program(pool, inputs, isa)
-        emit(self.program, self._nodes, workspace, sizes.samples)
+    recording: Recording
+    hidden: Tensor
+    logits: Tensor
+
+
+class _Replay:
+    """A program to be. `kept`: what is read after it, beside the logits."""
+
+    def __init__(self, step: StepRecording, kept: Sequence[Value], sizes: Sizes) -> None:
+        nodes = step.recording.nodes
+        self._logits = step.recording.value(step.logits)[0]
+        nodes.kept += [self._logits, *kept]
+        self._nodes = improve(nodes)  # they keep alive what the program points to
+        self._offsets, self.nbytes = place(self._nodes, nodes.kept, sizes)
+        self._sizes = sizes
+
+    def emit(self, program: _native.Program, memory: Tensor) -> None:
+        self.program = program
+        self._workspace = Workspace(memory, self._offsets)
+        emit(program, self._nodes, self._workspace, self._sizes.samples)
+        self.logits = self._workspace.tensor(self._logits, self._sizes.samples)
+
+    def values(self, value: Value, rows: int) -> Tensor:
+        return self._workspace.tensor(value, rows)
 
 
 class RecordedStep:
-    """Implements kernels.recorded.Recorded, from recordings that end with the logits and with the hidden states of all
-    tokens."""
+    """Implements kernels.recorded.Recorded, from two recordings of the step: one computes no more than its samples
+    need, the other also the hidden states of all tokens. They share their workspace: one runs at a time."""
 
     def __init__(
-        self, ops: Backend, sampled: tuple[Recording, Tensor], scored: tuple[Recording, Tensor], rows: PermanentRows,
-        max_tokens: int,
-    ) -> None:  # fmt: skip
-        recording, logits = sampled
-        value, _ = recording.value(logits)
-        recording.add(Sample(value, rows.sampling_floats, rows.sampling_ints))
-        self.chunk = chunk_of(value.width, rows.num_tokens.shape[0])
+        self, ops: Backend, sampled: StepRecording, whole: StepRecording, rows: PermanentRows, max_tokens: int
+    ) -> None:
+        logits, _ = sampled.recording.value(sampled.logits)
+        sampled.recording.add(Sample(logits, rows.sampling_floats, rows.sampling_ints))
+        self.chunk = chunk_of(logits.width, rows.num_tokens.shape[0])
         sizes = Sizes(max_tokens, self.chunk)
         self._rows = rows  # alive: the inputs point to them
-        self._inputs = _bound(rows, max_tokens, recording.step.block_size)
-        self._step = _Replay(ops.pool, ops.isa, self._inputs, *sampled, sizes)
-        self._score = _Replay(ops.pool, ops.isa, self._inputs, *scored, sizes)
+        self._inputs = _bound(rows, max_tokens, sampled.recording.step.block_size)
+        self._hidden, _ = whole.recording.value(whole.hidden)
+        self._step, self._whole = _Replay(sampled, [], sizes), _Replay(whole, [self._hidden], sizes)
+        self._begun = self._step
+        self.nbytes = max(self._step.nbytes, self._whole.nbytes)
+        memory = zero_pages(self.nbytes)
+        for replay in (self._step, self._whole):
+            replay.emit(_native.Program(ops.pool, self._inputs, ops.isa), memory)
         self.program = self._step.program
-        self.nbytes = self._step.nbytes + self._score.nbytes
 
     def step(self, rows: list[int], counts: list[int], samples: list[bool], masks: Masks | None = None) -> list[int]:
         if masks is None:
@@ -118,17 +136,17 @@ class RecordedStep:
         self.program.step(rows, counts, samples, False)
         return self.program.finish(masks())
 
-    def begin(self, rows: list[int], counts: list[int], samples: list[bool]) -> None:
-        self.program.step(rows, counts, samples, False)
+    def begin(self, rows: list[int], counts: list[int], samples: list[bool], whole: bool = False) -> None:
+        self._begun = self._whole if whole else self._step
+        self._begun.program.step(rows, counts, samples, False)
 
     def hidden(self) -> Tensor:
-        """Computes the step once more: `begin` does not bring all tokens to the end."""
-        self._score.program.run()
-        return self._score.result[: self._inputs.tokens]
+        assert self._begun is self._whole, "hidden() of a step that was not begun whole"
+        return self._whole.values(self._hidden, self._inputs.tokens)
 
     def logits(self, first: int, count: int) -> Tensor:
-        self.program.tail(first, count)
-        return self._step.result[:count]
+        self._begun.program.tail(first, count)
+        return self._begun.logits[:count]
 
     def advance(self, token_ids: list[int]) -> None:
         self._inputs.advance(token_ids)
