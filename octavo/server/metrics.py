@@ -8,12 +8,13 @@ prefix `octavo:` where vLLM has them. Invariant: an HTTP request that did not su
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from octavo import __version__
@@ -55,7 +56,7 @@ class _EngineCollector(Collector):
             ("num_requests_running", "Requests in the running batch", stats.num_running),
             ("num_requests_waiting", "Requests waiting to be processed", stats.num_waiting),
             ("kv_cache_usage_perc", "Share of KV pages in use; 1 is all", used),
-            ("kv_blocks_total", "KV pages there are", stats.blocks_total),
+            ("kv_blocks", "KV pages there are", stats.blocks_total),
             ("kv_blocks_used", "KV pages in use", stats.blocks_used),
             ("kv_blocks_cached", "Free KV pages that hold a cached prefix", stats.blocks_cached),
             ("engine_ready", "1 while an engine with a loaded model is attached", int(client.ready)),
@@ -111,14 +112,14 @@ class Tokens(Collector):
         self.prompt = 0
         self.generated = 0
         self._metrics = metrics
-        self._ttft = ttft
+        self.ttft = ttft
         self._counts = [0] * (len(_ITL) + 1)
         self._sum = 0.0
 
     def first(self, seconds: float, tokens: int) -> None:
         """The first of a choice came after `seconds`."""
         self.generated += tokens
-        self._ttft.labels(self._metrics.model).observe(seconds)
+        self.ttft.labels(self._metrics.model).observe(seconds)
 
     def observe(self, seconds: float, tokens: int) -> None:
         """More came, `seconds` after those before."""
@@ -236,8 +237,11 @@ class ServerMetrics:
     def exposition(self, accept: str = "") -> tuple[bytes, str]:
         """→ (body, content type): Prometheus' text, or OpenMetrics for those who accept it."""
         self._show_zeros(self.model)
-        encode, content_type = choose_encoder(accept)
-        return encode(self.registry), content_type
+        if "application/openmetrics-text" in accept:
+            # Not the library's own choice of encoder, which writes `octavo_` for scrapers that know no UTF-8 names.
+            encode: Callable[..., bytes] = openmetrics.generate_latest
+            return encode(self.registry, escaping=openmetrics.ALLOWUTF8), openmetrics.CONTENT_TYPE_LATEST
+        return generate_latest(self.registry), "text/plain; version=0.0.4; charset=utf-8"
 
     def _show_zeros(self, model: str) -> None:
         if model in self._shown:
@@ -249,5 +253,5 @@ class ServerMetrics:
             self._failed.labels(model, code)
         for result in ("ok", "refused"):
             self._checks.labels(model, result)
-        for metric in (self._aborted, self._check_time, *self._per_request.values()):
+        for metric in (self._aborted, self.tokens.ttft, self._check_time, *self._per_request.values()):
             metric.labels(model)
