@@ -14,7 +14,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from octavo.errors import ApiError, RequestError, Unsupported
+from octavo.errors import ApiError, ContextLengthExceeded, RequestError, Unsupported
 from octavo.server.auth import owner
 from octavo.server.conversation import Conversation, start
 from octavo.server.decode import read
@@ -81,10 +81,16 @@ class _Exchange:
         self._seals = asked.includes(ENCRYPTED)
 
     async def start(self, wanted: Conversation) -> Work:
-        try:
-            return await start(self._serve, wanted)
-        except ApiError as error:
-            raise translate.refusal(error, self.turns) from None
+        """With `truncation: "auto"` the oldest turns are left out until the rest fits."""
+        while True:
+            try:
+                return await start(self._serve, wanted)
+            except ApiError as error:
+                is_long = isinstance(error, ContextLengthExceeded) and self._asked.truncation == "auto"
+                shorter = translate.shortened(wanted) if is_long else None
+                if shorter is None:
+                    raise translate.refusal(error, self.turns) from None
+                wanted = shorter
 
     async def whole(self, work: Work) -> ResponseObject:
         tokenizer = self._serve.client.tokenizer

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import msgspec
@@ -154,6 +155,19 @@ def tool_choice(choice: Any, tools: list[Tool]) -> tuple[Choice, str | None, set
     if isinstance(kind, str):
         raise Unsupported(f"tool_choice of type {kind[:40]!r}: only functions can be called here", param="tool_choice")
     raise RequestError("tool_choice must be none, auto, required, a function or allowed_tools", param="tool_choice")
+
+
+def shortened(wanted: Conversation) -> Conversation | None:
+    """Without the oldest turns, at least a quarter of what there is: what is left begins with a user's message. None
+    where only the last turn is left. For `truncation: "auto"`."""
+    messages = wanted.messages
+    start = next((i for i, message in enumerate(messages) if message.role != "system"), len(messages))
+    users = [i for i in range(start + 1, len(messages)) if messages[i].role == "user"]
+    if not users:
+        return None
+    wished = start + (len(messages) - start + 3) // 4
+    cut = next((i for i in users if i >= wished), users[-1])
+    return replace(wanted, messages=[*messages[:start], *messages[cut:]])
 
 
 def refusal(error: ApiError, turns: Turns) -> ApiError:
