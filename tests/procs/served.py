@@ -19,6 +19,11 @@ import psutil
 
 START_S = 60.0
 OPTIONS = ["--dtype", "float32", "--threads", "1", "--kv-cache-memory", "8MiB", "--max-num-seqs", "8"]
+SMALL = [
+    *("--dtype", "float32", "--threads", "1", "--max-num-seqs", "8", "--max-queued-requests", "8"),
+    *("--max-model-len", "1024", "--kv-cache-memory", "1200KiB"),
+]
+"""150 pages of 16 tokens: two and a half of the longest sequences, for eight rows."""
 
 
 def wait_until(condition: Callable[[], Any], what: str, seconds: float = 15.0) -> Any:
@@ -176,4 +181,4 @@ class Stream:
             self.finish_reason = choice["finish_reason"] or self.finish_reason
 
 
-__all__ = ["OPTIONS", "Octavo", "Stream", "signal", "wait_until"]
+__all__ = ["OPTIONS", "SMALL", "Octavo", "Stream", "signal", "wait_until"]

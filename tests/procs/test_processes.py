@@ -99,35 +99,6 @@ def test_streams_go_on_after_the_engine_is_killed(octavo: Octavo, undisturbed: s
     wait_until(lambda: octavo.running() == 0, "an idle engine")
 
 
-def test_killed_server_comes_back_without_a_reload(octavo: Octavo, undisturbed: str) -> None:
-    engine, server = octavo.child("octavo-engine"), octavo.child("octavo-server")
-    lost = octavo.stream(1500).begun()
-    server.kill()
-    wait_until(lambda: octavo.get("/ready")[0] == 200, "a new server")
-    wait_until(lambda: octavo.running() == 0, "the engine to abort")
-    assert octavo.child("octavo-engine").pid == engine.pid
-    assert octavo.child("octavo-server").pid != server.pid
-    assert lost.result() != ""
-    assert lost.finish_reason is None
-    metrics = octavo.get("/v1/metrics")[1]
-    assert metrics["kv"]["blocks_used"] == 0
-    assert octavo.stream(TOKENS).result() == undisturbed
-
-
-def test_request_in_flight_at_two_crashes_fails_the_others_go_on(octavo: Octavo, undisturbed: str) -> None:
-    old = octavo.stream(1500).begun()
-    octavo.child("octavo-engine").send_signal(signal.SIGSEGV)
-    wait_until(lambda: octavo.get("/ready")[0] == 503, "/ready to say 503")
-    wait_until(lambda: octavo.get("/ready")[0] == 200, "a new engine", 40)
-    old.begun(len(old.pieces) + 1)
-    octavo.child("octavo-engine").send_signal(signal.SIGSEGV)
-    old.result()
-    assert old.error is not None
-    assert old.error["code"] == "engine_error"
-    wait_until(lambda: octavo.get("/ready")[0] == 200, "a new engine", 40)
-    assert octavo.stream(TOKENS).result() == undisturbed
-
-
 def test_sigterm_finishes_what_runs_and_leaves_nothing(octavo: Octavo, undisturbed: str) -> None:
     stream = octavo.stream(TOKENS).begun()
     octavo.children()
