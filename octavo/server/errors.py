@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from octavo.errors import ApiError, EngineError, RequestError
 from octavo.server.account import current
-from octavo.server.anthropic.errors import anthropic_body, is_here
+from octavo.server.anthropic.errors import anthropic_body, is_spoken
 
 
 class ErrorInfo(msgspec.Struct, kw_only=True):
@@ -101,7 +101,7 @@ class _Failure(Response):
         self._error = error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if is_here(scope.get("path", "")):
+        if is_spoken(scope):
             request_id = current().request_id
             self.body = anthropic_body(self._error, clean(self._error.message), request_id)
             self.headers["content-length"] = str(len(self.body))

@@ -306,3 +306,17 @@ def test_a_client_that_leaves_is_aborted(stream: bool) -> None:
             assert found.engine.num_running == 0 and found.engine.aborts == 1
 
     asyncio.run(main())
+
+
+def test_models_are_told_in_the_form_of_who_asks() -> None:
+    async def test(api: Api) -> None:
+        headers = {"anthropic-version": "2023-06-01"}
+        told = (await api.http.get("/v1/models", headers=headers)).json()
+        assert told["has_more"] is False and told["first_id"] == told["last_id"] == "fake-model"
+        (model,) = told["data"]
+        assert model["type"] == "model" and model["max_input_tokens"] == 2048 and model["created_at"].endswith("Z")
+        assert (await api.http.get("/v1/models/fake-model", headers=headers)).json() == model
+        refused(await api.http.get("/v1/models/claude", headers=headers), 404, "not_found_error")
+        assert (await api.http.get("/v1/models")).json()["object"] == "list"
+
+    run(test)

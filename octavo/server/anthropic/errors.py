@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
+from starlette.datastructures import Headers
+from starlette.types import Scope
 
 from octavo.errors import ApiError
 
-PREFIX = "/v1/messages"
+MESSAGES, MODELS = "/v1/messages", "/v1/models"
+VERSION = "anthropic-version"
+"""A header that every client of Anthropic's API sends."""
 
 _TYPES = {
     401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large",
@@ -29,8 +33,12 @@ class AnthropicErrorResponse(msgspec.Struct, kw_only=True):
     request_id: str | None
 
 
-def is_here(path: str) -> bool:
-    return path == PREFIX or path.startswith(PREFIX + "/")
+def is_spoken(scope: Scope) -> bool:
+    """Whether a request is meant in Anthropic's form: by its path, or by the header where both forms share a path."""
+    path = scope.get("path", "")
+    if path == MODELS or path.startswith(MODELS + "/"):
+        return VERSION in Headers(scope=scope)
+    return bool(path == MESSAGES or path.startswith(MESSAGES + "/"))
 
 
 def anthropic_body(error: ApiError, message: str, request_id: str) -> bytes:

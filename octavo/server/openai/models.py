@@ -1,10 +1,12 @@
-"""GET /v1/models and /v1/models/{id}: the one model that is served."""
+"""GET /v1/models and /v1/models/{id}: the one model that is served; in Anthropic's form for its clients."""
 
 from __future__ import annotations
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from octavo.server.anthropic import models as anthropic
+from octavo.server.anthropic.errors import is_spoken
 from octavo.server.openai.protocol.models import Model, ModelList
 from octavo.server.serving import Serving, json_response, serving
 
@@ -15,10 +17,11 @@ def _served(serve: Serving) -> Model:
 
 
 async def list_models(request: Request) -> Response:
-    return json_response(ModelList(data=[_served(serving(request))]))
+    serve = serving(request)
+    return json_response(anthropic.listed(serve) if is_spoken(request.scope) else ModelList(data=[_served(serve)]))
 
 
 async def retrieve_model(request: Request) -> Response:
     serve = serving(request)
     serve.model(request.path_params["model"])
-    return json_response(_served(serve))
+    return json_response(anthropic.served(serve) if is_spoken(request.scope) else _served(serve))
