@@ -12,6 +12,7 @@ _EXPORTS = {
     "LLM": "octavo.client.offline",
     "AsyncLLMEngine": "octavo.client.offline",
     "SamplingParams": "octavo.types",
+    "StructuredOutputs": "octavo.types",
     "Message": "octavo.types",
     "RequestOutput": "octavo.types",
     "Delta": "octavo.types",

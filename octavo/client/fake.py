@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import struct
 import tempfile
 import time
 from collections.abc import Callable
@@ -31,6 +32,7 @@ REPLY = "Hello! I am a fake engine: ünïcode, 🦊 and\nnew lines work."
 NUM_BYTES = 256
 IM_START, IM_END, PAD = 256, 257, 258
 VOCAB_SIZE = 259
+HIDDEN_SIZE = 8
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -77,6 +79,10 @@ class _Running:
                 out.finish_reason, out.stop_reason = "stop", token
         if out.finish_reason is None and self.num_output >= limit:
             out.finish_reason = "length"
+        if self.add.pooling is not None:
+            out.embedding = struct.pack(
+                f"<{HIDDEN_SIZE}f", *(sum(self.add.prompt_ids[i::HIDDEN_SIZE]) for i in range(HIDDEN_SIZE))
+            )
         if self.first and params.prompt_logprobs is not None:
             ids = self.add.prompt_ids
             out.prompt_logprobs = [None, *(self._logprobs(i, params.prompt_logprobs) for i in ids[1:])]
@@ -248,6 +254,7 @@ class FakeClient:
             block_size=16,
             num_blocks=1024,
             vocab_size=VOCAB_SIZE,
+            hidden_size=HIDDEN_SIZE,
             device="cpu",
             dtype="float32",
             backend="fake",

@@ -10,13 +10,14 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
 from octavo.client.arguments import Messages, OnePrompt, as_messages
 from octavo.client.base import Prompt
 from octavo.client.choices import RequestState
+from octavo.client.embedding import finished, numbers
 from octavo.client.prepare import Seeds, sequences
 from octavo.config.engine import EngineConfig
 from octavo.config.hardware import detect
@@ -26,17 +27,20 @@ from octavo.errors import ApiError, EngineError, RequestError
 from octavo.executor.base import Executor
 from octavo.executor.inline import InlineExecutor
 from octavo.grammar.matcher import Vocabulary
+from octavo.grammar.spec import grammar_of
 from octavo.modelfiles.facts import read_facts
 from octavo.modelfiles.generation import sampling_defaults
 from octavo.modelfiles.hub import fetch
 from octavo.text.template import ChatTemplate
 from octavo.text.tokenizer import Tokenizer
-from octavo.types import Delta, SamplingParams
+from octavo.types import Delta, Pooling, SamplingParams
 from octavo.wire.local import LocalTransport
 from octavo.wire.messages import Abort, Add, Bye, Failed, Hello, Outputs, ToClient
 
 DEFAULT_MAX_TOKENS = 16
 """When a request names none, as in vLLM's offline API."""
+EMBEDDING = SamplingParams(max_tokens=0, temperature=0.0)
+"""What a request for an embedding runs with."""
 IDLE_S = 0.05
 """How long a turn without work waits for some."""
 
@@ -134,8 +138,26 @@ class LocalEngine:
             **(kwargs or {}),
         )
 
+    def embedding_prompt(self, prompt: OnePrompt, pooling: Pooling) -> Prompt:
+        """A prompt of which an embedding is wanted. Raises RequestError."""
+        if pooling not in get_args(Pooling):
+            raise RequestError(f"pooling is {pooling!r}; it must be mean or last", param="pooling")
+        return msgspec.structs.replace(self.prompt(prompt), pooling=pooling)
+
+    def embedding(self, request: LocalRequest, dimensions: int | None) -> list[float]:
+        """Of a request that has ended."""
+        pooled = request.state.embedding
+        assert pooled is not None
+        return numbers(finished(pooled, dimensions))
+
+    def check_dimensions(self, dimensions: int | None) -> None:
+        if dimensions is not None and not 1 <= dimensions <= self.info.hidden_size:
+            raise RequestError(f"dimensions is {dimensions}; the model has {self.info.hidden_size}", param="dimensions")
+
     def prepare(self, prompt: Prompt, params: SamplingParams) -> LocalRequest:
         """A checked request, not started yet. Raises RequestError."""
+        if params.structured_outputs is not None and prompt.grammar is None:
+            prompt = msgspec.structs.replace(prompt, grammar=grammar_of(params.structured_outputs))
         adds = sequences(
             prompt,
             params,

@@ -23,13 +23,13 @@ from octavo.client.arguments import (
     prompt_list,
 )
 from octavo.client.base import Prompt
-from octavo.client.local import IDLE_S, LocalEngine, LocalRequest
+from octavo.client.local import EMBEDDING, IDLE_S, LocalEngine, LocalRequest
 from octavo.client.offline_async import AsyncLLMEngine
 from octavo.config.engine import EngineConfig
 from octavo.executor.base import Executor
 from octavo.text.template import ChatTemplate
 from octavo.text.tokenizer import Tokenizer
-from octavo.types import Delta, Metrics, RequestOutput, SamplingParams
+from octavo.types import Delta, Metrics, Pooling, RequestOutput, SamplingParams
 from octavo.wire.messages import EngineInfo
 
 __all__ = ["LLM", "AsyncLLMEngine", "LLMEngine", "TokenStream"]
@@ -136,6 +136,21 @@ class LLMEngine:
         ]
         return self._run(found, params_list(sampling_params, fields, len(found)), progress)
 
+    def embed(
+        self,
+        prompts: OnePrompt | Sequence[OnePrompt],
+        *,
+        pooling: Pooling = "mean",
+        dimensions: int | None = None,
+        progress: bool = False,
+    ) -> list[list[float]]:
+        """One vector of length 1 for each prompt (text or token ids): the model's hidden states after its last norm,
+        their mean or that of the last token. `dimensions`: only so many of the first numbers. Raises RequestError."""
+        self._engine.check_dimensions(dimensions)
+        found = [self._engine.embedding_prompt(prompt, pooling) for prompt in prompt_list(prompts)]
+        requests = self._finish([(prompt, EMBEDDING) for prompt in found], progress)
+        return [self._engine.embedding(request, dimensions) for request in requests]
+
     def apply_chat_template(
         self,
         messages: Messages,
@@ -184,7 +199,12 @@ class LLMEngine:
         return TokenStream(self._engine, request)
 
     def _run(self, prompts: list[Prompt], params: list[SamplingParams], progress: bool) -> list[RequestOutput]:
-        requests = [self._engine.prepare(*pair) for pair in zip(prompts, params, strict=True)]
+        requests = self._finish(list(zip(prompts, params, strict=True)), progress)
+        return [request.state.output() for request in requests]
+
+    def _finish(self, asked: list[tuple[Prompt, SamplingParams]], progress: bool) -> list[LocalRequest]:
+        """All of them together, until they have ended."""
+        requests = [self._engine.prepare(*pair) for pair in asked]
         try:
             for request in requests:
                 self._engine.start(request)
@@ -198,7 +218,7 @@ class LLMEngine:
                         if request.ended:
                             left.discard(request)
                             advance()
-            return [request.state.output() for request in requests]
+            return requests
         finally:
             for request in requests:
                 self._engine.abort(request)

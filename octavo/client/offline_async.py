@@ -15,11 +15,11 @@ from typing import Any
 
 from octavo.client.arguments import Messages, OnePrompt, engine_config, one_params
 from octavo.client.base import Prompt
-from octavo.client.local import LocalEngine, LocalRequest
+from octavo.client.local import EMBEDDING, LocalEngine, LocalRequest
 from octavo.config.engine import EngineConfig
 from octavo.errors import EngineError
 from octavo.executor.base import Executor
-from octavo.types import Delta, Metrics, RequestOutput, SamplingParams
+from octavo.types import Delta, Metrics, Pooling, RequestOutput, SamplingParams
 from octavo.wire.messages import EngineInfo, ToClient
 
 
@@ -130,6 +130,17 @@ class AsyncLLMEngine:
             return local.chat_prompt(messages, add_generation_prompt, continue_final_message, chat_template_kwargs)
 
         return AsyncStream(self, prompt, one_params(sampling_params, fields))
+
+    async def embed(
+        self, prompt: OnePrompt, *, pooling: Pooling = "mean", dimensions: int | None = None
+    ) -> list[float]:
+        """As LLMEngine.embed, for one prompt."""
+        local = await self.start()
+        local.check_dimensions(dimensions)
+        started: list[LocalRequest] = []
+        async for _ in _read(self, lambda local: local.embedding_prompt(prompt, pooling), EMBEDDING, started):
+            pass
+        return local.embedding(started[0], dimensions)
 
     async def apply_chat_template(
         self,

@@ -56,6 +56,7 @@ def build_loop(
         block_size=resolved.block_size,
         num_blocks=worker.num_blocks,
         vocab_size=worker.vocab_size,
+        hidden_size=worker.hidden_size,
         device=worker.device,
         dtype=worker.dtype,
         backend=worker.backend,

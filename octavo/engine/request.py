@@ -172,6 +172,8 @@ def refused(add: Add, vocab_size: int, max_len: int) -> Failed | None:
     if not add.prompt_ids:
         return Failed(add.id, "invalid_value", "prompt: is empty; give at least one token", "prompt")
     wants_output = params.max_tokens != 0
+    if add.pooling is not None and wants_output:
+        return Failed(add.id, "invalid_value", "max_tokens: must be 0 where an embedding is wanted", "max_tokens")
     if len(add.prompt_ids) + wants_output > max_len or len(add.prompt_ids) + len(add.output_ids) > max_len:
         message = f"the prompt has {len(add.prompt_ids)} tokens, the context holds {max_len}; shorten the prompt"
         return Failed(add.id, "context_length_exceeded", message, "prompt")

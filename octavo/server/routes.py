@@ -26,8 +26,10 @@ from octavo.server.errors import ErrorResponse
 from octavo.server.openai import models
 from octavo.server.openai.chat import chat_completions
 from octavo.server.openai.completions import completions
+from octavo.server.openai.embeddings import embeddings
 from octavo.server.openai.protocol.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
 from octavo.server.openai.protocol.completions import Completion, CompletionRequest
+from octavo.server.openai.protocol.embeddings import EmbeddingList, EmbeddingRequest
 from octavo.server.openai.protocol.models import Model, ModelList
 from octavo.server.openai.protocol.responses import (
     DeletedResponse,
@@ -92,6 +94,15 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         given=Completion,
         streamed=Completion,
         example={"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0},
+    ),
+    Endpoint(
+        method="POST",
+        path="/v1/embeddings",
+        handler=embeddings,
+        summary="Texts or token ids as vectors of length 1: the model's hidden states, pooled.",
+        asked=EmbeddingRequest,
+        given=EmbeddingList,
+        example={"input": "The quick brown fox"},
     ),
     Endpoint(
         method="POST",

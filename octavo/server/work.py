@@ -147,6 +147,12 @@ class Work:
     def prompt_logprobs(self, index: int) -> list[TokenLogprobs | None] | None:
         return self._generations[index].prompt_logprobs
 
+    def embedding(self, index: int) -> bytes:
+        """[hidden] f32, little-endian, of a prompt with `pooling`, once it has finished."""
+        found = self._generations[index].embedding
+        assert found is not None, "no embedding was asked for, or it has not come"
+        return found
+
     # -- what the client says
 
     def arrive(self, index: int, delta: Delta) -> None:

@@ -73,6 +73,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int
     num_blocks: int
     vocab_size: int
+    hidden_size: int = 0
+    """Numbers in an embedding."""
     device: str
     dtype: str
     backend: str

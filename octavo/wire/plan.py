@@ -94,4 +94,5 @@ class WorkerInfo(msgspec.Struct, kw_only=True):
     backend: str
     weights_bytes: int
     kv_bytes: int
+    hidden_size: int = 0
     notes: list[str] = []

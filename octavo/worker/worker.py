@@ -92,6 +92,7 @@ class Worker:
             backend=ops.name,
             weights_bytes=model.nbytes,
             kv_bytes=kv_bytes,
+            hidden_size=facts.hidden_size,
             notes=[
                 *ops.notes,
                 f"weights {model.nbytes / kv.MIB:.0f} MiB in {loaded - began:.1f} s",

@@ -3,7 +3,6 @@ after a preemption; and scores of a prompt in the same steps."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
