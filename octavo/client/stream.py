@@ -87,7 +87,9 @@ class ChoiceStream:
             self._shown.append(text)
             return Delta(index=self._index, text=text, token_ids=ids)
         count_before = len(self.output_ids)
-        stop_token = len(output.token_ids) - 1 if output.finish_reason == "stop" else -1
+        # A grammar that is complete ends an output without a stop token.
+        has_stop_token = output.finish_reason == "stop" and output.stop_reason is not None
+        stop_token = len(output.token_ids) - 1 if has_stop_token else -1
         pieces: list[str] = []
         for i, token_id in enumerate(output.token_ids):
             logprobs = output.logprobs[i] if output.logprobs else None

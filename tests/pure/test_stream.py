@@ -236,3 +236,14 @@ def test_abort_ends_a_stream() -> None:
     assert (stream.finished, stream.finish_reason, stream.text) == (True, "abort", "hello")
     empty = ChoiceStream(BYTES, SamplingParams())
     assert empty.push(TokenOutput(1, [], finish_reason="abort")).finish_reason == "abort"
+
+
+@pytest.mark.parametrize("logprobs", [False, True])
+def test_a_complete_grammar_ends_without_a_stop_token(logprobs: bool) -> None:
+    """The engine's end without a stop_reason: the last token is text like the others."""
+    stream = ChoiceStream(BYTES, SamplingParams(logprobs=0 if logprobs else None))
+    for number, token in enumerate(ids := BYTES.encode("[1]")):
+        last = number == len(ids) - 1
+        scores = [TokenLogprobs(token, -1.0, [])] if logprobs else None
+        stream.push(TokenOutput(1, [token], scores, "stop" if last else None))
+    assert (stream.text, stream.finish_reason, stream.stop_reason) == ("[1]", "stop", None)
