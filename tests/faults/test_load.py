@@ -1,4 +1,4 @@
-"""More than fits, and clients that leave: full queues, exhausted pages, prompts too long, disconnects at every stage."""
+"""More than fits, and clients that leave: full queues, exhausted pages, long prompts, disconnects at every stage."""
 
 from __future__ import annotations
 
