@@ -242,6 +242,26 @@ def test_penalties_are_the_reference_to_the_bit(isa: str, vocab: int) -> None:
 
 
 @each_isa
+@pytest.mark.parametrize("vocab", [1, 15, 16, 31, 32, 33, 48, 257, 49152, 49153])
+def test_masks(isa: str, vocab: int) -> None:
+    """To the bit, bits beyond the vocabulary and NaN in the logits notwithstanding; the row beside is left alone."""
+    ops = registry.choose(Spec("cpu", "float32", threads=1, isa=isa), "cpu")
+    generator = torch.Generator().manual_seed(vocab)
+    allowed = torch.randint(-(2**31), 2**31, (3, -(-vocab // 32)), generator=generator).int()
+    allowed[1, ::2], allowed[1, 1::2] = 0, -1
+    logits = torch.randn((5, vocab), generator=generator)
+    logits[3, ::7] = math.nan
+    places = torch.tensor([1, -1, 0, 2, 1])
+    expected = logits.clone()
+    sampling.mask(expected, places, allowed)
+    bits = (allowed[places[2], torch.arange(vocab) // 32] >> torch.arange(vocab) % 32) & 1
+    assert torch.equal(expected[2], logits[2].masked_fill(bits == 0, -math.inf))
+    assert torch.equal(expected[1], logits[1])
+    ops.mask(logits, places, allowed)
+    assert torch.equal(logits.view(torch.int32), expected.view(torch.int32))
+
+
+@each_isa
 def test_the_backend_takes_views_and_several_rows(isa: str) -> None:
     """Ops.sample and Ops.logprobs over a part of wider rows."""
     ops = registry.choose(Spec("cpu", "float32", threads=2, isa=isa), "cpu")

@@ -20,8 +20,9 @@ ROWS = 8
 
 
 class SamplingOps:
-    """The three operations a sampler calls."""
+    """The operations a sampler calls."""
 
+    mask = staticmethod(sampling.mask)
     penalize = staticmethod(sampling.penalize)
     sample = staticmethod(sampling.sample)
     logprobs = staticmethod(sampling.logprobs)
@@ -100,6 +101,57 @@ def test_allowed_but_masked_everywhere_still_gives_an_allowed_token() -> None:
     params = SamplingParams(temperature=1.0, allowed_token_ids=[5], min_tokens=3)
     sampler.admit(admit(0, params, stop_ids=[5]))
     assert run(sampler, 0, ranked(1)) == 5
+
+
+def mask_of(*tokens: int) -> bytes:
+    """As the engine sends them."""
+    words = [0] * (-(-VOCAB // 32))
+    for token in tokens:
+        words[token // 32] |= 1 << token % 32
+    return b"".join(word.to_bytes(4, "little") for word in words)
+
+
+def test_a_mask_goes_before_everything_else() -> None:
+    """What it leaves out is not taken, whatever else is wished; where the others leave nothing of it, it alone counts."""
+    sampler = make_sampler()
+    for row, params, stops, bad in (
+        (0, greedy(), [], []),
+        (1, greedy(logit_bias={9: 100.0, 33: 5.0}), [], []),
+        (2, greedy(allowed_token_ids=[9, 40]), [], []),
+        (3, greedy(allowed_token_ids=[8, 9], logit_bias={33: 100.0}), [], []),
+        (4, greedy(), [], [[33], [40], [69]]),
+        (5, greedy(min_tokens=5), [69, 33], []),
+        (6, greedy(repetition_penalty=1.5, presence_penalty=2.0), [], [[40]]),
+    ):
+        sampler.admit(admit(row, params, stop_ids=stops, bad=bad))
+    logits = ranked(9, 69, 40, 33).repeat(7, 1)
+    found, _ = sampler.sample(list(range(7)), logits, [mask_of(33, 40, 69)] * 7)
+    assert found == [69, 33, 40, 69, 69, 40, 69]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 50.0])
+def test_masks_are_for_their_own_rows(temperature: float) -> None:
+    sampler = make_sampler()
+    allowed = [None, {5}, {66, 69}, None]
+    for row in range(4):
+        sampler.admit(admit(row, SamplingParams(temperature=temperature, logprobs=1), seed=row, bad=[[7]]))
+    for _ in range(20):
+        masks = [None if tokens is None else mask_of(*tokens) for tokens in allowed]
+        logits = ranked(1, 2, 3).repeat(4, 1)
+        plain = logits.clone()
+        found, logprobs = sampler.sample([0, 1, 2, 3], logits, masks)
+        assert found[1] == 5 and found[2] in (66, 69)
+        for token, entry, row in zip(found, logprobs, plain, strict=True):
+            assert entry is not None
+            assert entry.logprob == pytest.approx(float(row.log_softmax(-1)[token]), abs=1e-5)  # before the mask
+
+
+def test_a_mask_of_nothing_is_an_error_of_the_row() -> None:
+    sampler = make_sampler()
+    for row in range(2):
+        sampler.admit(admit(row, SamplingParams(temperature=1.0, allowed_token_ids=[3])))
+    with pytest.raises(EngineError, match=r"rows \[1\]"):
+        sampler.sample([0, 1], ranked(3).repeat(2, 1), [None, mask_of()])
 
 
 def test_longer_bad_words_mask_the_last_token_only_after_the_first_ones() -> None:
