@@ -170,7 +170,7 @@ def _responses(endpoint: Described) -> dict[str, Any]:
     given = endpoint.given
     content: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}} if given is None else _json(given)
     if endpoint.streamed is not None:
-        content["text/event-stream"] = {"schema": _ref(endpoint.streamed)}
+        content["text/event-stream"] = {"schema": _event(endpoint)}
     found = {"200": {"description": "Success", "headers": {"x-request-id": _REQUEST_ID}, "content": content}}
     for status in sorted({*_statuses(endpoint), *endpoint.special}):
         headers = {"x-request-id": _REQUEST_ID}
@@ -193,6 +193,14 @@ def _statuses(endpoint: Described) -> set[int]:
     if "{" in endpoint.path or (endpoint.asked is not None and "model" in endpoint.asked.__struct_fields__):
         found.add(404)
     return found
+
+
+def _event(endpoint: Described) -> dict[str, Any]:
+    """One server-sent event: a chunk, or the failure that ends the stream; OpenAI's routes close with `[DONE]`."""
+    payload = {"anyOf": [_ref(endpoint.streamed), _ref(endpoint.problem)]}
+    chunk = {"type": "string", "contentMediaType": "application/json", "contentSchema": payload}
+    data = {"anyOf": [{"const": "[DONE]"}, chunk]}
+    return {"type": "object", "required": ["data"], "properties": {"event": {"type": "string"}, "data": data}}
 
 
 def _json(kind: Any) -> dict[str, Any]:

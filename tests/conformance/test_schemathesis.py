@@ -29,7 +29,7 @@ def test_what_openapi_json_says_is_true(url: str, tmp_path: Path) -> None:
 def test_every_route_tells_its_failures(url: str) -> None:
     document = httpx.get(url + "/openapi.json").json()
     for path, methods in document["paths"].items():
-        for method, operation in methods.items():
+        for operation in methods.values():
             told = set(operation["responses"])
             assert {"200", "500"} <= told and "default" not in told and "422" not in told, path
             if "requestBody" in operation:
