@@ -91,6 +91,13 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ssl_ca_certs: (
         Annotated[str, Meta(description="Authorities (PEM) of whose certificates clients must show one.")] | None
     ) = None
+    tool_call_parser: Annotated[
+        str,
+        Meta(description="Form in which the model writes tool calls: hermes, llama3_json …; auto: by its template."),
+    ] = "auto"
+    reasoning_parser: Annotated[
+        str, Meta(description="Tags of the model's reasoning: think, mistral …; none; auto: by its template.")
+    ] = "auto"
     max_connections: Annotated[int, Meta(ge=1, description="Connections at once; more are turned away.")] = 1024
     max_header_size: Annotated[str, Meta(description="Largest head of a request, and of any of its parts.")] = "64KiB"
     header_timeout: Annotated[float, Meta(gt=0, description="Seconds in which a request's head must come.")] = 15.0

@@ -33,6 +33,8 @@ from octavo.server.middleware import BodyGuard, require_json
 from octavo.server.routes import ENDPOINTS, Handler
 from octavo.server.serving import Serving
 from octavo.server.tracing import Tracing
+from octavo.text.channels import reasoning_by_name
+from octavo.text.toolcalls.registry import by_name
 
 
 def create_app(client: Client, config: ServerConfig) -> Starlette:
@@ -54,7 +56,14 @@ def create_app(client: Client, config: ServerConfig) -> Starlette:
     metrics = ServerMetrics(client)
     app.state.endpoints = ENDPOINTS
     inflight = InFlight(config.send_timeout)
-    app.state.serving = Serving(client=client, inflight=inflight, metrics=metrics, started=int(time.time()))
+    app.state.serving = Serving(
+        client=client,
+        inflight=inflight,
+        metrics=metrics,
+        started=int(time.time()),
+        tool_call_parser=None if config.tool_call_parser == "auto" else by_name(config.tool_call_parser).name,
+        reasoning_parser=_reasoning_parser(config.reasoning_parser),
+    )
     app.router.redirect_slashes = False
     # From the inside out.
     open_paths = frozenset(endpoint.path for endpoint in ENDPOINTS if endpoint.is_open)
@@ -74,6 +83,13 @@ def create_app(client: Client, config: ServerConfig) -> Starlette:
 def _callers(config: ServerConfig) -> Callers:
     keys = api_keys(config)
     return Callers(keys, quotas(config, len(keys)), share_prefix_cache=config.share_prefix_cache)
+
+
+def _reasoning_parser(name: str) -> str | None:
+    if name == "auto":
+        return None
+    reasoning_by_name(name)
+    return name
 
 
 def _add_routes(app: Starlette) -> dict[Any, str]:

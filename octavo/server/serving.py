@@ -38,6 +38,9 @@ class Serving:
     metrics: ServerMetrics
     started: int
     """Unix seconds."""
+    tool_call_parser: str | None = None
+    reasoning_parser: str | None = None
+    """Names of families (text/toolcalls) and tags (text/channels); None: as the model's template shows."""
     machine: Machine = field(default_factory=Machine)
     responses: ResponseStore = field(default_factory=ResponseStore)
 

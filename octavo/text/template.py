@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,44 @@ class ChatTemplate:
     def source(self) -> str | None:
         """The text of the default template, where there is one."""
         return self._sources.get("default")
+
+    @cached_property
+    def sources(self) -> str:
+        """All of the model's templates, to look for what they mention."""
+        return "\n".join(self._sources.values())
+
+    @cached_property
+    def knows_tools(self) -> bool:
+        """Whether the tools of a request appear in its prompt."""
+        if not self._sources:
+            return False
+        from jinja2 import meta
+
+        from octavo.text.sandbox import ChatEnvironment
+
+        name = "tool_use" if "tool_use" in self._sources else "default"
+        self._template([])
+        return "tools" in meta.find_undeclared_variables(ChatEnvironment().parse(self._sources[name]))
+
+    @cached_property
+    def takes_arguments(self) -> tuple[bool, bool]:
+        """Whether a call's arguments may be given to the template as a mapping, and whether as text: tried."""
+        return self._renders_call({"key": "value"}), self._renders_call('{"key": "value"}')
+
+    def _renders_call(self, arguments: Any) -> bool:
+        function = {"name": "f", "arguments": arguments}
+        call = {"id": "abcdefghi", "type": "function", "function": function}
+        tool = {"type": "function", "function": {"name": "f", "description": "", "parameters": {"type": "object"}}}
+        messages = [
+            Message(role="user", content="a"),
+            Message(role="assistant", content="", tool_calls=[call]),
+            Message(role="tool", content="b", tool_call_id="abcdefghi", name="f"),
+        ]
+        try:
+            text = self.render(messages, add_generation_prompt=True, tools=[tool])
+        except RequestError:
+            return False
+        return "{'key'" not in text  # as Python would print it
 
     def render(
         self,

@@ -5,12 +5,15 @@ The streamed and the plain answer are built from the same deltas; nothing here w
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgspec
+from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo.errors import ApiError
-from octavo.server.conversation import Conversation, answers, checked_messages, start, template_kwargs
+from octavo.server.conversation import Answer, Conversation, answers, checked_messages, start, template_kwargs
 from octavo.server.decode import read
 from octavo.server.errors import error_body
 from octavo.server.openai.logprobs import ChatLogprobsBuilder, prompt_logprobs
@@ -21,16 +24,22 @@ from octavo.server.openai.protocol.chat import (
     ChatCompletionChunk,
     ChatCompletionRequest,
     ChatDelta,
+    ChatFinishReason,
     ChatLogprobs,
+    FunctionCall,
+    FunctionCallDelta,
+    MessageToolCall,
     ResponseMessage,
+    ToolCallChunk,
 )
 from octavo.server.openai.protocol.shared import Usage
+from octavo.server.openai.tools import chosen, history, in_words_of
 from octavo.server.openai.usage import Header, UsageTally, usage_of
 from octavo.server.serving import Serving, json_response, request_id, serving
 from octavo.server.sse import DONE, EventStream, Template, Writer, event
 from octavo.server.work import Work
 from octavo.text.tokenizer import Tokenizer
-from octavo.types import Delta, SamplingParams, TokenLogprobs
+from octavo.types import Delta, FinishReason, SamplingParams, TokenLogprobs, ToolCallDelta
 
 _decoder = msgspec.json.Decoder(ChatCompletionRequest)
 _encode = msgspec.json.Encoder().encode
@@ -42,26 +51,41 @@ async def chat_completions(request: Request) -> Response:
     asked = await read(_decoder, request)
     asked.check()
     asked_for = conversation(asked, request_id(request))
+
+    async def started() -> Work:
+        try:
+            return await start(serve, asked_for)
+        except ApiError as error:
+            raise in_words_of(error, asked) from None
+
     header = Header.new("chatcmpl", serve.model(asked.model), serve.fingerprint())
     if asked.stream:
 
         async def stream() -> tuple[Work, Writer]:
-            work = await start(serve, asked_for)
+            work = await started()
             return work, _Chunks(serve, asked, header, work)
 
         return EventStream(stream, serve.inflight)
     async with serve.inflight.watch(request.receive):
-        return json_response(await _whole(serve, asked, header, await start(serve, asked_for)))
+        return json_response(await _whole(serve, asked, header, await started()))
 
 
 def conversation(asked: ChatCompletionRequest, request_id: str = "") -> Conversation:
     """The request in the terms that all faces share. Raises RequestError."""
+    choice = chosen(asked)
+    kwargs = dict(asked.chat_template_kwargs or {})
+    if asked.thinking_token_budget is not None:
+        kwargs["thinking_budget"] = asked.thinking_token_budget
     return Conversation(
-        messages=checked_messages(asked.messages),
+        messages=checked_messages(history(asked.messages)),
         params=sampling(asked),
+        tools=choice.tools,
+        tool_choice=choice.tool_choice,
+        named_tool=choice.named,
+        parallel_tool_calls=asked.parallel_tool_calls is not False and asked.functions is None,
         add_generation_prompt=asked.add_generation_prompt,
         continue_final_message=asked.continue_final_message,
-        template_kwargs=template_kwargs(asked.chat_template_kwargs, asked.reasoning_effort),
+        template_kwargs=template_kwargs(kwargs, asked.reasoning_effort),
         request_id=request_id,
     )
 
@@ -88,15 +112,33 @@ async def _whole(serve: Serving, asked: ChatCompletionRequest, header: Header, w
         whole.choices.append(
             ChatChoice(
                 index=index,
-                message=ResponseMessage(content=answer.content),
+                message=_message(asked, answer),
                 logprobs=ChatLogprobsBuilder(tokenizer).build(answer.logprobs, final=True) if asked.logprobs else None,
-                finish_reason=answer.finish_reason or "stop",
+                finish_reason=_reason(asked, answer.finish_reason) or "stop",
                 stop_reason=answer.stop_reason,
             )
         )
     if asked.prompt_logprobs is not None and (entries := work.prompt_logprobs(0)) is not None:
         whole.prompt_logprobs = prompt_logprobs(tokenizer, entries)
     return whole
+
+
+def _message(asked: ChatCompletionRequest, answer: Answer) -> ResponseMessage:
+    """With calls and nothing said, `content` is null."""
+    message = ResponseMessage(content=answer.content if answer.content or not answer.tool_calls else None)
+    if answer.reasoning and asked.include_reasoning:
+        message.reasoning_content = message.reasoning = answer.reasoning
+    calls = [FunctionCall(name=call.name, arguments=call.arguments) for call in answer.tool_calls]
+    if calls and asked.functions is not None:
+        message.function_call = calls[0]
+    elif calls:
+        ids = [call.id for call in answer.tool_calls]
+        message.tool_calls = [MessageToolCall(id=id, function=call) for id, call in zip(ids, calls, strict=True)]
+    return message
+
+
+def _reason(asked: ChatCompletionRequest, reason: FinishReason | None) -> ChatFinishReason | None:
+    return "function_call" if reason == "tool_calls" and asked.functions is not None else reason
 
 
 class _Streamed:
@@ -114,6 +156,13 @@ class _Streamed:
         return self._builder.build(entries, final) if entries else None
 
 
+def _call_chunk(part: ToolCallDelta) -> ToolCallChunk:
+    chunk = ToolCallChunk(index=part.index, function=FunctionCallDelta(arguments=part.arguments))
+    if part.id is not None and part.name is not None:
+        chunk.id, chunk.type, chunk.function.name = part.id, "function", part.name
+    return chunk
+
+
 class _Chunks:
     """Implements sse.Writer."""
 
@@ -123,10 +172,12 @@ class _Chunks:
         self._tally = UsageTally(asked.stream_options, work.prompt_tokens)
         self._choices = [_Streamed(serve.client.tokenizer) for _ in range(asked.n)]
         self._plain = not asked.logprobs and not self._tally.continuous
+        self._asked = asked
 
     def chunk(self, prompt_index: int, delta: Delta) -> bytes:
         index, choice = delta.index, self._choices[delta.index]
-        if self._plain and choice.begun and delta.finish_reason is None:
+        plain = not (delta.reasoning or delta.tool_calls)
+        if plain and self._plain and choice.begun and delta.finish_reason is None:
             if not delta.text:
                 return b""
             if choice.template is None:
@@ -140,14 +191,25 @@ class _Chunks:
             out = self._event([ChatChunkChoice(index=index, delta=ChatDelta(role="assistant", content=""))])
         final = delta.finish_reason is not None
         choice.waiting += delta.logprobs or ()
-        if delta.text:
-            part = ChatChunkChoice(index=index, delta=ChatDelta(content=delta.text), logprobs=choice.logprobs(final))
-            out += self._event([part])
+        for said in self._said(delta):
+            shown = choice.logprobs(final) if said.content is not UNSET else None
+            out += self._event([ChatChunkChoice(index=index, delta=said, logprobs=shown)])
         if final:
             last = ChatChunkChoice(index=index, delta=ChatDelta(), logprobs=choice.logprobs(final))
-            last.finish_reason, last.stop_reason = delta.finish_reason, delta.stop_reason
+            last.finish_reason, last.stop_reason = _reason(self._asked, delta.finish_reason), delta.stop_reason
             out += self._event([last])
         return out
+
+    def _said(self, delta: Delta) -> Iterator[ChatDelta]:
+        """One channel each, in the order in which models use them."""
+        if delta.reasoning and self._asked.include_reasoning:
+            yield ChatDelta(reasoning_content=delta.reasoning, reasoning=delta.reasoning)
+        if delta.text:
+            yield ChatDelta(content=delta.text)
+        if delta.tool_calls and self._asked.functions is None:
+            yield ChatDelta(tool_calls=[_call_chunk(part) for part in delta.tool_calls])
+        elif delta.tool_calls:
+            yield from (ChatDelta(function_call=_call_chunk(part).function) for part in delta.tool_calls)
 
     def end(self) -> bytes:
         if not self._tally.wanted:

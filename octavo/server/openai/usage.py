@@ -9,7 +9,13 @@ from dataclasses import dataclass
 
 from msgspec import UNSET, UnsetType
 
-from octavo.server.openai.protocol.shared import Performance, PromptTokensDetails, StreamOptions, Usage
+from octavo.server.openai.protocol.shared import (
+    CompletionTokensDetails,
+    Performance,
+    PromptTokensDetails,
+    StreamOptions,
+    Usage,
+)
 from octavo.types import Metrics
 
 
@@ -58,6 +64,7 @@ def usage_of(each: Sequence[Metrics]) -> Usage:
         completion_tokens=completion_tokens,
         total_tokens=prompt_tokens + completion_tokens,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=sum(m.cached_tokens for m in each)),
+        completion_tokens_details=CompletionTokensDetails(reasoning_tokens=sum(m.reasoning_tokens for m in each)),
         performance=Performance(
             prefill_ms=round(max(m.prefill_ms for m in each), 3),
             decode_ms=round(max(m.decode_ms for m in each), 3),

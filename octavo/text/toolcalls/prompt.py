@@ -1,0 +1,147 @@
+"""Tools and earlier calls as a model's template takes them. Used by client/conversation.py; pure.
+
+Templates differ: some want arguments as mappings, some as text, some insist on short ids, and some know no tools at
+all; for those the tools, the calls and their results become text, in the way of Hermes. Invariant: whatever stands in
+the history, arguments that are no JSON among it, is shown to the model and stops no later turn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import string
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from octavo.text.template import ChatTemplate
+from octavo.text.toolcalls.tool import Tool
+from octavo.types import Message
+
+_SYSTEM = """You can call functions to help with the user's request. These are their signatures:
+<tools>
+{tools}
+</tools>
+
+To call a function, write a JSON object with its name and its arguments within <tool_call></tool_call> tags:
+<tool_call>
+{{"name": "function-name", "arguments": {{"argument-name": "value"}}}}
+</tool_call>
+The result of a call comes back within <tool_response></tool_response> tags."""
+_SHORT = "length != 9"
+"""In templates of Mistral, which refuse longer ids."""
+_LETTERS = string.ascii_letters + string.digits
+
+
+def told(
+    template: ChatTemplate, messages: Sequence[Message], tools: Sequence[Tool]
+) -> tuple[list[Message], list[dict[str, Any]] | None]:
+    """The messages and the tools to give to the template."""
+    if template.knows_tools:
+        shorten = _SHORT in template.sources
+        given = [_for_template(message, template, shorten) for message in messages]
+        return given, [tool.as_openai() for tool in tools] or None
+    found = _as_text(messages)
+    if tools:
+        text = _SYSTEM.format(tools="\n".join(_json(tool.as_openai()) for tool in tools))
+        found = _with_system(found, text, takes_system="system" in template.sources)
+    return found, None
+
+
+def arguments_of(given: Any) -> Any:
+    """A call's arguments as the mapping they stand for; text that is no JSON object as it is."""
+    if given is None or given == "":
+        return {}
+    if not isinstance(given, str):
+        return given
+    try:
+        value = json.loads(given)
+    except (ValueError, RecursionError):
+        return given
+    return {} if value is None else value if isinstance(value, dict) else given
+
+
+def _for_template(message: Message, template: ChatTemplate, shorten: bool) -> Message:
+    if not message.tool_calls and message.tool_call_id is None:
+        return message
+    calls = [_call(call, template, shorten) for call in message.tool_calls or ()]
+    call_id = message.tool_call_id
+    return msgspec.structs.replace(
+        message,
+        content="" if message.content is None else message.content,
+        tool_calls=calls or None,
+        tool_call_id=_short(call_id) if shorten and call_id is not None else call_id,
+    )
+
+
+def _call(call: dict[str, Any], template: ChatTemplate, shorten: bool) -> dict[str, Any]:
+    mapping, text = template.takes_arguments
+    function = call["function"]
+    arguments = arguments_of(function.get("arguments"))
+    if isinstance(arguments, str) and not text:
+        arguments = {"arguments": arguments}
+    elif not isinstance(arguments, str) and text and not mapping:
+        arguments = _json(arguments)
+    call_id = str(call.get("id") or "")
+    return {
+        **call,
+        "id": _short(call_id) if shorten else call_id,
+        "type": "function",
+        "function": {**function, "arguments": arguments},
+    }
+
+
+def _short(call_id: str) -> str:
+    """An id of nine letters and digits, the same for the call and its result."""
+    if len(call_id) == 9 and call_id.isalnum():
+        return call_id
+    number = int.from_bytes(hashlib.sha256(call_id.encode(errors="replace")).digest()[:8], "big")
+    return "".join(_LETTERS[number // len(_LETTERS) ** i % len(_LETTERS)] for i in range(9))
+
+
+def _as_text(messages: Sequence[Message]) -> list[Message]:
+    """Calls and results as Hermes writes them; results that follow each other are one message."""
+    found: list[Message] = []
+    in_results = False
+    for message in messages:
+        if message.role == "tool":
+            text = f"<tool_response>\n{_text(message.content)}\n</tool_response>"
+            if in_results:
+                found[-1].content = f"{found[-1].content}\n{text}"
+            else:
+                found.append(Message(role="user", content=text))
+            in_results = True
+            continue
+        in_results = False
+        if message.tool_calls:
+            said = _text(message.content)
+            written = [said] if said else []
+            for call in message.tool_calls:
+                arguments = arguments_of(call["function"].get("arguments"))
+                shown = {"name": call["function"].get("name", ""), "arguments": arguments}
+                written.append(f"<tool_call>\n{_json(shown)}\n</tool_call>")
+            message = msgspec.structs.replace(message, content="\n".join(written), tool_calls=None)
+        found.append(message)
+    return found
+
+
+def _with_system(messages: list[Message], text: str, takes_system: bool) -> list[Message]:
+    """The text at the end of the system message, or as one; before the first message where templates know none."""
+    if not takes_system:
+        first = messages[0]
+        return [msgspec.structs.replace(first, content=f"{text}\n\n{_text(first.content)}"), *messages[1:]]
+    if messages[0].role != "system":
+        return [Message(role="system", content=text), *messages]
+    first = messages[0]
+    return [msgspec.structs.replace(first, content=f"{_text(first.content)}\n\n{text}".lstrip()), *messages[1:]]
+
+
+def _text(content: str | list[dict[str, Any]] | None) -> str:
+    if isinstance(content, list):
+        return "\n".join(part["text"] for part in content if isinstance(part.get("text"), str))
+    return content or ""
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
