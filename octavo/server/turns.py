@@ -1,60 +1,84 @@
 """Messages gathered from the items or blocks of a face: neighbours of one turn joined, each with its place in the body.
 
 Used by the responses and messages faces, whose turns come in pieces: a thought, a text and three calls are one message
-of the assistant. Invariant: `places[i]` says where message i came from, in the words of the face, for its errors.
+of the assistant. Invariants: `places[i]` says where message i came from, in the words of the face, for its errors;
+time is linear in what comes, however it is cut.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from octavo.errors import ApiError
+from octavo.server.decode import INLINE_BYTES
 from octavo.types import Message
 
 _MESSAGE = re.compile(r"\bmessages\[(\d+)\](?:\.[\w.\[\]]+)?")
 
+T = TypeVar("T")
 Part = dict[str, Any]
+
+
+@dataclass(eq=False)
+class _Turn:
+    role: str
+    parts: list[Part] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    call_id: str | None = None
+
+    def message(self) -> Message:
+        """One text stays a text, so that templates which know no parts see what was written."""
+        content: str | list[Part] | None = self.parts
+        if not self.parts:
+            content = None if self.calls else ""
+        elif len(self.parts) == 1:
+            content = str(self.parts[0]["text"])
+        return Message(
+            role=self.role,
+            content=content,
+            tool_calls=self.calls or None,
+            tool_call_id=self.call_id,
+            reasoning_content="\n".join(self.thoughts) or None,
+        )
 
 
 class Turns:
     def __init__(self) -> None:
-        self.messages: list[Message] = []
         self.places: list[str] = []
+        self._turns: list[_Turn] = []
 
     def system(self, parts: list[Part], place: str) -> None:
-        self._say("system", parts, place)
+        self._last_or_new("system", place).parts += parts
 
     def user(self, parts: list[Part], place: str) -> None:
-        self._say("user", parts, place)
+        self._last_or_new("user", place).parts += parts
 
     def assistant(self, parts: list[Part], place: str) -> None:
-        last = self._last("assistant")
-        if last is None or last.tool_calls:
-            last = self._add(Message(role="assistant"), place)
-        if parts:
-            last.content = _joined(last.content, parts)
+        """What is said after calls is a message of its own."""
+        last = self._last_or_new("assistant", place)
+        (self._new("assistant", place) if last.calls else last).parts.extend(parts)
 
     def reasoning(self, text: str, place: str) -> None:
-        last = self._last("assistant")
-        if last is None or last.content or last.tool_calls:
-            last = self._add(Message(role="assistant"), place)
-        last.reasoning_content = f"{last.reasoning_content}\n{text}" if last.reasoning_content else text
+        """A thought stands in front of what is said."""
+        last = self._last_or_new("assistant", place)
+        (self._new("assistant", place) if last.parts or last.calls else last).thoughts.append(text)
 
     def call(self, call_id: str, name: str, arguments: str, place: str) -> None:
-        last = self._last("assistant") or self._add(Message(role="assistant"), place)
         function = {"name": name, "arguments": arguments}
-        last.tool_calls = [*(last.tool_calls or ()), {"id": call_id, "type": "function", "function": function}]
+        self._last_or_new("assistant", place).calls.append({"id": call_id, "type": "function", "function": function})
 
     def result(self, call_id: str, text: str, place: str) -> None:
-        self._add(Message(role="tool", content=text, tool_call_id=call_id), place)
+        turn = self._new("tool", place)
+        turn.parts, turn.call_id = [{"type": "text", "text": text}], call_id
 
-    def finished(self) -> list[Message]:
-        """Every message has something to say: an assistant's turn with thoughts alone gets an empty text."""
-        for message in self.messages:
-            if message.content is None and not message.tool_calls:
-                message.content = ""
-        return self.messages
+    @property
+    def messages(self) -> list[Message]:
+        return [turn.message() for turn in self._turns]
 
     def named(self, error: ApiError, whole: str) -> ApiError:
         """The same error in the words of the face: messages[i] as the place where it came from, `messages` as
@@ -69,24 +93,18 @@ class Turns:
             error.param = whole if error.param == "messages" else _MESSAGE.sub(place, error.param)
         return error
 
-    def _say(self, role: str, parts: list[Part], place: str) -> None:
-        last = self._last(role)
-        if last is None:
-            self._add(Message(role=role, content=_joined(None, parts)), place)
-        else:
-            last.content = _joined(last.content, parts)
+    def _last_or_new(self, role: str, place: str) -> _Turn:
+        if self._turns and self._turns[-1].role == role:
+            return self._turns[-1]
+        return self._new(role, place)
 
-    def _last(self, role: str) -> Message | None:
-        return self.messages[-1] if self.messages and self.messages[-1].role == role else None
-
-    def _add(self, message: Message, place: str) -> Message:
-        self.messages.append(message)
+    def _new(self, role: str, place: str) -> _Turn:
+        self._turns.append(_Turn(role))
         self.places.append(place)
-        return message
+        return self._turns[-1]
 
 
-def _joined(content: str | list[Part] | None, parts: list[Part]) -> str | list[Part]:
-    """One text stays a text, so that templates which know no parts see what was written."""
-    before = [{"type": "text", "text": content}] if isinstance(content, str) else list(content or ())
-    together = [*before, *parts]
-    return str(together[0]["text"]) if len(together) == 1 else together
+async def gathered(num_bytes: int, work: Callable[[], T]) -> T:
+    """What `work` makes of a body of so many bytes; of a large one in a thread, so that other streams keep their
+    pace."""
+    return work() if num_bytes <= INLINE_BYTES else await asyncio.to_thread(work)

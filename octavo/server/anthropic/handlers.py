@@ -17,7 +17,7 @@ from octavo.server.conversation import Conversation, render, start
 from octavo.server.decode import read
 from octavo.server.serving import Serving, json_response, request_id, serving
 from octavo.server.sse import EventStream, Writer
-from octavo.server.turns import Turns
+from octavo.server.turns import Turns, gathered
 from octavo.server.work import Work
 
 _messages = msgspec.json.Decoder(MessagesRequest)
@@ -36,8 +36,9 @@ async def messages(request: Request) -> Response:
     asked = await read(_messages, request)
     asked.check()
     model = serve.model(asked.model)
-    turns = translate.turns_of(asked.system, asked.messages)
-    wanted = translate.conversation(asked, turns, request_id(request))
+    turns, wanted = await gathered(
+        len(await request.body()), lambda: translate.conversation(asked, request_id(request))
+    )
     message_id = f"msg_{uuid.uuid4().hex}"
     if asked.stream:
 
@@ -68,8 +69,7 @@ async def count_tokens(request: Request) -> Response:
     serve = serving(request)
     asked = await read(_count, request)
     serve.model(asked.model)
-    turns = translate.turns_of(asked.system, asked.messages)
-    wanted = translate.to_count(asked, turns)
+    turns, wanted = await gathered(len(await request.body()), lambda: translate.to_count(asked))
     try:
         ids = await render(serve, wanted)
     except ApiError as error:

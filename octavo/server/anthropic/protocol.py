@@ -16,6 +16,7 @@ from octavo.server.openai.protocol.shared import MAX_STOP
 from octavo.types import SamplingParams
 
 Block = dict[str, Any]
+MAX_MESSAGES = 16384
 
 
 class MessageParam(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,7 +54,7 @@ class MessagesRequest(SamplingParams, frozen=True, kw_only=True, omit_defaults=T
     """POST /v1/messages"""
 
     model: Annotated[str, Meta(description="The served model's name.")]
-    messages: Annotated[list[MessageParam], Meta(min_length=1, max_length=100_000)]
+    messages: Annotated[list[MessageParam], Meta(min_length=1, max_length=MAX_MESSAGES)]
     max_tokens: Annotated[int, Meta(ge=1, description="Most tokens to generate; clamped to the context.")]
     system: str | list[Block] | None = None
     stop_sequences: list[str] | None = None
@@ -86,7 +87,7 @@ class CountTokensRequest(msgspec.Struct, frozen=True, kw_only=True):
     """POST /v1/messages/count_tokens"""
 
     model: Annotated[str, Meta(description="The served model's name.")]
-    messages: Annotated[list[MessageParam], Meta(min_length=1, max_length=100_000)]
+    messages: Annotated[list[MessageParam], Meta(min_length=1, max_length=MAX_MESSAGES)]
     system: str | list[Block] | None = None
     thinking: Thinking | None = None
     tools: Tools | None = None

@@ -23,26 +23,26 @@ PASSED_OVER = ("redacted_thinking", "server_tool_use", "container_upload", "comp
 """Blocks in the history that say nothing to this model; so do the results of server tools, whatever their names."""
 
 
-def conversation(asked: MessagesRequest, turns: Turns, request_id: str) -> Conversation:
-    return _conversation(asked, turns, sampling(asked), request_id)
+def conversation(asked: MessagesRequest, request_id: str) -> tuple[Turns, Conversation]:
+    return _conversation(asked, sampling(asked), request_id)
 
 
-def to_count(asked: CountTokensRequest, turns: Turns) -> Conversation:
-    return _conversation(asked, turns, SamplingParams(max_tokens=1), "")
+def to_count(asked: CountTokensRequest) -> tuple[Turns, Conversation]:
+    return _conversation(asked, SamplingParams(max_tokens=1), "")
 
 
 def _conversation(
-    asked: MessagesRequest | CountTokensRequest, turns: Turns, params: SamplingParams, request_id: str
-) -> Conversation:
+    asked: MessagesRequest | CountTokensRequest, params: SamplingParams, request_id: str
+) -> tuple[Turns, Conversation]:
+    turns = turns_of(asked.system, asked.messages)
     tools = client_tools(asked.tools or [])
     choice, named = chosen(asked.tool_choice, tools)
-    messages = turns.finished()
     try:
-        messages = checked_messages(messages)
+        messages = checked_messages(turns.messages)
     except ApiError as error:
         raise turns.named(error, "messages") from None
     effort = asked.output_config.effort if asked.output_config is not None else None
-    return Conversation(
+    return turns, Conversation(
         messages=messages,
         params=params,
         tools=tools,
@@ -97,7 +97,7 @@ def _add(turns: Turns, message: MessageParam, place: str) -> None:
     content = message.content
     blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if message.role == "assistant":
-        turns.assistant([], place)
+        turns.assistant([], place)  # an empty turn is a turn
         for index, block in enumerate(blocks):
             _add_said(turns, block, f"{place}.content[{index}]")
     elif message.role == "user":

@@ -20,6 +20,7 @@ ENCRYPTED = "reasoning.encrypted_content"
 """Values of `include` that change an answer; others ask for things of tools that are not functions."""
 
 Item = dict[str, Any]
+MAX_ITEMS = 16384
 Metadata = Annotated[
     dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]], Meta(max_length=16)
 ]
@@ -47,7 +48,10 @@ class ReasoningConfig(msgspec.Struct, frozen=True, kw_only=True):
 class ResponsesRequest(SamplingParams, frozen=True, kw_only=True, omit_defaults=True):
     """POST /v1/responses"""
 
-    input: Annotated[str | list[Item], Meta(description="A text, or items: messages, calls and their outputs.")]
+    input: Annotated[
+        str | Annotated[list[Item], Meta(max_length=MAX_ITEMS)],
+        Meta(description="A text, or items: messages, calls and their outputs."),
+    ]
     model: Annotated[str, Meta(description="The served model's name; left out: that one.")] | None = None
     instructions: Annotated[str, Meta(description="A system message before the input.")] | None = None
     previous_response_id: Annotated[str, Meta(description="Go on after this stored response.")] | None = None

@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from octavo.errors import ApiError, ContextLengthExceeded, RequestError, Unsupported
 from octavo.server.auth import owner
-from octavo.server.conversation import Conversation, start
+from octavo.server.conversation import start
 from octavo.server.decode import read
 from octavo.server.openai.protocol.responses import (
     ENCRYPTED,
@@ -34,6 +34,7 @@ from octavo.server.openai.responses.store import ResponseStore, Stored
 from octavo.server.openai.usage import Header
 from octavo.server.serving import Serving, json_response, request_id, serving
 from octavo.server.sse import EventStream, Writer
+from octavo.server.turns import gathered
 from octavo.server.work import Work
 
 _decoder = msgspec.json.Decoder(ResponsesRequest)
@@ -48,40 +49,53 @@ async def create(request: Request) -> Response:
     asked = await read(_decoder, request)
     asked.check()
     header = Header(f"resp_{uuid.uuid4().hex}", int(time.time()), serve.model(asked.model))
-    exchange = _Exchange(serve, asked, header, owner(request))
-    wanted = translate.conversation(asked, exchange.turns, request_id(request))
+    whose, previous_id = owner(request), asked.previous_response_id
+    chain = serve.responses.chain(previous_id, whose) if previous_id is not None else []
+    num_bytes = len(await request.body()) + sum(stored.num_bytes for stored in chain)
+    exchange = await gathered(
+        num_bytes, lambda: _Exchange(serve, asked, header, owner=whose, chain=chain, request_id=request_id(request))
+    )
     if asked.stream:
 
         async def stream() -> tuple[Work, Writer]:
-            work = await exchange.start(wanted)
+            work = await exchange.start()
             return work, exchange.events(work)
 
         return EventStream(stream, serve.inflight)
     async with serve.inflight.watch(request.receive):
-        return json_response(await exchange.whole(await exchange.start(wanted)))
+        return json_response(await exchange.whole(await exchange.start()))
 
 
 class _Exchange:
-    """One request on its way to a response."""
+    """One request on its way to a response. Made in a thread when it is long."""
 
-    def __init__(self, serve: Serving, asked: ResponsesRequest, header: Header, owner: str) -> None:
+    def __init__(
+        self,
+        serve: Serving,
+        asked: ResponsesRequest,
+        header: Header,
+        *,
+        owner: str,
+        chain: list[Stored],
+        request_id: str,
+    ) -> None:
         self._serve = serve
         self._asked = asked
         self._owner = owner
-        store = serve.responses
-        chain = store.chain(asked.previous_response_id, owner) if asked.previous_response_id is not None else []
         before = [items for stored in chain for items in (_items.decode(stored.input_items), _output_of(stored))]
         known = {item["id"] for items in before for item in items}
         self._input = resolved(
             [item for item in listed(asked.input) if item["type"] != "item_reference" or item["id"] not in known],
-            lambda item_id: _item_of(store.holder(item_id, owner), item_id),
+            lambda item_id: _item_of(serve.responses.holder(item_id, owner), item_id),
         )
-        self.turns = translate.turns_of(asked, before, self._input)
+        self._turns = translate.turns_of(asked, before, self._input)
+        self._wanted = translate.conversation(asked, self._turns, request_id)
         self._begun = translate.response(asked, header, serve.client.defaults)
         self._seals = asked.includes(ENCRYPTED)
 
-    async def start(self, wanted: Conversation) -> Work:
+    async def start(self) -> Work:
         """With `truncation: "auto"` the oldest turns are left out until the rest fits."""
+        wanted = self._wanted
         while True:
             try:
                 return await start(self._serve, wanted)
@@ -89,7 +103,7 @@ class _Exchange:
                 is_long = isinstance(error, ContextLengthExceeded) and self._asked.truncation == "auto"
                 shorter = translate.shortened(wanted) if is_long else None
                 if shorter is None:
-                    raise translate.refusal(error, self.turns) from None
+                    raise translate.refusal(error, self._turns) from None
                 wanted = shorter
 
     async def whole(self, work: Work) -> ResponseObject:

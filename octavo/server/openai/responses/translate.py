@@ -48,7 +48,7 @@ def turns_of(asked: ResponsesRequest, before: Sequence[list[Item]], items: list[
     for earlier in before:
         add_items(turns, earlier, "previous_response_id")
     add_items(turns, items)
-    if not turns.messages:
+    if not turns.places:
         raise RequestError("input must not be empty", param="input")
     return turns
 
@@ -57,7 +57,7 @@ def conversation(asked: ResponsesRequest, turns: Turns, request_id: str) -> Conv
     tools = function_tools(asked.tools or [])
     choice, named, allowed = tool_choice(asked.tool_choice, tools)
     try:
-        messages = checked_messages(turns.finished())
+        messages = checked_messages(turns.messages)
     except ApiError as error:
         raise turns.named(error, "input") from None
     effort = asked.reasoning.effort if asked.reasoning is not None else None
