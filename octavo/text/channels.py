@@ -204,6 +204,20 @@ class Splitter:
         parts += self._parser.push(text)
 
 
+def merged_parts(parts: Sequence[ToolCallDelta]) -> list[ToolCallDelta]:
+    """The same with one part for each call in a row."""
+    found: list[ToolCallDelta] = []
+    texts: list[list[str]] = []
+    for part in parts:
+        if not found or found[-1].index != part.index:
+            found.append(ToolCallDelta(index=part.index, id=part.id, name=part.name))
+            texts.append([])
+        texts[-1].append(part.arguments)
+    for part, pieces in zip(found, texts, strict=True):
+        part.arguments = "".join(pieces)
+    return found
+
+
 def joined_calls(parts: Sequence[ToolCallDelta]) -> list[ToolCall]:
     """The calls that these parts, in order, make up."""
     arguments: list[list[str]] = []

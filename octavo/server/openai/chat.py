@@ -38,6 +38,7 @@ from octavo.server.openai.usage import Header, UsageTally, usage_of
 from octavo.server.serving import Serving, json_response, request_id, serving
 from octavo.server.sse import DONE, EventStream, Template, Writer, event
 from octavo.server.work import Work
+from octavo.text.channels import merged_parts
 from octavo.text.tokenizer import Tokenizer
 from octavo.types import Delta, FinishReason, SamplingParams, TokenLogprobs, ToolCallDelta
 
@@ -82,7 +83,7 @@ def conversation(asked: ChatCompletionRequest, request_id: str = "") -> Conversa
         tools=choice.tools,
         tool_choice=choice.tool_choice,
         named_tool=choice.named,
-        parallel_tool_calls=asked.parallel_tool_calls is not False and asked.functions is None,
+        parallel_tool_calls=asked.parallel_tool_calls is not False and not asked.by_functions,
         add_generation_prompt=asked.add_generation_prompt,
         continue_final_message=asked.continue_final_message,
         template_kwargs=template_kwargs(kwargs, asked.reasoning_effort),
@@ -129,7 +130,7 @@ def _message(asked: ChatCompletionRequest, answer: Answer) -> ResponseMessage:
     if answer.reasoning and asked.include_reasoning:
         message.reasoning_content = message.reasoning = answer.reasoning
     calls = [FunctionCall(name=call.name, arguments=call.arguments) for call in answer.tool_calls]
-    if calls and asked.functions is not None:
+    if calls and asked.by_functions:
         message.function_call = calls[0]
     elif calls:
         ids = [call.id for call in answer.tool_calls]
@@ -138,7 +139,7 @@ def _message(asked: ChatCompletionRequest, answer: Answer) -> ResponseMessage:
 
 
 def _reason(asked: ChatCompletionRequest, reason: FinishReason | None) -> ChatFinishReason | None:
-    return "function_call" if reason == "tool_calls" and asked.functions is not None else reason
+    return "function_call" if reason == "tool_calls" and asked.by_functions else reason
 
 
 class _Streamed:
@@ -206,10 +207,12 @@ class _Chunks:
             yield ChatDelta(reasoning_content=delta.reasoning, reasoning=delta.reasoning)
         if delta.text:
             yield ChatDelta(content=delta.text)
-        if delta.tool_calls and self._asked.functions is None:
-            yield ChatDelta(tool_calls=[_call_chunk(part) for part in delta.tool_calls])
-        elif delta.tool_calls:
-            yield from (ChatDelta(function_call=_call_chunk(part).function) for part in delta.tool_calls)
+        for part in merged_parts(delta.tool_calls):
+            call = _call_chunk(part)
+            if self._asked.by_functions:
+                yield ChatDelta(function_call=call.function)
+            else:
+                yield ChatDelta(tool_calls=[call])
 
     def end(self) -> bytes:
         if not self._tally.wanted:

@@ -13,7 +13,7 @@ from octavo.server.openai.protocol.chat import ChatCompletionRequest, ChatMessag
 from octavo.text.toolcalls.tool import Tool
 from octavo.types import Message
 
-_NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
+NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
 _PLACE = re.compile(r"\btools\[(\d+)\]\.function\b")
 
 
@@ -25,7 +25,7 @@ class Choice(NamedTuple):
 
 def chosen(asked: ChatCompletionRequest) -> Choice:
     """What may be called and what has to be. Raises RequestError, Unsupported."""
-    if asked.functions is not None or asked.function_call is not None:
+    if asked.by_functions:
         return _chosen_functions(asked)
     tools = [_tool(tool, f"tools[{i}]") for i, tool in enumerate(asked.tools or [])]
     _check_names(tools, "tools[{}].function.name")
@@ -52,8 +52,6 @@ def chosen(asked: ChatCompletionRequest) -> Choice:
 
 
 def _chosen_functions(asked: ChatCompletionRequest) -> Choice:
-    if asked.tools is not None or asked.tool_choice is not None:
-        raise RequestError("functions and function_call cannot be combined with tools", param="functions")
     tools = [_function(function) for function in asked.functions or []]
     _check_names(tools, "functions[{}].name")
     choice = asked.function_call
@@ -87,7 +85,7 @@ def _check_names(tools: list[Tool], place: str) -> None:
     seen: set[str] = set()
     for index, tool in enumerate(tools):
         at = place.format(index)
-        if not _NAME.fullmatch(tool.name):
+        if not NAME.fullmatch(tool.name):
             raise RequestError(
                 f"{at} is {tool.name[:40]!r}; a name has 1 to 128 letters, digits and _ - . : /", param=at
             )
@@ -134,7 +132,7 @@ def _allowed(choice: dict[str, Any], tools: list[Tool]) -> Choice:
 
 def in_words_of(error: ApiError, asked: ChatCompletionRequest) -> ApiError:
     """An error about `tools`, naming `functions` where the request says so."""
-    if asked.functions is not None:
+    if asked.by_functions:
         error.message = _PLACE.sub(r"functions[\1]", error.message)
         error.param = None if error.param is None else _PLACE.sub(r"functions[\1]", error.param)
     return error

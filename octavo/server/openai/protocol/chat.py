@@ -61,14 +61,18 @@ class ChatCompletionRequest(GenerationRequest, frozen=True, kw_only=True, omit_d
     parallel_tool_calls: Annotated[bool, Meta(description="Several calls in one answer.")] | None = None
     functions: Annotated[list[FunctionDefinition], Meta(max_length=MAX_TOOLS, description="Deprecated.")] | None = None
     function_call: Annotated[str | dict[str, Any], Meta(description="Deprecated.")] | None = None
-    web_search_options: NotYet = None
     modalities: Annotated[list[str], Meta(description="Only `text`.")] | None = None
     chat_template: NotYet = None
     documents: NotYet = None
 
+    @property
+    def by_functions(self) -> bool:
+        """Tools go by their older name here, and so do calls in the answer. `tools` win over `functions`."""
+        return self.tools is None and self.functions is not None
+
     def refused(self) -> tuple[str, ...]:
         return (
-            *super().refused(), "chat_template", "documents", "web_search_options",
+            *super().refused(), "chat_template", "documents",
         )  # fmt: skip
 
     def check(self) -> None:

@@ -103,7 +103,7 @@ class _Exchange:
                 is_long = isinstance(error, ContextLengthExceeded) and self._asked.truncation == "auto"
                 shorter = translate.shortened(wanted) if is_long else None
                 if shorter is None:
-                    raise translate.refusal(error, self._turns) from None
+                    raise translate.refusal(error, self._turns, self._asked, wanted) from None
                 wanted = shorter
 
     async def whole(self, work: Work) -> ResponseObject:

@@ -31,8 +31,9 @@ from octavo.server.openai.protocol.responses import (
 )
 from octavo.server.openai.responses.items import add_items
 from octavo.server.openai.responses.output import Output
+from octavo.server.openai.tools import NAME
 from octavo.server.openai.usage import Header
-from octavo.server.turns import Turns
+from octavo.server.turns import Turns, schemas_named
 from octavo.text.toolcalls.tool import Tool
 from octavo.types import Metrics, SamplingParams, StructuredOutputs
 
@@ -69,6 +70,7 @@ def conversation(asked: ResponsesRequest, turns: Turns, request_id: str) -> Conv
         named_tool=named,
         parallel_tool_calls=asked.parallel_tool_calls is not False,
         template_kwargs=template_kwargs(asked.chat_template_kwargs, effort),
+        structured_param="text.format" if asked.structured_outputs is None else "structured_outputs",
         request_id=request_id,
     )
 
@@ -108,11 +110,10 @@ def function_tools(tools: list[Item]) -> list[Tool]:
             raise RequestError(f"{place}.type is required", param=f"{place}.type")
         if tool["type"] != "function":
             continue
-        inner = tool.get("function")
-        about = inner if isinstance(inner, dict) else tool  # the form of chat completions is understood, too
+        about = _function(tool)
         name, parameters, description = about.get("name"), about.get("parameters"), about.get("description")
-        if not isinstance(name, str) or not name:
-            raise RequestError(f"{place}.name is required", param=f"{place}.name")
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise RequestError(f"{place}.name must have 1 to 128 letters, digits and _ - . : /", param=f"{place}.name")
         if name in found:
             raise RequestError(f"{place}.name {name[:64]!r} is there twice", param=f"{place}.name")
         if not isinstance(parameters, dict | None):
@@ -123,6 +124,12 @@ def function_tools(tools: list[Item]) -> list[Tool]:
             name=name, description=description, parameters=parameters, strict=about.get("strict") is True
         )
     return list(found.values())
+
+
+def _function(tool: Item) -> Item:
+    """What a tool says of its function; the form of chat completions is understood, too."""
+    inner = tool.get("function")
+    return inner if isinstance(inner, dict) else tool
 
 
 Choice = Literal["none", "auto", "required"]
@@ -170,17 +177,15 @@ def shortened(wanted: Conversation) -> Conversation | None:
     return replace(wanted, messages=[*messages[:start], *messages[cut:]])
 
 
-def refusal(error: ApiError, turns: Turns) -> ApiError:
+def refusal(error: ApiError, turns: Turns, asked: ResponsesRequest, wanted: Conversation) -> ApiError:
     """What the shared path said of fields by their names in chat completions, in the names of this API."""
+    given = {str(_function(tool).get("name")): index for index, tool in enumerate(asked.tools or ())}
     error = turns.named(error, "input")
-    names = {
-        "response_format": "text.format", "max_tokens": "max_output_tokens", "reasoning_effort": "reasoning.effort",
-        "max_completion_tokens": "max_output_tokens", "structured_outputs": "text.format", "grammar": "text.format",
-    }  # fmt: skip
-    for old, new in names.items():
-        if error.param is not None and (error.param == old or error.param.startswith((f"{old}.", f"{old}["))):
-            error.param = new + error.param[len(old) :]
-            break
+    error = schemas_named(error, [f"tools[{given[tool.name]}].parameters" for tool in wanted.tools])
+    if error.param in ("max_tokens", "max_completion_tokens"):
+        error.param = "max_output_tokens"
+    elif error.param == "reasoning_effort":
+        error.param = "reasoning.effort"
     return error
 
 
