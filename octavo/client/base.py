@@ -99,7 +99,13 @@ class Client(Protocol):
         ...
 
     @property
-    def stats(self) -> Stats: ...
+    def stats(self) -> Stats:
+        """Gauges as last told, counters of all engines so far."""
+        ...
+
+    async def refresh(self, timeout: float) -> None:
+        """Has the engine tell its stats anew, and waits for that at most `timeout` seconds."""
+        ...
 
     async def generate(self, prompt: Prompt, params: SamplingParams) -> Generation:
         """Checks what can be known up front (RequestError, ContextLengthExceeded, QueueFull, Unavailable), enters the

@@ -95,6 +95,7 @@ class EngineClient:
         self._info: EngineInfo | None = None
         self._model: _Model | None = None
         self._totals = Totals()
+        self._asked: asyncio.Future[None] | None = None
         self._state = _State.LOST
         self._session = 0
         self._draining = False
@@ -130,6 +131,21 @@ class EngineClient:
     def stats(self) -> Stats:
         """As of the last heartbeat; counters of all engines so far."""
         return self._totals.stats
+
+    async def refresh(self, timeout: float) -> None:
+        """One question for all who ask while it is on its way."""
+        if self._state < _State.WELCOMED:
+            return
+        if self._asked is None:
+            self._asked = asyncio.get_running_loop().create_future()
+            self._connection.send(Ping())
+        await asyncio.wait([self._asked], timeout=timeout)
+
+    def _told(self) -> None:
+        """`stats` are new."""
+        asked, self._asked = self._asked, None
+        if asked is not None:
+            asked.set_result(None)
 
     @property
     def num_in_flight(self) -> int:
@@ -196,6 +212,7 @@ class EngineClient:
         self._hold_until = time.monotonic() + (HOLD_AFTER_DRAIN_S if was_draining else HOLD_S)
         self._state = _State.LOST
         self._totals.lose()
+        self._told()
         self._ledger.suspend(died=not was_draining)
 
     def _receive(self, message: ToClient) -> None:
@@ -208,6 +225,7 @@ class EngineClient:
                 self._ledger.receive(message)
         elif isinstance(message, Pong):
             self._totals.take(message.instance, message.stats)
+            self._told()
             if not message.known and self._state >= _State.WELCOMED:
                 self._rejoin()
         elif isinstance(message, Draining):
@@ -226,6 +244,7 @@ class EngineClient:
     def _welcomed(self, message: Welcome) -> None:
         if self._state is _State.GREETED:
             self._state = _State.WELCOMED
+            self._connection.send(Ping())  # its pages, before anybody asks for them
             self._attaching = asyncio.create_task(self._attach(message.info, self._session), name="octavo-attach")
 
     async def _attach(self, info: EngineInfo, session: int) -> None:

@@ -197,6 +197,9 @@ class FakeClient:
             memory_mb=1.0,
         )
 
+    async def refresh(self, timeout: float) -> None:
+        pass
+
     async def start(self) -> None:
         """Ready when this returns."""
         with tempfile.TemporaryDirectory() as name:

@@ -20,7 +20,7 @@ from octavo import log
 from octavo.errors import ApiError
 from octavo.server.account import Account, open_account
 from octavo.server.errors import ClientGone, error_response, unexpected
-from octavo.server.metrics import ServerMetrics
+from octavo.server.metrics import PROBES, ServerMetrics
 from octavo.server.serving import REQUEST_ID
 from octavo.server.sse import CONNECTION
 from octavo.server.tracing import Tracing
@@ -29,8 +29,7 @@ logger = logging.getLogger("octavo.server")
 access = logging.getLogger("octavo.access")
 
 MAX_REQUEST_ID = 128
-QUIET_PATHS = frozenset({"/health", "/ready", "/metrics", "/v1/metrics"})
-"""Asked every few seconds by machines: their lines are for debugging."""
+MAX_PATH = 128
 METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE"})
 
 
@@ -89,13 +88,13 @@ class RequestContext:
         method = scope["method"] if scope["method"] in METHODS else "other"
         self._metrics.closed(account, method, route)
         trace_id = None if self._tracing is None else self._tracing.record(account, route, Headers(scope=scope))
-        level = logging.DEBUG if route in QUIET_PATHS else logging.INFO
+        level = logging.DEBUG if route in PROBES else logging.INFO
         if self._access_log and access.isEnabledFor(level):
-            _log(level, account, method, route, trace_id)
+            _log(level, account, method, scope["path"][:MAX_PATH] if route == "other" else route, trace_id)
 
 
 def _log(level: int, account: Account, method: str, route: str, trace_id: str | None) -> None:
-    """One line of what was asked and what came of it; no text of the request or the answer is ever in it."""
+    """One line of what was asked and what came of it; nothing of a body is ever in it, nor of a query."""
     ms = round(account.seconds * 1e3, 1)
     fields: dict[str, Any] = {"method": method, "route": route, "status": account.status, "ms": ms}
     words = f"{method} {route} {account.status} in {ms:.0f} ms"

@@ -15,6 +15,8 @@ from octavo.server.errors import ErrorInfo
 from octavo.server.serving import Serving, json_response, serving
 
 MIB = 1 << 20
+REFRESH_S = 0.2
+"""How long an answer waits for an engine amid a step; then it shows what the last heartbeat told."""
 
 
 class Health(msgspec.Struct, kw_only=True):
@@ -91,11 +93,13 @@ async def ready(request: Request) -> Response:
 
 
 async def system_metrics(request: Request) -> Response:
-    return json_response(measured(serving(request)))
+    serve = serving(request)
+    await serve.client.refresh(REFRESH_S)
+    return json_response(measured(serve))
 
 
 def measured(serve: Serving) -> SystemMetrics:
-    """The machine now and the engine at its last heartbeat."""
+    """The machine and the engine now."""
     memory, stats, info = psutil.virtual_memory(), serve.client.stats, serve.client.info
     gpu = None if info is None else serve.machine.gpu(info.device)
     return SystemMetrics(
@@ -118,5 +122,7 @@ def measured(serve: Serving) -> SystemMetrics:
 
 
 async def prometheus(request: Request) -> Response:
-    body, content_type = serving(request).metrics.exposition(request.headers.get("accept", ""))
+    serve = serving(request)
+    await serve.client.refresh(REFRESH_S)
+    body, content_type = serve.metrics.exposition(request.headers.get("accept", ""))
     return Response(body, headers={"content-type": content_type})
