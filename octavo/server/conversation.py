@@ -72,9 +72,10 @@ def answers(arrived: list[Arrived], n: int) -> list[Answer]:
     return found
 
 
-async def render(serve: Serving, conversation: Conversation) -> list[int]:
-    """The tokens of the prompt. Raises RequestError that names `messages`."""
-    limit = serve.info().max_model_len
+async def render(serve: Serving, conversation: Conversation, *, is_bounded: bool = True) -> list[int]:
+    """The tokens of the prompt; `is_bounded`: as many as the context holds. Raises RequestError that names
+    `messages`."""
+    limit = serve.info().max_model_len if is_bounded else None
     return await _off_loop(serve, conversation, lambda prompter: prompter.encode(conversation, limit))
 
 

@@ -24,6 +24,7 @@ from octavo.server.anthropic.protocol import (
 )
 from octavo.server.errors import ErrorResponse
 from octavo.server.openai import models
+from octavo.server.openai.apply_template import RenderedPrompt, apply_template
 from octavo.server.openai.chat import chat_completions
 from octavo.server.openai.completions import completions
 from octavo.server.openai.embeddings import embeddings
@@ -200,6 +201,15 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         handler=tokenizer_info,
         summary="Special tokens and chat template, for clients that tokenize by this server.",
         given=TokenizerInfo,
+    ),
+    Endpoint(
+        method="POST",
+        path="/apply-template",
+        handler=apply_template,
+        summary="The prompt of a chat request as text.",
+        asked=ChatCompletionRequest,
+        given=RenderedPrompt,
+        example={"messages": [{"role": "user", "content": "Hello"}]},
     ),
     Endpoint(
         method="GET",

@@ -18,6 +18,7 @@ from octavo.server.decode import INLINE_BYTES
 from octavo.types import Message
 
 _MESSAGE = re.compile(r"\bmessages\[(\d+)\](?:\.[\w.\[\]]+)?")
+_SCHEMA = re.compile(r"\btools\[(\d+)\]\.function(?:\.parameters)?")
 
 T = TypeVar("T")
 Part = dict[str, Any]
@@ -102,6 +103,18 @@ class Turns:
         self._turns.append(_Turn(role))
         self.places.append(place)
         return self._turns[-1]
+
+
+def schemas_named(error: ApiError, places: list[str]) -> ApiError:
+    """The same error with the schema of the conversation's tool i under the name `places[i]`."""
+
+    def place(match: re.Match[str]) -> str:
+        at = int(match[1])
+        return places[at] if at < len(places) else "tools"
+
+    error.message = _SCHEMA.sub(place, error.message)
+    error.param = None if error.param is None else _SCHEMA.sub(place, error.param)
+    return error
 
 
 async def gathered(num_bytes: int, work: Callable[[], T]) -> T:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import uuid
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from octavo.errors import ApiError, ContextLengthExceeded
+from octavo.errors import ApiError
 from octavo.server.anthropic import translate
 from octavo.server.anthropic.blocks import Blocks, MessageEvents, ending, usage
 from octavo.server.anthropic.protocol import AnthropicMessage, CountTokensRequest, MessagesRequest, TokenCount
@@ -22,12 +21,6 @@ from octavo.server.work import Work
 
 _messages = msgspec.json.Decoder(MessagesRequest)
 _count = msgspec.json.Decoder(CountTokensRequest)
-
-_NAMES = {
-    "stop": "stop_sequences", "structured_outputs": "output_config.format", "response_format": "output_config.format",
-    "grammar": "output_config.format", "reasoning_effort": "output_config.effort",
-}  # fmt: skip
-"""Fields of the shared path → what they are called here."""
 
 
 async def messages(request: Request) -> Response:
@@ -43,12 +36,12 @@ async def messages(request: Request) -> Response:
     if asked.stream:
 
         async def stream() -> tuple[Work, Writer]:
-            work = await _start(serve, wanted, turns)
+            work = await _start(serve, asked, wanted, turns)
             return work, MessageEvents(asked, message_id, model, work)
 
         return _with_id(EventStream(stream, serve.inflight), request)
     async with serve.inflight.watch(request.receive):
-        work = await _start(serve, wanted, turns)
+        work = await _start(serve, asked, wanted, turns)
         blocks = Blocks()
         async with work:
             for _, delta in await work.finish(merge=False):
@@ -71,28 +64,17 @@ async def count_tokens(request: Request) -> Response:
     serve.model(asked.model)
     turns, wanted = await gathered(len(await request.body()), lambda: translate.to_count(asked))
     try:
-        ids = await render(serve, wanted)
+        ids = await render(serve, wanted, is_bounded=False)
     except ApiError as error:
-        raise _refusal(error, turns) from None
+        raise translate.refusal(error, turns, asked.tools or [], wanted) from None
     return _with_id(json_response(TokenCount(input_tokens=len(ids))), request)
 
 
-async def _start(serve: Serving, wanted: Conversation, turns: Turns) -> Work:
+async def _start(serve: Serving, asked: MessagesRequest, wanted: Conversation, turns: Turns) -> Work:
     try:
         return await start(serve, wanted)
     except ApiError as error:
-        raise _refusal(error, turns) from None
-
-
-def _refusal(error: ApiError, turns: Turns) -> ApiError:
-    error = turns.named(error, "messages")
-    if isinstance(error, ContextLengthExceeded):  # agents look for these words, and shorten what they send
-        numbers = re.findall(r"\d+", error.message)
-        sizes = f"{numbers[0]} tokens > {numbers[1]} maximum" if len(numbers) == 2 else error.message
-        error.message, error.param = f"prompt is too long: {sizes}", None
-    if error.param is not None:
-        error.param = _NAMES.get(error.param, error.param)
-    return error
+        raise translate.refusal(error, turns, asked.tools or [], wanted) from None
 
 
 def _with_id(response: Response, request: Request) -> Response:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from octavo.errors import RequestError
 from octavo.server.anthropic.protocol import Block, ToolChoice
+from octavo.server.openai.tools import NAME
 from octavo.text.toolcalls.tool import Tool
 
 
@@ -81,8 +82,8 @@ def _tool(tool: Block, place: str) -> Tool | None:
     if typed is None and schema is None and kind not in (None, "custom"):
         return None
     name = tool.get("name")
-    if not isinstance(name, str) or not name:
-        raise RequestError(f"{place}.name is required", param=f"{place}.name")
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise RequestError(f"{place}.name must have 1 to 128 letters, digits and _ - . : /", param=f"{place}.name")
     if typed is not None and schema is None:
         return Tool(name=name, description=typed[0], parameters=typed[1])
     if not isinstance(schema, dict):

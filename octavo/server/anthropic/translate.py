@@ -5,15 +5,16 @@ Pure; called by the messages handlers. Everything here raises RequestError in th
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
 
-from octavo.errors import ApiError, RequestError, Unsupported
+from octavo.errors import ApiError, ContextLengthExceeded, RequestError, Unsupported
 from octavo.server.anthropic.protocol import Block, CountTokensRequest, MessageParam, MessagesRequest, Thinking
 from octavo.server.anthropic.tools import chosen, client_tools
 from octavo.server.conversation import Conversation, checked_messages, template_kwargs
-from octavo.server.turns import Part, Turns
+from octavo.server.turns import Part, Turns, schemas_named
 from octavo.types import SamplingParams, StructuredOutputs
 
 BILLING = "x-anthropic-billing-header:"
@@ -51,6 +52,7 @@ def _conversation(
         parallel_tool_calls=asked.tool_choice is None or not asked.tool_choice.disable_parallel_tool_use,
         continue_final_message=_is_prefill(asked.messages, messages),
         template_kwargs=template_kwargs(thinking_kwargs(asked.thinking) | (asked.chat_template_kwargs or {}), effort),
+        structured_param="output_config.format" if params.structured_outputs is not None else "structured_outputs",
         request_id=request_id,
     )
 
@@ -68,6 +70,22 @@ def thinking_kwargs(thinking: Thinking | None) -> dict[str, Any]:
     if thinking.budget_tokens is None:
         return {"enable_thinking": True}
     return {"enable_thinking": True, "thinking_budget": thinking.budget_tokens}
+
+
+def refusal(error: ApiError, turns: Turns, tools: list[Block], wanted: Conversation) -> ApiError:
+    """What the shared path said of fields by their names in chat completions, in the names of this API."""
+    given = {str(tool.get("name")): index for index, tool in enumerate(tools)}
+    error = turns.named(error, "messages")
+    error = schemas_named(error, [f"tools[{given[tool.name]}].input_schema" for tool in wanted.tools])
+    if isinstance(error, ContextLengthExceeded):  # agents look for these words, and shorten what they send
+        numbers = re.findall(r"\d+", error.message)
+        sizes = f"{numbers[0]} tokens > {numbers[1]} maximum" if len(numbers) == 2 else error.message
+        error.message, error.param = f"prompt is too long: {sizes}", None
+    elif error.param == "stop":
+        error.param = "stop_sequences"
+    elif error.param == "reasoning_effort":
+        error.param = "output_config.effort"
+    return error
 
 
 def sampling(asked: MessagesRequest) -> SamplingParams:
