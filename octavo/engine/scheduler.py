@@ -104,7 +104,7 @@ class Scheduler:
             return [(client, failed)]
         request = Request(client, add, self._num_arrivals, now, self.max_len, self.cache.root(add.params.cache_salt))
         self._num_arrivals += 1
-        ending = request.ending(0)
+        ending = request.ending(0) if add.grammar is None else None
         if ending is not None:  # it was complete already when the engine before this one ended
             return [(client, TokenOutput(add.id, [], None, *ending, request.metrics()))]
         self._clients.setdefault(client, {})[add.id] = request
@@ -128,7 +128,7 @@ class Scheduler:
                 continue
             if constraint.error is not None:
                 replies.append((request.client, self._fail_bound(request, constraint.error)))
-            elif constraint.is_finished or constraint.exhausted:
+            elif request.ending(0) is not None or constraint.is_finished or constraint.exhausted:
                 replies.append((request.client, self._complete(request)))
             else:
                 self._compiling.discard(request)
@@ -276,8 +276,9 @@ class Scheduler:
         return self._fail_bound(request, constraint.error)
 
     def _complete(self, request: Request) -> TokenOutput:
-        """The end of a request whose grammar allows nothing further, without a token."""
-        output = TokenOutput(request.id, [], None, "stop", None, request.metrics())
+        """The end of a request that is complete, or whose grammar allows nothing further, without a token."""
+        finish_reason, stop_reason = request.ending(0) or ("stop", None)
+        output = TokenOutput(request.id, [], None, finish_reason, stop_reason, request.metrics())
         output.prompt_logprobs, request.prompt_logprobs = request.prompt_logprobs, None
         self._finish(request)
         return output

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
-from fake_model import VOCAB, FakeExecutor, expected
+from fake_model import VOCAB, FakeExecutor, expected, vocabulary
 
+from octavo.engine.constraints import Constraint, Constraints
 from octavo.engine.scheduler import Reply, Scheduler, SchedulerConfig
 from octavo.executor.base import StepFailed
 from octavo.types import SamplingParams
@@ -16,6 +18,29 @@ from octavo.wire.messages import Add, Failed
 from octavo.wire.plan import Plan
 
 STOP = 5
+GRAMMARS = [
+    "start: /[a-c]{1,40}/",
+    'start: "forced" /[0-9]+/',
+    'start: %json {"enum": ["red", "green", 12, null]}',
+    "start: /(a|bb)*/",
+]
+
+
+class InlineConstraints(Constraints):
+    """Without threads: what they would do is done at once."""
+
+    def __init__(self) -> None:
+        super().__init__(vocabulary, lambda: None)
+
+    def compile(self, key: object, add: Add) -> Constraint:
+        constraint = Constraint(key, add)
+        constraint.compile(vocabulary)
+        self._compiled.append(constraint)
+        return constraint
+
+    def compute(self, constraints: Sequence[Constraint]) -> None:
+        for constraint in constraints:
+            constraint.compute()
 
 
 @dataclass
@@ -31,7 +56,7 @@ class _Sent:
 class Driver:
     def __init__(self, config: SchedulerConfig, depth: int, seed: int = 0) -> None:
         self.random = random.Random(seed)
-        self.scheduler = Scheduler(config)
+        self.scheduler = Scheduler(config, InlineConstraints())
         self.executor = FakeExecutor(
             config.num_blocks, config.block_size, config.max_num_seqs, config.max_num_batched_tokens, depth
         )
@@ -69,7 +94,9 @@ class Driver:
             prompt_logprobs=pick.choice([None, None, None, 0]),
             logprobs=pick.choice([None, 1]),
         )
-        add = Add(self._next_id, prompt, params, pick.choice([0, pick.randrange(99)]), pick.choice([[], [STOP]]))
+        grammar = pick.choice([None, None, None, pick.choice(GRAMMARS)])
+        seed, stop_ids = pick.choice([0, pick.randrange(99)]), pick.choice([[], [STOP]])
+        add = Add(self._next_id, prompt, params, seed, stop_ids, grammar=grammar)
         whole, _ = expected(add, max_len)
         if whole and pick.random() < 0.2:  # as after a restart of the engine
             add = msgspec.structs.replace(add, output_ids=whole[: pick.randint(1, len(whole))])
@@ -112,7 +139,7 @@ class Driver:
             plan = self.scheduler.schedule(self.now)
             if plan is None:
                 break
-            self.executor.submit(plan)
+            self.executor.submit(plan, self.scheduler.masks())
             self.plans.append((plan, self._next_id))
         if not self.plans:
             assert not self.scheduler.has_requests, "requests, but nothing to compute"
@@ -148,6 +175,7 @@ class Driver:
         self.sent[client, add.id] = _Sent(add, list(add.output_ids))
         self.live.append((client, add.id))
         self._judge(self.scheduler.add(client, add, self.now))
+        self._judge(self.scheduler.enter_compiled())
 
     def _judge(self, replies: list[Reply], may_fail: bool = False) -> None:
         for client, reply in replies:
@@ -176,7 +204,8 @@ class Driver:
                 assert reply.metrics is not None
             if reply.finish_reason is not None:
                 assert sent.tokens == whole and reply.finish_reason == reason
-                assert reply.stop_reason == (STOP if reason == "stop" else None)
+                stopped = reason == "stop" and bool(whole) and whole[-1] == STOP
+                assert reply.stop_reason == (STOP if stopped else None)
                 assert reply.metrics is not None and reply.metrics.completion_tokens == len(whole)
                 assert reply.metrics.cached_tokens <= reply.metrics.prompt_tokens == len(sent.add.prompt_ids)
                 sent.finals += 1

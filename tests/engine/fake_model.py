@@ -7,13 +7,19 @@ its reader, just as wrong keys and values would; `expected` says what an unspoil
 
 from __future__ import annotations
 
+import tempfile
 from collections import deque
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
+from octavo.client.fake import write_byte_tokenizer
 from octavo.executor.base import StepFailed
+from octavo.grammar.matcher import Vocabulary
+from octavo.modelfiles.files import ModelFiles
 from octavo.types import TokenLogprobs
 from octavo.wire.messages import Add
-from octavo.wire.plan import Admit, Masks, Plan, Result, WorkerInfo
+from octavo.wire.plan import Admit, Masks, Plan, Result, Run, WorkerInfo
 
 VOCAB = 997
 START = 1
@@ -23,9 +29,25 @@ def digest(before: int, token: int) -> int:
     return hash((before, token))
 
 
-def sample(history: int, seed: int, stop_ids: list[int], masked: bool) -> int:
-    """The token after `history`; about one in 16 is the first stop id."""
+@cache
+def vocabulary() -> Vocabulary:
+    """Bytes, a few special tokens, and many ids that are no token's."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_byte_tokenizer(Path(folder))
+        return Vocabulary.load(ModelFiles("bytes", Path(folder)), VOCAB)
+
+
+def tokens_of(mask: bytes) -> list[int]:
+    return [token for token in range(VOCAB) if mask[token >> 3] >> (token & 7) & 1]
+
+
+def sample(history: int, seed: int, stop_ids: list[int], masked: bool, mask: bytes | None = None) -> int:
+    """The token after `history`; about one in 16 is the first stop id. With a `mask` one that it allows."""
     value = hash((history, seed, 7))
+    if mask is not None:
+        allowed = tokens_of(mask)
+        options = [token for token in allowed if not (masked and token in stop_ids)] or allowed
+        return options[value // 16 % len(options)]
     token = stop_ids[0] if stop_ids and value % 16 == 0 else value // 16 % VOCAB
     while masked and token in stop_ids:
         token = (token + 1) % VOCAB
@@ -41,12 +63,20 @@ def expected(add: Add, max_len: int) -> tuple[list[int], str]:
     limit = max_len - len(add.prompt_ids)
     if add.params.max_tokens is not None:
         limit = min(limit, add.params.max_tokens)
+    matcher = None if add.grammar is None else vocabulary().matcher(add.grammar, add.stop_ids)
     while len(output) < limit:
-        token = sample(history, add.seed, add.stop_ids, len(output) < add.params.min_tokens)
+        mask = None if matcher is None else matcher.mask()
+        if matcher is not None and matcher.is_finished:
+            return output, "stop"
+        token = sample(history, add.seed, add.stop_ids, len(output) < add.params.min_tokens, mask)
         output.append(token)
         history = digest(history, token)
         if token in add.stop_ids and len(output) >= add.params.min_tokens:
             return output, "stop"
+        if matcher is not None:
+            matcher.consume(token)
+            if matcher.is_finished:
+                return output, "stop"
     return output, "length"
 
 
@@ -67,6 +97,7 @@ class FakeExecutor:
         self.depth = depth
         self.fail_next = False
         self.plans: deque[Plan] = deque()
+        self._masks: deque[Masks | None] = deque()
         self.num_steps = 0
         self.num_shared_in_step = 0
         self.history: list[Plan] = []
@@ -93,12 +124,13 @@ class FakeExecutor:
     def submit(self, plan: Plan, masks: Masks | None = None) -> None:
         assert len(self.plans) < self.depth
         self.plans.append(plan)
+        self._masks.append(masks)
 
     def shutdown(self) -> None:
         self.plans.clear()
 
     def collect(self) -> Result:
-        plan = self.plans.popleft()
+        plan, masks = self.plans.popleft(), self._masks.popleft()
         self.history.append(plan)
         self.num_steps += 1
         self._apply(plan)
@@ -110,8 +142,9 @@ class FakeExecutor:
             raise StepFailed(f"step {plan.index}")
         self._compute(plan)
         result = Result(plan.index)
+        allowed = iter([None] * len(plan.run) if masks is None else masks())
         for run in plan.run:
-            self._finish_run(plan, run.row, run.num_tokens, run.samples, result)
+            self._finish_run(run, next(allowed) if run.samples else None, result)
         self._tolerant = max(self._tolerant - 1, 0)
         return result
 
@@ -164,19 +197,20 @@ class FakeExecutor:
                 self._slots[self._slot(row, position)] = before
                 unwritten.discard(self._slot(row, position))
 
-    def _finish_run(self, plan: Plan, index: int, count: int, samples: bool, result: Result) -> None:
-        row = self._rows[index]
-        start, row.computed = row.computed, row.computed + count
+    def _finish_run(self, run: Run, mask: bytes | None, result: Result) -> None:
+        index, row = run.row, self._rows[run.row]
+        start, row.computed = row.computed, row.computed + run.num_tokens
         self._verify(row)
         if row.admit.params.prompt_logprobs is not None:
             stop = min(row.computed + 1, row.admit.num_prompt_tokens)
             result.prompt_logprobs[index] = [TokenLogprobs(t, -1.0, []) for t in row.tokens[start + 1 : stop]]
-        if not samples:
+        if not run.samples:
             return
+        assert mask is None or row.admit.constrained
         assert row.broken or row.computed == len(row.tokens), "samples before the row's end"
         output = len(row.tokens) - row.admit.num_prompt_tokens
         history = self._slots[self._slot(row, row.computed - 1)]
-        token = sample(history, row.admit.seed, row.admit.stop_ids, output < row.admit.params.min_tokens)
+        token = sample(history, row.admit.seed, row.admit.stop_ids, output < row.admit.params.min_tokens, mask)
         row.tokens.append(token)
         result.token_ids.append(token)
         wanted = row.admit.params.logprobs is not None

@@ -112,7 +112,7 @@ def mask_of(*tokens: int) -> bytes:
 
 
 def test_a_mask_goes_before_everything_else() -> None:
-    """What it leaves out is not taken, whatever else is wished; where the others leave nothing of it, it alone counts."""
+    """What it leaves out is not taken, whatever else is wished; where the others leave nothing, it alone counts."""
     sampler = make_sampler()
     for row, params, stops, bad in (
         (0, greedy(), [], []),
