@@ -2,7 +2,7 @@
 # Options of octavo come from the environment as they are: OCTAVO_PORT=8123 make serve
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve chat bench test lint sanitize clean
+.PHONY: help install serve chat bench test lint sanitize soak fuzz clean
 OCTAVO := .venv/bin/octavo
 PYTEST_ARGS ?=
 
@@ -36,6 +36,14 @@ lint: ## Check style and types
 sanitize: ## Run the tests of the native kernels under the address and undefined-behaviour sanitizers
 	@tools/setup dev
 	@tools/sanitize
+
+soak: ## Thirty minutes (DURATION=seconds) of mixed load, hostile requests and kills; says whether all held
+	@tools/setup dev
+	@.venv/bin/python -m tools.soak $(ARGS)
+
+fuzz: ## Fuzz all that reads what comes from outside, FUZZ_SECONDS (600) each
+	@tools/setup dev
+	@tools/fuzz
 
 clean: ## Remove .venv and what tools left behind; fetched models stay
 	rm -rf .venv build dist octavo/kernels/cpu/_native*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* htmlcov coverage.xml
