@@ -18,6 +18,7 @@ import heapq
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
+from octavo.engine import journal
 from octavo.engine.blocks import BlockPool
 from octavo.engine.pace import Pace
 from octavo.engine.prefix import PrefixCache
@@ -145,6 +146,7 @@ class Planner:
 
     def preempt(self, request: Request) -> None:
         """Back into the queue; it is computed anew from its tokens so far."""
+        journal.preempted(request)
         self.leave(request)
         request.restart()
         self.queue.push(request)

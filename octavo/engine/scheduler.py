@@ -12,10 +12,10 @@ result counts only while its request's `epoch` is the one it was scheduled in. R
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Iterable
 
+from octavo.engine import journal
 from octavo.engine.blocks import BlockPool
 from octavo.engine.constraints import Constraint, Constraints, masks
 from octavo.engine.planner import Counters, Flight, Planner, SchedulerConfig
@@ -28,7 +28,6 @@ from octavo.wire.plan import Masks, Plan, Result
 
 __all__ = ["Reply", "Scheduler", "SchedulerConfig"]
 
-logger = logging.getLogger(__name__)
 
 SAMPLED = 4
 """Of steps that only decode, and so are alike, every fourth tells how long they take."""
@@ -101,6 +100,7 @@ class Scheduler:
             message = f"{self.num_waiting} requests are waiting already; try again later"
             failed = Failed(add.id, "queue_full", message)
         if failed is not None:
+            journal.refused(add, failed)
             return [(client, failed)]
         request = Request(client, add, self._num_arrivals, now, self.max_len, self.cache.root(add.params.cache_salt))
         self._num_arrivals += 1
@@ -108,6 +108,7 @@ class Scheduler:
         if ending is not None:  # it was complete already when the engine before this one ended
             return [(client, TokenOutput(add.id, [], None, *ending, request.metrics()))]
         self._clients.setdefault(client, {})[add.id] = request
+        journal.taken(request)
         self.counters.prompt_tokens += request.num_prompt
         if add.grammar is None:
             self._planner.queue.push(request)
@@ -140,6 +141,7 @@ class Scheduler:
         for id in ids:
             request = self._clients.get(client, {}).get(id)
             if request is not None:
+                journal.aborted(request)
                 self._finish(request)
                 self.counters.aborts += 1
 
@@ -214,6 +216,7 @@ class Scheduler:
         replies: list[Reply] = []
         for request, epoch, _run, _end in flight.items:
             if request.epoch == epoch:
+                journal.failed(request, f"step {plan.index} failed")
                 self._finish(request)
                 replies.append((request.client, Failed(request.id, "engine_error", message)))
         # Later plans in flight may build on this one's pages. Those that do are computed anew, and so, as this is
@@ -280,12 +283,13 @@ class Scheduler:
         finish_reason, stop_reason = request.ending(0) or ("stop", None)
         output = TokenOutput(request.id, [], None, finish_reason, stop_reason, request.metrics())
         output.prompt_logprobs, request.prompt_logprobs = request.prompt_logprobs, None
+        journal.finished(request, finish_reason)
         self._finish(request)
         return output
 
     def _fail_bound(self, request: Request, error: GrammarError) -> Failed:
         """Ends a request whose grammar cannot be compiled, or followed."""
-        logger.info("request %s: %s", request.add.request_id or request.id, error)
+        journal.failed(request, f"its grammar: {str(error)[:200]}")
         self._finish(request)
         if error.is_users:
             return Failed(request.id, "invalid_grammar", f"grammar: {error}", "grammar")
@@ -304,6 +308,7 @@ class Scheduler:
             output.prompt_logprobs, request.prompt_logprobs = request.prompt_logprobs, None
         if ending is not None:
             output.embedding = request.embedding
+            journal.finished(request, ending[0])
             self._finish(request)
         return output
 

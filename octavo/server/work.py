@@ -68,6 +68,7 @@ class Work:
         return work
 
     async def _generate(self, client: Client, prompt: Prompt) -> Generation:
+        prompt.request_id = prompt.request_id or self._account.request_id
         if prompt.grammar is None:
             return await client.generate(prompt, self._params)
         started = time.perf_counter()
