@@ -189,9 +189,9 @@ def prepare(args: argparse.Namespace) -> Comparison:
 def document(found: Comparison, rounds: int) -> dict[str, Any]:
     """The JSON file: see table.Document."""
     taken = {run["peer"] for run in found.runs}
-    facts = machine.facts()
+    facts = json.loads(output_of([str(found.octavo), str(SCRIPTS / "machine.py"), "facts"]))
     try:
-        facts |= json.loads(output_of([str(found.octavo), str(SCRIPTS / "machine.py")]))
+        facts |= json.loads(output_of([str(found.octavo), str(SCRIPTS / "machine.py"), "limits"]))
     except PeerFailed as error:
         say(f"the machine's limits are not known: {str(error).splitlines()[-1]}")
     return {

@@ -1,12 +1,12 @@
-"""Facts about this machine and this checkout, for results that are kept. Standard library and, for limits, octavo.
+"""Facts about this machine and this checkout, for results that are kept.
 
-`python machine.py` prints the measured limits of the machine as JSON; compare.py asks Octavo's own Python for them.
+`python machine.py facts` and `python machine.py limits` print them as JSON: compare.py, whose own Python need not have
+octavo, asks Octavo's for them.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -14,29 +14,16 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-SHOWN = (
-    "avx2",
-    "avx512f",
-    "avx512_vnni",
-    "avx512_bf16",
-    "avx_vnni",
-    "amx_int8",
-    "amx_bf16",
-    "asimd",
-    "asimddp",
-    "i8mm",
-    "bf16",
-    "sve",
-)
 
 
 def facts() -> dict[str, Any]:
     """cpu, cores (that this process may use), isa (the instruction sets that matter here), memory_mb, system."""
-    name, flags = _cpu()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
+    from octavo.config.hardware import detect
+
+    found = detect()
     system = f"{platform.system()} {platform.machine()}"
-    return {"cpu": name, "cores": cores, "isa": [f for f in SHOWN if f in flags], "memory_mb": memory, "system": system}
+    memory = found.memory_total >> 20
+    return {"cpu": found.cpu_name, "cores": found.cores, "isa": found.isa, "memory_mb": memory, "system": system}
 
 
 def commit() -> str | None:
@@ -47,20 +34,6 @@ def commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return found.stdout.strip() or None
-
-
-def _cpu() -> tuple[str, frozenset[str]]:
-    name, flags = platform.processor() or platform.machine(), frozenset[str]()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                name = value.strip()
-            elif key.strip() in ("flags", "Features"):
-                return name, frozenset(value.split())
-    except OSError:
-        pass
-    return name, flags
 
 
 def limits(isa: str = "", threads: int | None = None) -> dict[str, float]:
@@ -77,4 +50,4 @@ def limits(isa: str = "", threads: int | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(limits(*sys.argv[1:])))
+    print(json.dumps({"facts": facts, "limits": limits}[sys.argv[1]]()))

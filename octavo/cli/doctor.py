@@ -20,19 +20,6 @@ from octavo.modelfiles.facts import ModelFacts, read_facts
 from octavo.modelfiles.files import ModelFiles
 
 MIB = 1 << 20
-_ISA = (
-    "avx2",
-    "fma",
-    "f16c",
-    "avx512f",
-    "avx512_vnni",
-    "avx512_bf16",
-    "avx_vnni",
-    "amx_int8",
-    "amx_bf16",
-    "asimd",
-    "i8mm",
-)
 
 
 def _table(title: str, rows: list[tuple[str, str]]) -> Table:
@@ -43,7 +30,7 @@ def _table(title: str, rows: list[tuple[str, str]]) -> Table:
 
 
 def _hardware(hardware: Hardware) -> Table:
-    isa = ", ".join(f for f in _ISA if f in hardware.cpu_flags) or "none known"
+    isa = ", ".join(hardware.isa) or "none known"
     rows = [
         ("octavo", f"{__version__} on Python {platform.python_version()}, {platform.system()} {platform.machine()}"),
         ("cpu", f"{hardware.cpu_name}, {hardware.cores} cores this process may use"),

@@ -20,7 +20,16 @@ class Hardware:
     """Bytes, the cgroup's limit respected."""
     cpu_flags: frozenset[str]
 
+    @property
+    def isa(self) -> list[str]:
+        """The instruction sets among the flags that matter to kernels."""
+        return [name for name in INSTRUCTION_SETS if name in self.cpu_flags]
 
+
+INSTRUCTION_SETS = (
+    *("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16"),
+    *("asimd", "asimddp", "i8mm", "bf16", "sve"),
+)
 CGROUPS = Path("/sys/fs/cgroup")
 CPUS = Path("/sys/devices/system/cpu")
 
