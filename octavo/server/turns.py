@@ -60,14 +60,11 @@ class Turns:
         self._last_or_new("user", place).parts += parts
 
     def assistant(self, parts: list[Part], place: str) -> None:
-        """What is said after calls is a message of its own."""
-        last = self._last_or_new("assistant", place)
-        (self._new("assistant", place) if last.calls else last).parts.extend(parts)
+        """Also what is said after calls: templates want the results of calls right behind their message."""
+        self._last_or_new("assistant", place).parts += parts
 
     def reasoning(self, text: str, place: str) -> None:
-        """A thought stands in front of what is said."""
-        last = self._last_or_new("assistant", place)
-        (self._new("assistant", place) if last.parts or last.calls else last).thoughts.append(text)
+        self._last_or_new("assistant", place).thoughts.append(text)
 
     def call(self, call_id: str, name: str, arguments: str, place: str) -> None:
         function = {"name": name, "arguments": arguments}

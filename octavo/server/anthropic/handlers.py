@@ -72,7 +72,12 @@ async def count_tokens(request: Request) -> Response:
 
 async def _start(serve: Serving, asked: MessagesRequest, wanted: Conversation, turns: Turns) -> Work:
     try:
-        return await start(serve, wanted)
+        try:
+            return await start(serve, wanted)
+        except ApiError as error:
+            if error.param != "thinking_budget":
+                raise
+            return await start(serve, translate.unbounded(wanted))
     except ApiError as error:
         raise translate.refusal(error, turns, asked.tools or [], wanted) from None
 

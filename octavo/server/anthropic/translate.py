@@ -6,6 +6,7 @@ Pure; called by the messages handlers. Everything here raises RequestError in th
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -70,6 +71,12 @@ def thinking_kwargs(thinking: Thinking | None) -> dict[str, Any]:
     if thinking.budget_tokens is None:
         return {"enable_thinking": True}
     return {"enable_thinking": True, "thinking_budget": thinking.budget_tokens}
+
+
+def unbounded(wanted: Conversation) -> Conversation:
+    """For a model that cannot be held to a budget of thinking, which in this API is an aim."""
+    kwargs = {name: value for name, value in wanted.template_kwargs.items() if name != "thinking_budget"}
+    return replace(wanted, template_kwargs=kwargs)
 
 
 def refusal(error: ApiError, turns: Turns, tools: list[Block], wanted: Conversation) -> ApiError:
