@@ -8,7 +8,9 @@ from collections.abc import Iterator
 import pytest
 import targets
 
-FOUND: list[tuple[str, bytes]] = []
+FOUND: list[tuple[str, bytes]] = [
+    ("toolcalls", b'\xff\xff\x00{"name": "f", "parameters": {"a": [1, {"b": n "f"eter, "parameters": {"a": 1}}'),
+]
 """(target, input): what fuzzing has found; each was mended."""
 
 

@@ -141,15 +141,16 @@ class JsonText:
 
     def _in_word(self, text: str, at: int) -> int:
         found = _WORD_END.search(text, at)
-        end = len(text) if found is None else found.start()
+        room = MAX_WORD + 1 - sum(map(len, self._word))
+        end = min(len(text) if found is None else found.start(), at + room)  # however the text is cut
         self._word.append(text[at:end])
-        if sum(map(len, self._word)) > MAX_WORD:
+        if end == at + room:
             self.state = State.FAILED
         elif found is not None:
             word = self._checked_word()
             if word is None:
                 self.state = State.FAILED
-                return at
+                return end
             self._word.clear()
             self._release()
             self._out.append(word)
