@@ -27,6 +27,7 @@ class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     disable_any_whitespace: Annotated[bool, Meta(description="JSON without optional blanks.")] = False
     disable_additional_properties: Annotated[bool, Meta(description="Objects have the named properties only.")] = False
     whitespace_pattern: Annotated[str, Meta(description="Regex of the blanks allowed in JSON.")] | None = None
+    structural_tag: Annotated[Any, Meta(description="Not supported: a value is refused.")] = None
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

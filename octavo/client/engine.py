@@ -21,6 +21,7 @@ from octavo.client.ledger import Ledger
 from octavo.client.prepare import Seeds, sequences
 from octavo.client.totals import Totals
 from octavo.errors import ConfigError, EngineError, ModelFileError, OctavoError, Unavailable
+from octavo.grammar.checker import GrammarChecker
 from octavo.modelfiles.files import ModelFiles, locate
 from octavo.modelfiles.generation import sampling_defaults
 from octavo.text.template import ChatTemplate
@@ -94,6 +95,7 @@ class EngineClient:
         self._seeds = Seeds()
         self._info: EngineInfo | None = None
         self._model: _Model | None = None
+        self._grammars: GrammarChecker | None = None
         self._totals = Totals()
         self._asked: asyncio.Future[None] | None = None
         self._state = _State.LOST
@@ -166,14 +168,17 @@ class EngineClient:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._grammars is not None:
+            await self._grammars.close()
         self._ledger.fail_all(Unavailable("the server is shutting down", retry_after=1))
         self._connection.send(Bye())
         self._connection.close()
 
     async def generate(self, prompt: Prompt, params: SamplingParams) -> LedgerGeneration:
-        if not self.ready or self._info is None:
-            raise Unavailable(f"the engine is {self._why_not_ready()}; try again soon", retry_after=1)
-        model, info = self._loaded(), self._info
+        model, info = self._attached()
+        if prompt.grammar is not None and self._grammars is not None:
+            await self._grammars.check(prompt.grammar)
+            model, info = self._attached()  # much may have happened meanwhile
         adds = sequences(
             prompt,
             params,
@@ -187,6 +192,11 @@ class EngineClient:
         limit = info.max_num_seqs + info.max_queued_requests if info.max_queued_requests else None
         self._ledger.enter(generation, limit)
         return generation
+
+    def _attached(self) -> tuple[_Model, EngineInfo]:
+        if not self.ready or self._info is None:
+            raise Unavailable(f"the engine is {self._why_not_ready()}; try again soon", retry_after=1)
+        return self._loaded(), self._info
 
     def _loaded(self) -> _Model:
         if self._model is None:
@@ -259,6 +269,9 @@ class EngineClient:
                 self._ledger.fail_all(EngineError("the engine came back with another model"))
             self._model = model
             self._seeds = Seeds(info.seed)
+            grammars, self._grammars = self._grammars, GrammarChecker(_files(info), info.vocab_size)
+            if grammars is not None:
+                await grammars.close()
         if self._session != session or self._state is not _State.WELCOMED:  # lost again meanwhile
             return
         crashed = False
@@ -277,7 +290,7 @@ class EngineClient:
             model = await preloading
             if model.path == info.model_path:
                 return model
-        return await asyncio.to_thread(_load_model, ModelFiles(info.model, Path(info.model_path)))
+        return await asyncio.to_thread(_load_model, _files(info))
 
     def _fatal(self, error: OctavoError) -> None:
         if self._on_fatal is None:
@@ -294,6 +307,10 @@ class EngineClient:
                 self._connection.send(Ping())
             elif self._state is _State.LOST and len(self._ledger) and time.monotonic() > self._hold_until:
                 self._ledger.fail_all(EngineError("the engine was lost and did not come back"))
+
+
+def _files(info: EngineInfo) -> ModelFiles:
+    return ModelFiles(info.model, Path(info.model_path))
 
 
 def _load_model(files: ModelFiles) -> _Model:

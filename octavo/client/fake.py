@@ -21,7 +21,7 @@ from octavo.client.base import Prompt
 from octavo.client.generation import LedgerGeneration
 from octavo.client.ledger import Ledger
 from octavo.client.prepare import Seeds, sequences
-from octavo.errors import Unavailable
+from octavo.errors import RequestError, Unavailable
 from octavo.modelfiles.files import locate
 from octavo.text.template import ChatTemplate
 from octavo.text.tokenizer import Tokenizer
@@ -155,6 +155,7 @@ class FakeClient:
         self._work = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._tokenizer: Tokenizer | None = None
+        self._vocabulary: Any = None
         self._template: ChatTemplate | None = None
 
     # -- client.base.Client
@@ -223,6 +224,8 @@ class FakeClient:
     async def generate(self, prompt: Prompt, params: SamplingParams) -> LedgerGeneration:
         if not self._attached or self._info is None:
             raise Unavailable("the engine is not attached", retry_after=1)
+        if prompt.grammar is not None:
+            self._check(prompt.grammar)
         adds = sequences(
             prompt,
             params,
@@ -236,6 +239,16 @@ class FakeClient:
         limit = self._info.max_num_seqs + self._info.max_queued_requests if self._info.max_queued_requests else None
         self._ledger.enter(generation, limit)
         return generation
+
+    def _check(self, grammar: str) -> None:
+        """As the real client does, in this process. What is generated does not follow the grammar."""
+        from octavo.grammar.matcher import Vocabulary
+        from octavo.grammar.trial import verdict
+
+        if self._vocabulary is None:
+            self._vocabulary = Vocabulary(self.tokenizer, VOCAB_SIZE)
+        if message := verdict(self._vocabulary, grammar):
+            raise RequestError(f"the grammar cannot be used: {message}", param="grammar")
 
     # -- what tests do to it
 

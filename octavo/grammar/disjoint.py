@@ -38,9 +38,7 @@ class Proof:
         if False in lefts or False in rights:
             return True
         parts = [part for part in (*lefts, *rights) if isinstance(part, dict)]
-        kinds = set(_KINDS)
-        for part in parts:
-            kinds &= _kinds(part)
+        kinds = set(_KINDS).intersection(*map(_kinds, parts))
         if all(self._kind_excluded(kind, parts, lefts, rights, fuel) for kind in kinds):
             return True
         for mine, others in ((lefts, rights), (rights, lefts)):
@@ -68,7 +66,7 @@ class Proof:
                 self._disjoint(_property(lefts, name), _property(rights, name), fuel - 1) for name in sorted(required)
             )
         if kind == "array":
-            low = max(part.get("minItems", 0) for part in parts)
+            low = max((part.get("minItems", 0) for part in parts), default=0)
             return low > min((part["maxItems"] for part in parts if "maxItems" in part), default=low)
         return False
 

@@ -44,7 +44,7 @@ def rewrite(walk: Walk, place: Place, out: dict[str, Any], more: list[Schema], c
         out["patternProperties"] = dict(_patterns(walk, place))
         if len(out["patternProperties"]) < len(node["patternProperties"]):
             raise walk.refuse("patternProperties", place.at, "two of its regexes are the same")
-    if "required" in node and not isinstance(node["required"], bool):  # a switch in draft 3
+    if node.get("required", False) is not False:  # a switch of the property itself in draft 3
         out["required"] = walk.names(node["required"], "required", place.at)
     if "additionalProperties" in node:
         out["additionalProperties"] = walk.inside(place, "additionalProperties")

@@ -27,6 +27,9 @@ REFUSED = {
     "contains": "it cannot be enforced; use items or prefixItems",
     "$dynamicRef": "use $ref",
     "$recursiveRef": "use $ref",
+    "disallow": "it is of draft 3; say what may match",
+    "extends": "it is of draft 3; use allOf",
+    "divisibleBy": "it is of draft 3; use multipleOf",
 }
 
 _NOT_EXCLUSIVE = (
@@ -44,6 +47,7 @@ class Normalizer:
         self._document = document
         self._param = param
         self._closed = closed
+        self._draft = str(document.get("$schema", "")) if isinstance(document, dict) else ""
         self._references = References(document)
         self._names: dict[int, str] = {}
         self._waiting: list[tuple[Any, str, str]] = []
@@ -70,7 +74,7 @@ class Normalizer:
                         raise self.refuse("oneOf", at, f"its schemas {i} and {j} {_NOT_EXCLUSIVE}")
             one_of["anyOf"] = options
         if not proof.finite(whole):
-            raise self.refuse("$ref", "", "no finite value matches: a required part contains itself")
+            raise self.refuse("schema", "", "no value matches: something required is false, or contains itself")
         return whole
 
     # -- what the keywords' own modules call
@@ -139,6 +143,8 @@ class Normalizer:
         for keyword, why in REFUSED.items():
             if keyword in node and not (keyword == "if" and "then" not in node and "else" not in node):
                 raise self.refuse(keyword, at, why)
+        if node.get("contentMediaType") and "draft-07" in self._draft:
+            raise self.refuse("contentMediaType", at, "what a text holds cannot be enforced")
         out: dict[str, Any] = {}
         more: list[Schema] = []
         for part in (self._types, self._values, self._numbers, self._strings, self._arrays):
@@ -228,6 +234,8 @@ class Normalizer:
                     out["maxLength"] = min(most, out.get("maxLength", most))
             elif name not in UNRESTRICTED:
                 raise self.refuse("format", place.at, f"{name[:60]!r} is not known; known are {', '.join(FORMATS)}")
+        if self.kind(place, "contentEncoding", str, "a text") == "base64":
+            regexes += [f"^(?:{regex})$" for regex in FORMATS["byte"].regexes]
         if regexes:
             out["pattern"] = regexes[0]
             more += [{"type": out["type"], "pattern": r} if "type" in out else {"pattern": r} for r in regexes[1:]]
@@ -280,6 +288,8 @@ class Normalizer:
 
     def _ref(self, place: Place) -> Schema:
         reference = self.kind(place, "$ref", str, "a text")
+        if place.nesting and "$id" in place.node:
+            raise self.refuse("$id", place.at, "beside $ref drafts read it differently; leave it out")
         try:
             node, base = self._references.resolve(reference, place.base)
         except UnknownReference as error:

@@ -35,6 +35,8 @@ _OPTION = re.compile(r"\b(stop|max_tokens|temperature)\b")
 
 def grammar_of(structured: StructuredOutputs, param: str = "structured_outputs") -> str:
     """The grammar of the whole output. `param` is the field that errors name. Raises RequestError."""
+    if structured.structural_tag is not None:
+        raise RequestError(f"{param}: structural_tag is not supported; use tools or a grammar", param=param)
     given = [kind for kind in KINDS if getattr(structured, kind) is not None]
     if len(given) != 1:
         what = " and ".join(given) or "none"

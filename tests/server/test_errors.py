@@ -82,14 +82,6 @@ def test_wrong_fields_are_named(fields: dict[str, Any], param: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("response_format", {"type": "json_object"}),
-        ("response_format", {"type": "json_schema", "json_schema": {"schema": {}}}),
-        ("guided_json", {"type": "object"}),
-        ("guided_choice", ["a"]),
-        ("guided_regex", "a+"),
-        ("guided_grammar", "root ::= 'a'"),
-        ("structured_outputs", {"choice": ["a"]}),
-        ("grammar", "x"),
         ("chat_template", "{{ 1 }}"),
         ("modalities", ["audio"]),
         ("echo", True),

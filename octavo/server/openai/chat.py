@@ -87,6 +87,7 @@ def conversation(asked: ChatCompletionRequest, request_id: str = "") -> Conversa
         add_generation_prompt=asked.add_generation_prompt,
         continue_final_message=asked.continue_final_message,
         template_kwargs=template_kwargs(kwargs, asked.reasoning_effort),
+        structured_param=asked.constraint()[1],
         request_id=request_id,
     )
 

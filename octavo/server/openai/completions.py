@@ -7,6 +7,7 @@ its own log-probabilities, come first: that is how evaluation harnesses score te
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import msgspec
 from msgspec import UNSET
@@ -26,8 +27,9 @@ from octavo.server.openai.protocol.completions import (
     CompletionRequest,
 )
 from octavo.server.openai.usage import Header, UsageTally, usage_of
-from octavo.server.serving import Serving, json_response, serving
+from octavo.server.serving import Serving, json_response, renamed, serving
 from octavo.server.sse import DONE, EventStream, Template, Writer, event
+from octavo.server.structured import written
 from octavo.server.work import Work
 from octavo.types import Delta, FinishReason, SamplingParams
 
@@ -48,8 +50,13 @@ async def completions(request: Request) -> Response:
     _check_fan_out(serve, asked, len(given))
 
     async def start() -> tuple[Work, list[_Choice]]:
-        prompts = await _tokenized(serve, given, asked)
-        work = await Work.start(serve.client, prompts, sampling(asked), serve.metrics)
+        constraint, param = asked.constraint()
+        grammar = await written(constraint, param)
+        prompts = await _tokenized(serve, given, asked, grammar)
+        try:
+            work = await Work.start(serve.client, prompts, sampling(asked), serve.metrics)
+        except ApiError as error:
+            raise renamed(error, "grammar", param) from None
         return work, _choices(serve, asked, prompts)
 
     if asked.stream:
@@ -78,8 +85,8 @@ def split_prompts(prompt: str | list[str | int | list[int]]) -> list[str | list[
         return [_checked(prompt)]
     if not prompt:
         raise RequestError("prompt must not be empty", param="prompt")
-    if all(isinstance(p, int) for p in prompt):
-        return [[p for p in prompt if isinstance(p, int)]]
+    if set(map(type, prompt)) == {int}:  # of a million, without keeping streams waiting
+        return [cast(list[int], prompt)]
     if len(prompt) > MAX_PROMPTS:
         raise RequestError(f"prompt has {len(prompt)} entries; at most {MAX_PROMPTS}", param="prompt")
     if any(isinstance(p, int) for p in prompt):
@@ -107,15 +114,19 @@ def _check_fan_out(serve: Serving, asked: CompletionRequest, num_prompts: int) -
         )
 
 
-async def _tokenized(serve: Serving, given: list[str | list[int]], asked: CompletionRequest) -> list[Prompt]:
+async def _tokenized(
+    serve: Serving, given: list[str | list[int]], asked: CompletionRequest, grammar: str | None
+) -> list[Prompt]:
     texts = [prompt for prompt in given if isinstance(prompt, str)]
     if not texts:
-        return [Prompt(token_ids=prompt) for prompt in given if not isinstance(prompt, str)]
+        return [Prompt(token_ids=prompt, grammar=grammar) for prompt in given if not isinstance(prompt, str)]
     limit = serve.info().max_model_len
     add, parse = asked.add_special_tokens, asked.parse_special
     encoded = iter(await serve.encode(texts, add_special_tokens=add, parse_special=parse, max_tokens=limit))
     return [
-        Prompt(token_ids=next(encoded), text=prompt) if isinstance(prompt, str) else Prompt(token_ids=prompt)
+        Prompt(token_ids=next(encoded), text=prompt, grammar=grammar)
+        if isinstance(prompt, str)
+        else Prompt(token_ids=prompt, grammar=grammar)
         for prompt in given
     ]
 

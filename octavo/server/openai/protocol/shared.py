@@ -15,21 +15,27 @@ from msgspec import UNSET, Meta, UnsetType
 from octavo.client.prepare import MAX_LOGIT_BIAS
 from octavo.errors import RequestError, Unsupported
 from octavo.server.errors import refuse_nul
-from octavo.types import SamplingParams
+from octavo.server.structured import ResponseFormat, only_one
+from octavo.types import SamplingParams, StructuredOutputs
 
 NotYet = Annotated[Any, Meta(description="Not supported yet: a value is refused.")]
 
 MAX_STOP = 16
+_CONSTRAINTS = {
+    "guided_json": "json",
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "guided_grammar": "grammar",
+    "grammar": "grammar",
+    "json_schema": "json",
+}
+"""Fields of vLLM and llama.cpp, and what they are in StructuredOutputs."""
 _TOKEN_ID = re.compile(r"-?[0-9]{1,10}")
 
 
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
     include_usage: Annotated[bool, Meta(description="A last chunk with the usage.")] = False
     continuous_usage_stats: Annotated[bool, Meta(description="Usage so far in every chunk.")] = False
-
-
-class ResponseFormat(msgspec.Struct, frozen=True, kw_only=True):
-    type: Annotated[str, Meta(description="Only `text` is supported yet.")]
 
 
 class GenerationRequest(SamplingParams, frozen=True, kw_only=True, omit_defaults=True):
@@ -42,14 +48,15 @@ class GenerationRequest(SamplingParams, frozen=True, kw_only=True, omit_defaults
     user: str | None = None
     logit_bias: Annotated[dict[str, float], Meta(description="Added to the logits of token ids.")] | None = None  # type: ignore[assignment]
 
-    response_format: Annotated[ResponseFormat, Meta(description='`{"type": "text"}`.')] | None = None
-    guided_json: NotYet = None
-    guided_regex: NotYet = None
-    guided_choice: NotYet = None
-    guided_grammar: NotYet = None
-    guided_decoding_backend: NotYet = None
-    grammar: NotYet = None
-    json_schema: NotYet = None
+    response_format: Annotated[ResponseFormat, Meta(description="What the output must match.")] | None = None
+    guided_json: Annotated[str | dict[str, Any] | bool, Meta(description="As structured_outputs.json.")] | None = None
+    guided_regex: Annotated[str, Meta(description="As structured_outputs.regex.")] | None = None
+    guided_choice: Annotated[list[str], Meta(description="As structured_outputs.choice.")] | None = None
+    guided_grammar: Annotated[str, Meta(description="As structured_outputs.grammar.")] | None = None
+    guided_whitespace_pattern: Annotated[str, Meta(description="Blanks allowed in JSON.")] | None = None
+    guided_decoding_backend: Annotated[Any, Meta(description="Accepted and ignored: there is one.")] = None
+    grammar: Annotated[str, Meta(description="GBNF as llama.cpp has it, or Lark.")] | None = None
+    json_schema: Annotated[str | dict[str, Any] | bool, Meta(description="As llama.cpp has it.")] | None = None
     prompt_embeds: NotYet = None
     logits_processors: NotYet = None
     use_beam_search: NotYet = None
@@ -58,22 +65,15 @@ class GenerationRequest(SamplingParams, frozen=True, kw_only=True, omit_defaults
     def refused(self) -> tuple[str, ...]:
         """Names of the fields that change an answer and are not served yet."""
         return (
-            "guided_json", "guided_regex", "guided_choice", "guided_grammar",
-            "guided_decoding_backend", "grammar", "json_schema", "prompt_embeds", "logits_processors",
-            "use_beam_search", "truncate_prompt_tokens",
+            "prompt_embeds", "logits_processors", "use_beam_search", "truncate_prompt_tokens",
         )  # fmt: skip
 
     def check(self) -> None:
         """What can be known without the model. Raises RequestError, Unsupported."""
-        if self.structured_outputs is not None:
-            raise Unsupported("structured_outputs is not supported yet; leave it out", param="structured_outputs")
         for name in self.refused():
             if getattr(self, name):
                 raise Unsupported(f"{name} is not supported yet; leave it out", param=name)
-        if self.response_format is not None and self.response_format.type != "text":
-            kind = self.response_format.type[:40]
-            message = f"response_format of type {kind!r} is not supported yet; only 'text' is"
-            raise Unsupported(message, param="response_format")
+        self.constraint()
         if self.stream_options is not None and not self.stream:
             raise RequestError("stream_options is only allowed with stream: true", param="stream_options")
         if len(self.stop_strings()) > MAX_STOP:
@@ -88,9 +88,21 @@ class GenerationRequest(SamplingParams, frozen=True, kw_only=True, omit_defaults
             for text in texts:
                 refuse_nul(text, name)
 
+    def constraint(self) -> tuple[StructuredOutputs | None, str]:
+        """What the output must match, and the field that says so. Raises RequestError."""
+        blanks = self.guided_whitespace_pattern
+        given: dict[str, StructuredOutputs | None] = {"structured_outputs": self.structured_outputs}
+        if self.response_format is not None:
+            given["response_format"] = self.response_format.structured()
+        for name, kind in _CONSTRAINTS.items():
+            if (value := getattr(self, name)) is not None:
+                given[name] = StructuredOutputs(**{kind: value}, whitespace_pattern=blanks)
+        return only_one(given)
+
     def sampling(self, **changed: Any) -> SamplingParams:
         """The sampling fields of this request, some replaced. Raises RequestError."""
         fields = {name: getattr(self, name) for name in SamplingParams.__struct_fields__}
+        fields["structured_outputs"] = self.constraint()[0]
         fields["logit_bias"] = biases(self.logit_bias)
         return SamplingParams(**{**fields, **changed})
 
