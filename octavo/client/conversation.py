@@ -14,6 +14,7 @@ from octavo.client.base import Prompt
 from octavo.errors import ApiError, RequestError
 from octavo.grammar import tools as tool_grammars
 from octavo.grammar.spec import grammar_of
+from octavo.grammar.wellformed import check_parameters
 from octavo.text.channels import Channels, Tags, ends_inside, reasoning_by_name, reasoning_of_template
 from octavo.text.template import ChatTemplate
 from octavo.text.tokenizer import Tokenizer
@@ -87,6 +88,8 @@ class Prompter:
 
     def prompt(self, conversation: Conversation, max_tokens: int) -> Prompt:
         """Raises RequestError: for the messages with param "prompt", for a tool's schema with its place."""
+        for index, tool in enumerate(conversation.tools):
+            check_parameters(tool.parameters or {}, tool_grammars.place(index))
         ids = self.encode(conversation, max_tokens)
         budget = self._budget(conversation, max_tokens)
         enforced = _enforces_calls(conversation) or (budget is not None and bool(conversation.callable_tools))

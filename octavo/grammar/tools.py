@@ -19,7 +19,7 @@ from octavo.text.toolcalls.family import Family, Form
 from octavo.text.toolcalls.registry import DEFAULT
 from octavo.text.toolcalls.tool import Tool
 
-MAX_CALLS = 16
+MAX_CALLS = 8
 """In one answer, so that one that has to call does not do so for ever."""
 _NO_CALLS = r"/[ \t]*([^\s{][^\n]*)?(\n[ \t]*([^\s{][^\n]*)?)*/"
 """Text of which no line begins with a brace: no call in a form without a sign of its own."""

@@ -48,6 +48,8 @@ class JsonText:
 
     def __init__(self) -> None:
         self.state = State.VALUE
+        self.has_begun = False
+        """Something was given out."""
         self._closers: list[tuple[str, str]] = []
         """(bracket that ends it here, bracket that is given out) of everything open."""
         self._held: list[str] = []
@@ -82,6 +84,7 @@ class JsonText:
             else:
                 at = self._structure(text, at)
         out, self._out = "".join(self._out), []
+        self.has_begun = self.has_begun or bool(out)
         return out, at
 
     def closing(self) -> str:
@@ -94,6 +97,7 @@ class JsonText:
         elif self.state is State.WORD and (word := self._checked_word()) is not None:
             out = "".join(self._held) + word
         self.state = State.DONE
+        self.has_begun = self.has_begun or bool(out)
         return out + "".join(closer for _, closer in reversed(self._closers))
 
     # -- between strings and words

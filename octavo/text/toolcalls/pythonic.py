@@ -99,10 +99,10 @@ class PythonicParser(Parser):
         while key:
             yield from self.blanks()
             reader = PythonText()
-            if (yield from self._value(reader, before + json.dumps(key, ensure_ascii=False) + ": ")):
-                before = ", "
-            if not reader.done:
+            if not (yield from self._value(reader, before + json.dumps(key, ensure_ascii=False) + ": ")):
+                before = ", " if reader.has_begun else before
                 break
+            before = ", "
             yield from self.blanks()
             if (yield from self.literal(")")):
                 self.arguments("}")
@@ -119,18 +119,17 @@ class PythonicParser(Parser):
         return False
 
     def _value(self, reader: PythonText, lead: str) -> Steps[bool]:
-        """One argument, given on as it comes, behind `lead`. → whether anything of it was."""
-        rest = lead
+        """One argument, given on as it comes, behind `lead`. → whether it came whole; if not, it is closed."""
         while not reader.over and (yield from self.more()):
             given, end = reader.push(self._text, self._at)
             self.take(end - self._at)
             if given:
-                self.arguments(rest + given)
-                rest = ""
-        if not reader.done and not self.cut_off and (last := reader.closing()):
-            self.arguments(rest + last)
-            rest = ""
-        return not rest
+                self.arguments(lead + given)
+                lead = ""
+        whole = reader.done
+        if not whole and not self.cut_off and (last := reader.closing()):
+            self.arguments(lead + last)
+        return whole
 
 
 FAMILY = Family(
