@@ -158,6 +158,30 @@ def test_allowed_tools_narrow_the_choice() -> None:
     run(test)
 
 
+def test_functions_of_a_namespace_are_called_in_it() -> None:
+    async def test(api: Api) -> None:
+        space = {"type": "namespace", "name": "sky", "description": "d", "tools": [FUNCTIONS[0], {"type": "custom"}]}
+        for tools, names in (([space], ["sky"]), ([space, FUNCTIONS[0]], ["sky", None])):
+            seen = await prompt(api, tools=tools)
+            assert [seen.count('"name": "sky__weather"'), seen.count('"name": "weather"')] == [1, len(names) - 1]
+            body = (await respond(api, tools=tools)).json()
+            (call,) = [item for item in body["output"] if item["type"] == "function_call"]
+            assert (call["namespace"], call["name"]) == ("sky", "weather")
+            events = named_events((await respond(api, tools=tools, stream=True)).text)
+            check_order(events)
+            assert [e["name"] for e in events if e["type"].endswith("arguments.done")] == ["weather"]
+            assert "sky__weather" in await prompt(api, input=[{"role": "user", "content": "Q"}, call])
+            choice = {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "weather"}]}
+            assert ('"weather"' in await prompt(api, tools=tools, tool_choice=choice)) == (None in names)
+        error = error_of(await respond(api, tools=[{**space, "tools": [{**FUNCTIONS[0], "name": "a b"}]}]), 400)
+        assert error["param"] == "tools[0].tools[0].name"
+        strict = {"type": "function", "name": "f", "parameters": BAD, "strict": True}
+        error = error_of(await respond(api, tools=[{**space, "tools": [strict]}]), 400)
+        assert error["param"].startswith("tools[0].tools[0].parameters")
+
+    run(test, THINKS, reply=CALL % ("sky__weather", '{"city": "Rome"}'))
+
+
 BAD = {"type": "object", "properties": {"x": {"type": "string", "pattern": "(?<=a)b"}}, "additionalProperties": False}
 
 

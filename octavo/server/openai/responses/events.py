@@ -6,7 +6,7 @@ bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -38,10 +38,11 @@ class ResponseEvents(Output):
         finished: Callable[[Output], ResponseObject],
         failed: Callable[[Output, ApiError], ResponseObject],
         tokenizer: Tokenizer,
+        spaces: Mapping[str, tuple[str, str]],
         *,
         seals: bool,
     ) -> None:
-        super().__init__(tokenizer, seals=seals)
+        super().__init__(tokenizer, spaces, seals=seals)
         self._finished = finished
         self._failed = failed
         self._number = 0
@@ -97,7 +98,7 @@ class ResponseEvents(Output):
         elif piece.kind == "reasoning":
             self._event("response.reasoning_text.done", **about, content_index=0, text=text)
         else:
-            self._event("response.function_call_arguments.done", **about, name=piece.name, arguments=text)
+            self._event("response.function_call_arguments.done", **about, name=self.own_name(piece)[1], arguments=text)
         self._part("done", piece, text, self._logprobs)
         self._event("response.output_item.done", output_index=piece.index, item=self.items[-1])
 

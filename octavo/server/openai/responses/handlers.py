@@ -31,6 +31,7 @@ from octavo.server.openai.responses.events import ResponseEvents
 from octavo.server.openai.responses.items import listed, resolved
 from octavo.server.openai.responses.output import Output
 from octavo.server.openai.responses.store import ResponseStore, Stored
+from octavo.server.openai.responses.tools import functions
 from octavo.server.openai.usage import Header
 from octavo.server.serving import Serving, json_response, request_id, serving
 from octavo.server.sse import EventStream, Writer
@@ -89,7 +90,8 @@ class _Exchange:
             lambda item_id: _item_of(serve.responses.holder(item_id, owner), item_id),
         )
         self._turns = translate.turns_of(asked, before, self._input)
-        self._wanted = translate.conversation(asked, self._turns, request_id)
+        self._functions = functions(asked.tools or [])
+        self._wanted = translate.conversation(asked, self._turns, self._functions, request_id)
         self._begun = translate.response(asked, header, serve.client.defaults)
         self._seals = asked.includes(ENCRYPTED)
 
@@ -103,12 +105,12 @@ class _Exchange:
                 is_long = isinstance(error, ContextLengthExceeded) and self._asked.truncation == "auto"
                 shorter = translate.shortened(wanted) if is_long else None
                 if shorter is None:
-                    raise translate.refusal(error, self._turns, self._asked, wanted) from None
+                    raise translate.refusal(error, self._turns, wanted, self._functions) from None
                 wanted = shorter
 
     async def whole(self, work: Work) -> ResponseObject:
         tokenizer = self._serve.client.tokenizer
-        output = Output(tokenizer, seals=self._seals)
+        output = Output(tokenizer, self._functions.spaces, seals=self._seals)
         async with work:
             for _, delta in await work.finish(merge=False):
                 output.take(delta)
@@ -123,7 +125,7 @@ class _Exchange:
         def failed(output: Output, error: ApiError) -> ResponseObject:
             return self._kept(translate.failed(self._begun, output, error, work.metrics[0]))
 
-        return ResponseEvents(self._begun, finished, failed, tokenizer, seals=self._seals)
+        return ResponseEvents(self._begun, finished, failed, tokenizer, self._functions.spaces, seals=self._seals)
 
     def _kept(self, response: ResponseObject) -> ResponseObject:
         if response.store:

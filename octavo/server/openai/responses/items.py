@@ -16,6 +16,7 @@ import msgspec
 
 from octavo.errors import RequestError, Unsupported
 from octavo.server.openai.protocol.responses import Item
+from octavo.server.openai.responses.tools import seen_name
 from octavo.server.turns import Part, Turns
 
 SEALED = "octavo-reasoning-1."
@@ -81,10 +82,10 @@ def _add(turns: Turns, item: Item, place: str) -> None:
         if text := _reasoning(item, place):
             turns.reasoning(text, place)
     elif kind == "function_call":
-        turns.call(_text(item, "call_id", place), _text(item, "name", place), _text(item, "arguments", place), place)
+        turns.call(_text(item, "call_id", place), _name(item, place), _text(item, "arguments", place), place)
     elif kind == "custom_tool_call":
         arguments = _json({"input": _text(item, "input", place)})
-        turns.call(_text(item, "call_id", place), _text(item, "name", place), arguments, place)
+        turns.call(_text(item, "call_id", place), _name(item, place), arguments, place)
     elif kind in ("local_shell_call", "shell_call", "apply_patch_call", "mcp_call"):
         named = item.get("name") if kind == "mcp_call" else kind.removesuffix("_call")
         about = item.get("action") or item.get("operation") or item.get("arguments")
@@ -167,6 +168,10 @@ def unsealed(text: str, place: str) -> str:
     except (binascii.Error, ValueError):
         param = f"{place}.encrypted_content"
         raise RequestError(f"{param} is not what this server gave", param=param) from None
+
+
+def _name(item: Item, place: str) -> str:
+    return seen_name(_text(item, "name", place), item.get("namespace"))
 
 
 def _text(item: Item, key: str, place: str) -> str:

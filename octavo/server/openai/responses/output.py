@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
+
+from msgspec import UNSET, UnsetType
 
 from octavo.server.openai.logprobs import ChatLogprobsBuilder
 from octavo.server.openai.protocol.chat import LogprobEntry
@@ -24,10 +27,12 @@ _PREFIX = {"text": "msg", "reasoning": "rs", "call": "fc"}
 
 
 class Output(Pieces):
-    """`seals`: reasoning is given in the form to send back, too."""
+    """`spaces`: namespace and name of functions that the model sees under another name. `seals`: reasoning is given in
+    the form to send back, too."""
 
-    def __init__(self, tokenizer: Tokenizer, *, seals: bool = False) -> None:
+    def __init__(self, tokenizer: Tokenizer, spaces: Mapping[str, tuple[str, str]], *, seals: bool = False) -> None:
         super().__init__()
+        self._spaces = spaces
         self.items: list[OutputItem] = []
         """Those that are complete, in order."""
         self.id = ""
@@ -72,4 +77,11 @@ class Output(Pieces):
             thoughts = [] if is_begun else [ReasoningText(text=text)]
             seal = sealed(text) if self._seals and not is_begun else None
             return ReasoningItem(id=self.id, status=status, content=thoughts, encrypted_content=seal)
-        return FunctionCallItem(id=self.id, status=status, call_id=piece.call_id, name=piece.name, arguments=text)
+        namespace, name = self.own_name(piece)
+        return FunctionCallItem(
+            id=self.id, status=status, call_id=piece.call_id, name=name, namespace=namespace, arguments=text
+        )
+
+    def own_name(self, piece: Piece) -> tuple[str | UnsetType, str]:
+        """Of a call: the function's namespace, if any, and its name there."""
+        return self._spaces.get(piece.name, (UNSET, piece.name))

@@ -8,11 +8,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
-from octavo.errors import ApiError, QueueFull, RequestError, Unsupported
+from octavo.errors import ApiError, QueueFull, RequestError
 from octavo.server.conversation import Conversation, checked_messages, template_kwargs
 from octavo.server.errors import clean
 from octavo.server.openai.protocol.responses import (
@@ -31,14 +31,10 @@ from octavo.server.openai.protocol.responses import (
 )
 from octavo.server.openai.responses.items import add_items
 from octavo.server.openai.responses.output import Output
-from octavo.server.openai.tools import NAME
+from octavo.server.openai.responses.tools import Functions, shown, tool_choice
 from octavo.server.openai.usage import Header
 from octavo.server.turns import Turns, schemas_named
-from octavo.text.toolcalls.tool import Tool
 from octavo.types import Metrics, SamplingParams, StructuredOutputs
-
-SECRETS = ("authorization", "headers")
-"""Of a tool that is an MCP server: never kept, never shown."""
 
 
 def turns_of(asked: ResponsesRequest, before: Sequence[list[Item]], items: list[Item]) -> Turns:
@@ -54,9 +50,8 @@ def turns_of(asked: ResponsesRequest, before: Sequence[list[Item]], items: list[
     return turns
 
 
-def conversation(asked: ResponsesRequest, turns: Turns, request_id: str) -> Conversation:
-    tools = function_tools(asked.tools or [])
-    choice, named, allowed = tool_choice(asked.tool_choice, tools)
+def conversation(asked: ResponsesRequest, turns: Turns, found: Functions, request_id: str) -> Conversation:
+    choice, named, allowed = tool_choice(asked.tool_choice, found)
     try:
         messages = checked_messages(turns.messages)
     except ApiError as error:
@@ -65,7 +60,7 @@ def conversation(asked: ResponsesRequest, turns: Turns, request_id: str) -> Conv
     return Conversation(
         messages=messages,
         params=sampling(asked),
-        tools=[tool for tool in tools if allowed is None or tool.name in allowed],
+        tools=[tool for name, tool in found.tools.items() if allowed is None or name in allowed],
         tool_choice=choice,
         named_tool=named,
         parallel_tool_calls=asked.parallel_tool_calls is not False,
@@ -101,69 +96,6 @@ def structured(asked: ResponsesRequest) -> StructuredOutputs | None:
     return StructuredOutputs(json=wanted.schema)
 
 
-def function_tools(tools: list[Item]) -> list[Tool]:
-    """Those that the model may call through this server; all others are run elsewhere, or nowhere."""
-    found: dict[str, Tool] = {}
-    for index, tool in enumerate(tools):
-        place = f"tools[{index}]"
-        if not isinstance(tool.get("type"), str):
-            raise RequestError(f"{place}.type is required", param=f"{place}.type")
-        if tool["type"] != "function":
-            continue
-        about = _function(tool)
-        name, parameters, description = about.get("name"), about.get("parameters"), about.get("description")
-        if not isinstance(name, str) or not NAME.fullmatch(name):
-            raise RequestError(f"{place}.name must have 1 to 128 letters, digits and _ - . : /", param=f"{place}.name")
-        if name in found:
-            raise RequestError(f"{place}.name {name[:64]!r} is there twice", param=f"{place}.name")
-        if not isinstance(parameters, dict | None):
-            raise RequestError(f"{place}.parameters must be a JSON Schema", param=f"{place}.parameters")
-        if not isinstance(description, str | None):
-            raise RequestError(f"{place}.description must be a text", param=f"{place}.description")
-        found[name] = Tool(
-            name=name, description=description, parameters=parameters, strict=about.get("strict") is True
-        )
-    return list(found.values())
-
-
-def _function(tool: Item) -> Item:
-    """What a tool says of its function; the form of chat completions is understood, too."""
-    inner = tool.get("function")
-    return inner if isinstance(inner, dict) else tool
-
-
-Choice = Literal["none", "auto", "required"]
-
-
-def tool_choice(choice: Any, tools: list[Tool]) -> tuple[Choice, str | None, set[str] | None]:
-    """→ the choice, the one tool it names, the names it is narrowed to."""
-    names = {tool.name for tool in tools}
-    if choice is None or choice in ("none", "auto", "required"):
-        if choice == "required" and not tools:
-            raise RequestError("tool_choice 'required' needs tools that are functions", param="tool_choice")
-        return choice or "auto", None, None
-    kind = choice.get("type") if isinstance(choice, dict) else None
-    if kind == "function":
-        name = choice.get("name") or (choice.get("function") or {}).get("name")
-        if name not in names:
-            raise RequestError(
-                f"tool_choice names {str(name)[:64]!r}, which is not among the tools", param="tool_choice"
-            )
-        return "required", str(name), None
-    if kind == "allowed_tools":
-        given = choice.get("tools")
-        allowed = (
-            {str(tool.get("name")) for tool in given if isinstance(tool, dict)} if isinstance(given, list) else set()
-        )
-        mode: Choice = "required" if choice.get("mode") == "required" else "auto"
-        if mode == "required" and not allowed & names:
-            raise RequestError("tool_choice.tools names no function among the tools", param="tool_choice.tools")
-        return mode, None, allowed & names
-    if isinstance(kind, str):
-        raise Unsupported(f"tool_choice of type {kind[:40]!r}: only functions can be called here", param="tool_choice")
-    raise RequestError("tool_choice must be none, auto, required, a function or allowed_tools", param="tool_choice")
-
-
 def shortened(wanted: Conversation) -> Conversation | None:
     """Without the oldest turns, at least a quarter of what there is: what is left begins with a user's message. None
     where only the last turn is left. For `truncation: "auto"`."""
@@ -177,11 +109,10 @@ def shortened(wanted: Conversation) -> Conversation | None:
     return replace(wanted, messages=[*messages[:start], *messages[cut:]])
 
 
-def refusal(error: ApiError, turns: Turns, asked: ResponsesRequest, wanted: Conversation) -> ApiError:
+def refusal(error: ApiError, turns: Turns, wanted: Conversation, found: Functions) -> ApiError:
     """What the shared path said of fields by their names in chat completions, in the names of this API."""
-    given = {str(_function(tool).get("name")): index for index, tool in enumerate(asked.tools or ())}
     error = turns.named(error, "input")
-    error = schemas_named(error, [f"tools[{given[tool.name]}].parameters" for tool in wanted.tools])
+    error = schemas_named(error, [found.places[tool.name] for tool in wanted.tools])
     if error.param in ("max_tokens", "max_completion_tokens"):
         error.param = "max_output_tokens"
     elif error.param == "reasoning_effort":
@@ -218,7 +149,7 @@ def response(asked: ResponsesRequest, header: Header, defaults: SamplingParams) 
             format=wanted or TextFormat(type="text"), verbosity=(asked.text and asked.text.verbosity) or "medium"
         ),
         tool_choice=asked.tool_choice or "auto",
-        tools=[_shown(tool) for tool in asked.tools or ()],
+        tools=[shown(tool) for tool in asked.tools or ()],
         top_logprobs=asked.top_logprobs or 0,
         top_p=_first(asked.top_p, defaults.top_p),
         truncation=asked.truncation or "disabled",
@@ -266,11 +197,3 @@ def usage(metrics: Metrics) -> ResponseUsage:
 
 def _first(asked: float | None, default: float | None) -> float:
     return asked if asked is not None else 1.0 if default is None else default
-
-
-def _shown(tool: Item) -> Item:
-    if tool.get("type") == "function" and not isinstance(tool.get("function"), dict):
-        shown = {"description": None, "parameters": None, "strict": False, **tool}
-        shown["strict"] = tool.get("strict") is True
-        return shown
-    return {key: value for key, value in tool.items() if key not in SECRETS}
