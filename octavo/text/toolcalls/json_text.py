@@ -104,7 +104,8 @@ class JsonText:
 
     def _structure(self, text: str, at: int) -> int:
         if blank := _BLANK.match(text, at):
-            (self._held if self._held else self._out).append(blank.group())
+            if self._closers:
+                (self._held if self._held else self._out).append(blank.group())
             return blank.end()
         char, state = text[at], self.state
         takes_value = state in (State.VALUE, State.VALUE_OR_CLOSE)
