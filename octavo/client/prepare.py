@@ -144,6 +144,9 @@ def _check_bias(bias: dict[int, float], vocab_size: int) -> None:
 
 
 def _check_ids(ids: Iterable[int], vocab_size: int, param: str) -> None:
+    ids = list(ids)
+    if not ids or (min(ids) >= 0 and max(ids) < vocab_size):
+        return
     for token_id in ids:
         if not 0 <= token_id < vocab_size:
             raise RequestError(
@@ -158,7 +161,6 @@ def _room(
     """Checks the prompt; → the number of tokens that may follow it."""
     if not prompt_ids:
         raise RequestError("the prompt is empty: it has no tokens", param="prompt")
-    _check_ids(prompt_ids, vocab_size, "prompt")
     room = max_model_len - len(prompt_ids)
     if room < (params.max_tokens != 0):
         raise ContextLengthExceeded(
@@ -166,6 +168,7 @@ def _room(
             "and needs room for one more; shorten the prompt",
             param="prompt",
         )
+    _check_ids(prompt_ids, vocab_size, "prompt")
     wanted = params.max_tokens if params.max_tokens is not None else default_max_tokens
     return room if wanted is None else min(wanted, room)
 

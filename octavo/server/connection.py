@@ -30,6 +30,7 @@ MAX_PIPELINED = 8
 BYTES_PER_S = 2048
 """A reader that takes so much is slow, but reads."""
 RETRY_AFTER_S = 5
+FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 
 class HeadTooLarge(ApiError):
@@ -73,7 +74,7 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         self._in_head = True
         """The next bytes belong to a head, or to nothing."""
-        self._head_begun = False
+        self._head_begun = self._head_was_read = False
         self._head_size = self._num_headers = 0
         self._idle_bytes = 0
         """Received since anything came of it: the head's, then between two pieces of the body."""
@@ -104,11 +105,9 @@ class Connection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self._idle_bytes += len(data)
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            logger.debug("a client asked for another protocol; it is answered in this one")
+            self._parse(data)
         except httptools.HttpParserError as error:
-            self._refuse(self._refusal or RequestError("this is not a valid HTTP/1.1 request", code="invalid_http"))
+            self._refuse(self._refusal or RequestError("this is not a valid HTTP request", code="invalid_http"))
             logger.debug("refused a request: %s", error)
         if self._refused:
             return
@@ -117,21 +116,40 @@ class Connection(HttpToolsProtocol):
         elif self._in_head and (self._head_begun or self._idle_bytes) and self._head_timer is None:
             self._head_timer = self.loop.call_later(self.bounds.head_timeout, self._head_overdue)
 
+    def _parse(self, data: bytes) -> None:
+        """A request to go over to HTTP/2 (Java's clients send it with every body) or web sockets is declined by
+        answering it. Its parser ends with its head; another one, told how long the body is, goes on from there."""
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                framing = [b"%s: %s\r\n" % header for header in self.headers if header[0] in FRAMING]
+                self.parser = httptools.HttpRequestParser(self)
+                self._head_was_read = True
+                data = b"POST / HTTP/1.1\r\n" + b"".join(framing) + b"\r\n" + data[upgrade.args[0] :]
+
     def _wait_for_request(self) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     # -- what the parser finds
 
     def on_message_begin(self) -> None:
+        if self._head_was_read:
+            return
         super().on_message_begin()
         self._head_begun = True
         self._head_size = self._num_headers = 0
 
     def on_url(self, url: bytes) -> None:
+        if self._head_was_read:
+            return
         self._grow(len(url))
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._head_was_read:
+            return
         self._num_headers += 1
         self._grow(len(name) + len(value))
         if self._num_headers > MAX_HEADERS:
@@ -144,9 +162,14 @@ class Connection(HttpToolsProtocol):
         self._in_head = self._head_begun = False
         self._idle_bytes = 0
         self._stop_head_timer()
+        if self._head_was_read:
+            self._head_was_read = False
+            return
         self._unanswered = [cycle for cycle in self._unanswered if not cycle.response_complete]
         if len(self._unanswered) > MAX_PIPELINED:
             raise ValueError("too many pipelined requests")
+        if self.parser.get_http_version() not in ("1.0", "1.1"):
+            raise ValueError("a version of HTTP that is not spoken here")
         super().on_headers_complete()
         if self._unanswered:
             self.flow.resume_reading()  # the end of the connection is to be seen at once
@@ -157,6 +180,8 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return  # its body is still to come
         self._in_head = True
         self._idle_bytes = 0
         super().on_message_complete()

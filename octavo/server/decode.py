@@ -33,7 +33,7 @@ _HOPELESS_DEPTH = 10_000
 
 INLINE_BYTES = 1 << 16
 """Shorter bodies are decoded at once."""
-MAX_STRINGS, MAX_CONTAINERS, MAX_VALUES = 200_000, 50_000, 2_000_000
+MAX_STRINGS, MAX_CONTAINERS, MAX_VALUES = 200_000, 50_000, 1_000_000
 """In one body; each bound is about 20 ms of decoding."""
 _PIECE = 1 << 16
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*("|\\?\Z)', re.DOTALL)

@@ -8,7 +8,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from octavo.errors import RequestError
+from octavo.errors import ContextLengthExceeded, RequestError
 from octavo.server.conversation import Conversation, checked_messages, render, template_kwargs
 from octavo.server.decode import read
 from octavo.server.errors import refuse_nul
@@ -21,6 +21,9 @@ from octavo.server.openai.protocol.tokenize import (
 )
 from octavo.server.serving import Serving, json_response, serving
 from octavo.types import SamplingParams
+
+MAX_TOKENS = 1 << 20
+"""More would take long to write, while streams wait."""
 
 _tokenize = msgspec.json.Decoder(TokenizeRequest)
 _detokenize = msgspec.json.Decoder(DetokenizeRequest)
@@ -44,7 +47,12 @@ async def _ids(serve: Serving, asked: TokenizeRequest) -> list[int]:
     if asked.prompt is not None:
         refuse_nul(asked.prompt, "prompt")
         add, parse = asked.add_special_tokens is not False, asked.parse_special
-        return (await serve.encode([asked.prompt], add_special_tokens=add, parse_special=parse))[0]
+        try:
+            ids = await serve.encode([asked.prompt], add_special_tokens=add, parse_special=parse, max_tokens=MAX_TOKENS)
+        except ContextLengthExceeded:
+            message = f"prompt has more than {MAX_TOKENS} tokens, the most of one request; send it in parts"
+            raise RequestError(message, param="prompt") from None
+        return ids[0]
     conversation = Conversation(
         messages=checked_messages(asked.messages or []),
         params=SamplingParams(),
@@ -63,7 +71,7 @@ async def detokenize(request: Request) -> Response:
     asked = await read(_detokenize, request)
     serve.model(asked.model)
     tokenizer = serve.client.tokenizer
-    for token_id in asked.tokens:
+    for token_id in (min(asked.tokens, default=0), max(asked.tokens, default=0)):
         if not 0 <= token_id < tokenizer.vocab_size:
             raise RequestError(
                 f"tokens: {token_id} is out of vocabulary: the model has {tokenizer.vocab_size} tokens, from 0 on",
