@@ -183,27 +183,25 @@ class Normalizer:
             value = node.get(keyword)
             if keyword not in node or (isinstance(value, bool) and keyword.startswith("exclusive")):
                 continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            if isinstance(value, bool) or not isinstance(value, int | float):
                 raise self.refuse(keyword, place.at, "it must be a number")
-            if abs(value) > values.EXACT:
-                raise self.refuse(keyword, place.at, f"{value} is beyond 2^53; numbers so large cannot be told apart")
+            if (why := values.unreadable(value)) is not None:
+                raise self.refuse(keyword, place.at, why)
             out[keyword] = value
-        only_integers = "number" not in out.get("type", TYPES)
-        for bound in ("Minimum", "Maximum"):
+        whole = "number" not in out.get("type", TYPES)
+        for bound, up in (("Minimum", True), ("Maximum", False)):
             plain, exclusive = bound.lower(), f"exclusive{bound}"
             if node.get(exclusive) is True and plain in out:  # as draft 4 has it
                 out[exclusive] = out.pop(plain)
-            if exclusive in out and not only_integers:
-                self._close(out, plain, exclusive)
+            found = [
+                values.bound(out.pop(keyword), up=up, exclusive=keyword == exclusive, whole=whole)
+                for keyword in (plain, exclusive)
+                if keyword in out
+            ]
+            if found:
+                out[plain] = max(found) if up else min(found)
         if "multipleOf" in out:
             self._multiple(place, out)
-
-    def _close(self, out: dict[str, Any], plain: str, exclusive: str) -> None:
-        """The next number instead of an exclusive bound: longer decimals would be read as the bound itself."""
-        value, up = out.pop(exclusive), plain == "minimum"
-        least = values.LEAST if up else -values.LEAST
-        bound = least if value == 0 else math.nextafter(value, math.inf if up else -math.inf)
-        out[plain] = (max if up else min)(bound, out.get(plain, bound))
 
     def _multiple(self, place: Place, out: dict[str, Any]) -> None:
         value = out["multipleOf"]

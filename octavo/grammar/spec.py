@@ -24,7 +24,7 @@ ANY_TEXT = "/(?s:.*)/"
 """A Lark expression: text without special tokens."""
 KINDS = ("json", "json_object", "regex", "choice", "grammar")
 
-BLANKS = r"[ \t]{1,2}|\r?\n[ \t]{0,64}"
+BLANKS = r"[ \t]|\r?\n[ \t]{0,64}"
 """Between two parts of a JSON text. Bounded: small models write blanks without end where they may."""
 
 _BLANK = ((9, 10), (13, 13), (32, 32))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 import math
 from typing import Any
 
@@ -9,6 +10,10 @@ EXACT = 2**53 - 1
 """Whole numbers up to here are the same to every reader."""
 LEAST = 1e-30
 """Stands for the least number above 0: decimals much smaller would be read as 0."""
+SMALL = 1e-20
+"""Numbers other than 0 below this are refused, with LEAST apart."""
+_DIGITS = 15
+"""That every reader of decimals reads exactly; llguidance's may be one unit off in the last place of longer ones."""
 MAX_NESTING = 60
 MAX_VALUES = 50_000
 _SHORT_ESCAPES = "\b\f\n\r\t"
@@ -26,6 +31,31 @@ def unwritable(text: str) -> int | None:
         if (code < 0x20 and char not in _SHORT_ESCAPES) or code == 0x7F or 0xD800 <= code < 0xE000:
             return code
     return None
+
+
+def bound(value: float, *, up: bool, exclusive: bool, whole: bool) -> float:
+    """An inclusive bound, a minimum with `up`, that lets through nothing which `value` excludes. `whole`: of integers.
+    For an exclusive one the next number that is told apart: longer decimals would be read as the bound itself."""
+    if whole:
+        return (
+            (math.floor(value) + 1 if exclusive else math.ceil(value))
+            if up
+            else (math.ceil(value) - 1 if exclusive else math.floor(value))
+        )
+    if exclusive and value == 0:
+        return LEAST if up else -LEAST
+    context = decimal.Context(prec=_DIGITS, rounding=decimal.ROUND_CEILING if up else decimal.ROUND_FLOOR)
+    exact = decimal.Decimal(repr(value))
+    if not exclusive:
+        return float(context.plus(exact))
+    return float(context.next_plus(exact) if up else context.next_minus(exact))
+
+
+def unreadable(value: float) -> str | None:
+    """Why a number cannot be told apart from its neighbours in every reader."""
+    if not math.isfinite(value) or abs(value) > EXACT:
+        return f"{value} is beyond 2^53; numbers so large cannot be told apart"
+    return f"{value} is too close to 0" if 0 < abs(value) < SMALL else None
 
 
 def checked(value: Any) -> Any:
@@ -46,7 +76,10 @@ def _checked(value: Any, nesting: int, left: list[int]) -> Any:
     if isinstance(value, dict):
         return {_checked(k, nesting, left): _checked(part, nesting + 1, left) for k, part in value.items()}
     if isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isfinite(value) or abs(value) > EXACT:
-            raise BadValue(f"{value} is beyond 2^53; numbers so large cannot be told apart")
+        why = unreadable(value)
+        if why is None and value != int(value) and float(f"{value:.{_DIGITS}g}") != value:
+            why = f"{value} has more than {_DIGITS} digits"
+        if why is not None:
+            raise BadValue(why)
         return int(value) if value == int(value) else value
     return value
