@@ -75,6 +75,15 @@ class ChatTemplate:
         """Whether a call's arguments may be given to the template as a mapping, and whether as text: tried."""
         return self._renders_call({"key": "value"}), self._renders_call('{"key": "value"}')
 
+    @cached_property
+    def takes_system(self) -> bool:
+        """Whether a system message is shown, not refused or passed over: tried."""
+        messages = [Message(role="system", content="some words"), Message(role="user", content="a")]
+        try:
+            return "some words" in self.render(messages, add_generation_prompt=True)
+        except RequestError:
+            return False
+
     def _renders_call(self, arguments: Any) -> bool:
         function = {"name": "f", "arguments": arguments}
         call = {"id": "abcdefghi", "type": "function", "function": function}

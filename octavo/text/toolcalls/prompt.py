@@ -45,7 +45,7 @@ def told(
     found = _as_text(messages)
     if tools:
         text = _SYSTEM.format(tools="\n".join(_json(tool.as_openai()) for tool in tools))
-        found = _with_system(found, text, takes_system="system" in template.sources)
+        found = _with_system(found, text, takes_system=template.takes_system)
     return found, None
 
 
