@@ -28,6 +28,11 @@ logger = logging.getLogger("octavo.server")
 DONE = b"data: [DONE]\n\n"
 FIRST_EVENT_S = 1.0
 """How long the status line waits for the first event, so that what the engine refuses at once is a plain 4xx."""
+SILENCE_S = 10.0
+"""How long nothing comes before the first token until the client is told that the stream lives: a long prompt takes its
+time, and clients and proxies give up on silence."""
+KEEP_ALIVE = b": keep-alive\n\n"
+"""A comment: says nothing, but something."""
 
 
 CONNECTION = "octavo.connection"
@@ -61,6 +66,10 @@ class Writer(Protocol):
 
     def chunk(self, prompt_index: int, delta: Delta) -> bytes:
         """May be empty."""
+        ...
+
+    def wait(self) -> bytes:
+        """A sign of life, before anything has come."""
         ...
 
     def end(self) -> bytes:
@@ -121,6 +130,7 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
 
     async def _pump(self, work: Work, writer: Writer, watch: Watch, send: Send) -> None:
+        await self._wait(work, writer, watch, send)
         while True:
             await work.wait()
             chunk = b"".join([writer.chunk(index, delta) for index, delta in work.take()])
@@ -134,3 +144,12 @@ class EventStream(Response):
             if ended:
                 await send({"type": "http.response.body", "body": b""})
                 return
+
+    async def _wait(self, work: Work, writer: Writer, watch: Watch, send: Send) -> None:
+        """Until something has come, without being silent for long."""
+        while work.is_silent:
+            await work.begin(SILENCE_S)
+            if work.is_silent:
+                watch.sending()
+                await send({"type": "http.response.body", "body": writer.wait(), "more_body": True})
+                watch.sent()

@@ -86,11 +86,16 @@ class Work:
         """Everything has come and was taken."""
         return not self._open and not self._arrived and self._error is None
 
+    @property
+    def is_silent(self) -> bool:
+        """There is nothing to take, and more will come."""
+        return not self._arrived and self._error is None and bool(self._open)
+
     async def begin(self, seconds: float) -> None:
         """Until there is something to take, at most so long. Raises the ApiError of a failure before that."""
         timer = asyncio.get_running_loop().call_later(seconds, self._news.ring)
         try:
-            if not self._arrived and self._error is None and self._open:
+            if self.is_silent:
                 await self._news.wait()
         finally:
             timer.cancel()

@@ -110,6 +110,33 @@ def test_no_headers_wait_for_a_slow_first_token(monkeypatch: pytest.MonkeyPatch)
     asyncio.run(main())
 
 
+def test_no_stream_is_silent_while_a_long_prompt_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("octavo.server.sse.FIRST_EVENT_S", 0.01)
+    monkeypatch.setattr("octavo.server.sse.SILENCE_S", 0.03)
+    chat: dict[str, Any] = {"messages": HELLO, "max_tokens": 1, "stream": True}
+    message = {"model": "fake-model", **chat}
+
+    async def main() -> None:
+        async with api(step_delay=0.2) as found:
+            for path, body, sign in (
+                (CHAT, chat, ": keep-alive\n\n"),
+                ("/v1/completions", {"prompt": "a", "max_tokens": 1, "stream": True}, ": keep-alive\n\n"),
+                ("/v1/responses", {"input": "a", "max_output_tokens": 1, "stream": True}, ": keep-alive\n\n"),
+                ("/v1/messages", message, 'event: ping\ndata: {"type":"ping"}\n\n'),
+            ):
+                call = Call(found.app, path, body)
+                await call.sent(4)
+                assert found.engine.num_running == 1, path
+                await asyncio.wait_for(call.task, 5)
+                assert call.text.count(sign) > 1 and not call.text.split(sign)[-1].startswith(":"), path
+                rest = call.text.replace(sign, "")
+                first, last = rest.split("\n\n")[0], rest.split("\n\n")[-2]
+                assert "role" in first or "created" in first or "message_start" in first or '"text"' in first, path
+                assert "[DONE]" in last or "response.incomplete" in last or "message_stop" in last, path
+
+    asyncio.run(main())
+
+
 def test_stream_survives_an_engine_restart() -> None:
     async def main() -> None:
         async with api(step_delay=0.005) as found:

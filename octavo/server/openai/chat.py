@@ -36,7 +36,7 @@ from octavo.server.openai.protocol.shared import Usage
 from octavo.server.openai.tools import chosen, history, in_words_of
 from octavo.server.openai.usage import Header, UsageTally, usage_of
 from octavo.server.serving import Serving, json_response, request_id, serving
-from octavo.server.sse import DONE, EventStream, Template, Writer, event
+from octavo.server.sse import DONE, KEEP_ALIVE, EventStream, Template, Writer, event
 from octavo.server.work import Work
 from octavo.text.channels import merged_parts
 from octavo.text.tokenizer import Tokenizer
@@ -214,6 +214,9 @@ class _Chunks:
                 yield ChatDelta(function_call=call.function)
             else:
                 yield ChatDelta(tool_calls=[call])
+
+    def wait(self) -> bytes:
+        return KEEP_ALIVE
 
     def end(self) -> bytes:
         if not self._tally.wanted:

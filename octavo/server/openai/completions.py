@@ -28,7 +28,7 @@ from octavo.server.openai.protocol.completions import (
 )
 from octavo.server.openai.usage import Header, UsageTally, usage_of
 from octavo.server.serving import Serving, json_response, renamed, serving
-from octavo.server.sse import DONE, EventStream, Template, Writer, event
+from octavo.server.sse import DONE, KEEP_ALIVE, EventStream, Template, Writer, event
 from octavo.server.structured import written
 from octavo.server.work import Work
 from octavo.types import Delta, FinishReason, SamplingParams
@@ -269,6 +269,9 @@ class _Chunks:
         self._tally.add(len(delta.token_ids))
         part = choice.take(delta, self._work, prompt_index)
         return b"" if part is None else self._event(part)
+
+    def wait(self) -> bytes:
+        return KEEP_ALIVE
 
     def end(self) -> bytes:
         if not self._tally.wanted:

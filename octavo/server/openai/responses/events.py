@@ -17,6 +17,7 @@ from octavo.server.openai.protocol.chat import LogprobEntry
 from octavo.server.openai.protocol.responses import OutputText, ReasoningText, ResponseObject
 from octavo.server.openai.responses.output import Output
 from octavo.server.pieces import Piece
+from octavo.server.sse import KEEP_ALIVE
 from octavo.text.tokenizer import Tokenizer
 from octavo.types import Delta
 
@@ -58,6 +59,10 @@ class ResponseEvents(Output):
     def chunk(self, prompt_index: int, delta: Delta) -> bytes:
         self.take(delta)
         return self._written()
+
+    def wait(self) -> bytes:
+        """What is announced already, then a comment."""
+        return self._written() or KEEP_ALIVE
 
     def end(self) -> bytes:
         response = self._finished(self)
