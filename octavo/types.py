@@ -65,7 +65,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     include_stop_str_in_output: bool = False
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1, description="Lower runs first.")] = 0
     structured_outputs: StructuredOutputs | None = None
-    cache_salt: Annotated[str, Meta(max_length=256, description="Keeps cached prefixes apart.")] | None = None
+    cache_salt: (
+        Annotated[str, Meta(min_length=1, max_length=256, description="Keeps cached prefixes apart.")] | None
+    ) = None
     session_id: Annotated[str, Meta(max_length=256)] | None = None
 
     def stop_strings(self) -> list[str]:

@@ -93,10 +93,14 @@ def _reasoning_parser(name: str) -> str | None:
 
 
 def _add_routes(app: Starlette) -> dict[Any, str]:
-    """→ the path of each endpoint."""
+    """→ the path of each endpoint. Those under /v1 answer without it too, as llama.cpp's do, for clients whose base URL
+    lacks it."""
+    taken = {endpoint.path for endpoint in ENDPOINTS}
     for endpoint in ENDPOINTS:
         handler = endpoint.handler if endpoint.asked is None else _json_only(endpoint.handler)
-        app.add_route(endpoint.path, handler, methods=[endpoint.method])
+        short = endpoint.path.removeprefix("/v1")
+        for path in (endpoint.path,) if short in taken else (short, endpoint.path):
+            app.add_route(path, handler, methods=[endpoint.method])
     return {route.endpoint: route.path for route in app.routes if isinstance(route, Route)}
 
 

@@ -222,8 +222,10 @@ def test_model_names() -> None:
 def test_routes_methods_and_media_types() -> None:
     async def test(api: Api) -> None:
         for path in ("/nope", "/v1", "/v1/chat/completions/", "//v1/models", "/V1/models"):
-            assert error_of(await api.http.get(path), 404)["code"] == "not_found"
-        for path in ("/v1/chat/completions", "/v1/completions", "/tokenize"):
+            assert error_of(await api.http.get("http://test" + path), 404)["code"] == "not_found"
+        for path in ("/models", "/models/fake-model"):
+            assert (await api.http.get(path)).json() == (await api.http.get("/v1" + path)).json()
+        for path in ("/v1/chat/completions", "/chat/completions", "/v1/completions", "/tokenize"):
             response = await api.http.get(path)
             assert error_of(response, 405)["code"] == "method_not_allowed" and response.headers["allow"] == "POST"
         response = await api.http.post("/v1/models")
