@@ -27,6 +27,15 @@ MAX_TEMPLATE_BYTES = 1 << 20
 _RESERVED = frozenset(
     {"messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize"}
 )
+_PROBE: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "find_probe",
+        "description": "Finds.",
+        "parameters": {"type": "object", "properties": {"key": {"type": "string", "description": "What."}}},
+    },
+}
+"""A tool to try a template with."""
 _CONTINUE_TAG = "CONTINUE_FINAL_MESSAGE_TAG "
 # Rare symbols and ideographs, to mark special tokens with: printable, so that repr() and JSON leave them as they are.
 _MARKS = (range(0x1D800, 0x1DA00), range(0x20000, 0x2A6D7))
@@ -59,21 +68,25 @@ class ChatTemplate:
 
     @cached_property
     def knows_tools(self) -> bool:
-        """Whether the tools of a request appear in its prompt."""
+        """Whether the tools of a request appear in its prompt: tried."""
         if not self._sources:
             return False
-        from jinja2 import meta
-
-        from octavo.text.sandbox import ChatEnvironment
-
-        name = "tool_use" if "tool_use" in self._sources else "default"
-        self._template([])
-        return "tools" in meta.find_undeclared_variables(ChatEnvironment().parse(self._sources[name]))
+        try:
+            text = self.render([Message(role="user", content="a")], add_generation_prompt=True, tools=[_PROBE])
+        except RequestError:
+            return "tools" in self.sources
+        return _PROBE["function"]["name"] in text
 
     @cached_property
     def takes_arguments(self) -> tuple[bool, bool]:
         """Whether a call's arguments may be given to the template as a mapping, and whether as text: tried."""
-        return self._renders_call({"key": "value"}), self._renders_call('{"key": "value"}')
+        return self._renders_calls({"key": "value"}), self._renders_calls('{"key": "value"}')
+
+    @cached_property
+    def takes_several_calls(self) -> bool:
+        """Whether one message may hold more calls than one: tried."""
+        arguments: Any = {"key": "value"} if self.takes_arguments[0] else '{"key": "value"}'
+        return self._renders_calls(arguments, count=2) or not self._renders_calls(arguments)
 
     @cached_property
     def takes_system(self) -> bool:
@@ -84,17 +97,17 @@ class ChatTemplate:
         except RequestError:
             return False
 
-    def _renders_call(self, arguments: Any) -> bool:
-        function = {"name": "f", "arguments": arguments}
-        call = {"id": "abcdefghi", "type": "function", "function": function}
-        tool = {"type": "function", "function": {"name": "f", "description": "", "parameters": {"type": "object"}}}
+    def _renders_calls(self, arguments: Any, count: int = 1) -> bool:
+        ids = [f"abcdefgh{i}" for i in range(count)]
+        function = {"name": _PROBE["function"]["name"], "arguments": arguments}
+        calls = [{"id": call_id, "type": "function", "function": function} for call_id in ids]
         messages = [
             Message(role="user", content="a"),
-            Message(role="assistant", content="", tool_calls=[call]),
-            Message(role="tool", content="b", tool_call_id="abcdefghi", name="f"),
+            Message(role="assistant", content="", tool_calls=calls),
+            *(Message(role="tool", content="b", tool_call_id=call_id) for call_id in ids),
         ]
         try:
-            text = self.render(messages, add_generation_prompt=True, tools=[tool])
+            text = self.render(messages, add_generation_prompt=True, tools=[_PROBE])
         except RequestError:
             return False
         return "{'key'" not in text  # as Python would print it

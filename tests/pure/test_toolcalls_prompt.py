@@ -92,6 +92,33 @@ def test_ids_that_mistral_takes() -> None:
     assert rendered(SHORT, messages, [F]).endswith("<tool>rabcDEF123")
 
 
+def test_templates_that_take_one_call_at_a_time() -> None:
+    source = (
+        "{{ tools | tojson if tools }}{% for m in messages %}"
+        + TURN
+        + (
+            "{% if m.tool_calls %}{% if m.tool_calls | length > 1 %}{{ raise_exception('one call only') }}{% endif %}"
+            "{{ m.tool_calls[0].function.arguments | tojson }}{% endif %}{% endfor %}"
+        )
+    )
+    functions = [{"id": i, "type": "function", "function": {"name": "f", "arguments": {"n": i}}} for i in "xy"]
+    messages = [
+        Message(role="user", content="q"),
+        Message(role="assistant", content="both", tool_calls=functions),
+        *(Message(role="tool", content=f"r{i}", tool_call_id=i) for i in "xy"),
+        Message(role="assistant", content="So."),
+    ]
+    text = rendered(source, messages, [F])
+    assert text.endswith('<user>q<assistant>both{"n": "x"}<tool>rx<assistant>{"n": "y"}<tool>ry<assistant>So.')
+    assert rendered(source, messages[:2] + messages[:1], []).endswith('{"n": "x"}<assistant>{"n": "y"}<user>q')
+
+
+def test_tools_that_a_template_sets_itself() -> None:
+    source = "{% if not tools is defined %}{% set tools = none %}{% endif %}" + EITHER
+    assert template(source).knows_tools and not template(PLAIN).knows_tools
+    assert not template("{% for tools in messages %}{{ tools.content }}{% endfor %}").knows_tools
+
+
 def test_templates_without_tools() -> None:
     text = rendered(PLAIN, history('{"a": 1}'), [F, G])
     assert text.startswith("<system>You can call functions") and '"name": "g"' in text

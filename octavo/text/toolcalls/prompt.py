@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import string
+from collections import deque
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 import msgspec
@@ -29,8 +32,8 @@ To call a function, write a JSON object with its name and its arguments within <
 {{"name": "function-name", "arguments": {{"argument-name": "value"}}}}
 </tool_call>
 The result of a call comes back within <tool_response></tool_response> tags."""
-_SHORT = "length != 9"
-"""In templates of Mistral, which refuse longer ids."""
+_SHORT = re.compile(r"length *(!=|<) *9\b")
+"""In templates of Mistral, which refuse other ids."""
 _LETTERS = string.ascii_letters + string.digits
 
 
@@ -39,8 +42,10 @@ def told(
 ) -> tuple[list[Message], list[dict[str, Any]] | None]:
     """The messages and the tools to give to the template."""
     if template.knows_tools:
-        shorten = _SHORT in template.sources
+        shorten = _SHORT.search(template.sources) is not None
         given = [_for_template(message, template, shorten) for message in messages]
+        if not template.takes_several_calls:
+            given = _one_by_one(given)
         return given, [tool.as_openai() for tool in tools] or None
     found = _as_text(messages)
     if tools:
@@ -73,6 +78,30 @@ def _for_template(message: Message, template: ChatTemplate, shorten: bool) -> Me
         tool_calls=calls or None,
         tool_call_id=_short(call_id) if shorten and call_id is not None else call_id,
     )
+
+
+def _one_by_one(messages: Sequence[Message]) -> list[Message]:
+    """A message for each call, with its result behind it."""
+    found: list[Message] = []
+    waiting = deque(messages)
+    while waiting:
+        message = waiting.popleft()
+        calls = message.tool_calls or []
+        if len(calls) < 2:
+            found.append(message)
+            continue
+        results = list(takewhile(lambda later: later.role == "tool", waiting))
+        for _ in results:
+            waiting.popleft()
+        for index, call in enumerate(calls):
+            said = message.content if index == 0 else ""
+            found.append(msgspec.structs.replace(message, tool_calls=[call], content=said))
+            result = next((r for r in results if r.tool_call_id == call["id"]), None)
+            if result is not None:
+                results.remove(result)
+                found.append(result)
+        found += results
+    return found
 
 
 def _call(call: dict[str, Any], template: ChatTemplate, shorten: bool) -> dict[str, Any]:

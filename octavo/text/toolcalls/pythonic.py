@@ -135,7 +135,7 @@ class PythonicParser(Parser):
 FAMILY = Family(
     name="pythonic",
     aliases=("llama4_pythonic", "toolace", "lfm2"),
-    in_template=(("[func_name1(",), ("<|tool_call_start|>",), ("<|python_start|>",)),
+    in_template=(("func_name1(",), ("<|tool_call_start|>",), ("<|tool_list_start|>",), ("<|python_start|>",)),
     parser=PythonicParser,
     markers=(*TAGS, *TAGS.values()),
     form=None,
