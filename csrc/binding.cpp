@@ -283,12 +283,11 @@ void bind_operations(nb::class_<Recorded>& c) {
 NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);
   m.def("isas", &isas);
-  m.def("prefer_huge_pages", [](Address data, int64_t bytes) { prefer_huge_pages(at<void>(data), size_t(bytes)); });
   m.def("row_bytes", [](int format, int64_t k) { return row_bytes(Format(format), k); });
   m.def("kv_page_bytes", [](int kind, int32_t block_size, int32_t kv_heads, int32_t head_dim) {
     return kv_at(0, kind, 1, block_size, kv_heads, head_dim).page_bytes();
   });
-  nb::class_<Pool>(m, "Pool").def(nb::init<int>(), nb::arg("threads")).def_prop_ro("threads", &Pool::threads).def("wake", &Pool::wake);
+  nb::class_<Pool>(m, "Pool").def(nb::init<int>(), nb::arg("threads")).def_prop_ro("threads", &Pool::threads);
   bind_matrix(m);
   bind_inputs(m);
   nb::class_<Recorded> program(m, "Program");

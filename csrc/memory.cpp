@@ -30,7 +30,9 @@ struct Mapping {
     data = begin + (HUGE - reinterpret_cast<uintptr_t>(raw) % HUGE) % HUGE;
     if (data != begin) munmap(begin, size_t(data - begin));
     if (size_t rest = with_slack - size_t(data - begin) - size) munmap(data + size, rest);
-    prefer_huge_pages(data, size);
+#if defined(MADV_HUGEPAGE)
+    madvise(data, size, MADV_HUGEPAGE);  // a wish
+#endif
 #else
     data = static_cast<uint8_t*>(std::aligned_alloc(64, size));
     if (data == nullptr) throw std::bad_alloc();
@@ -64,17 +66,6 @@ std::shared_ptr<uint8_t> weight_memory(size_t bytes) {
   uint8_t* const piece = mapping->data + mapping->used;
   mapping->used += bytes;
   return std::shared_ptr<uint8_t>(mapping, piece);
-}
-
-void prefer_huge_pages(void* data, size_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + HUGE - 1) / HUGE * HUGE;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / HUGE * HUGE;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-  (void)data;
-  (void)bytes;
-#endif
 }
 
 }  // namespace octavo

@@ -11,8 +11,4 @@ namespace octavo {
 // std::bad_alloc.
 std::shared_ptr<uint8_t> weight_memory(size_t bytes);
 
-// Asks for huge pages over [data, data + bytes), as far as whole ones lie in it. A wish: nothing happens where they are not
-// to be had.
-void prefer_huge_pages(void* data, size_t bytes);
-
 }  // namespace octavo

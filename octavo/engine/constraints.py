@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 COMPILERS = 2
 """Grammars that are compiled side by side: a hard one does not hold up all others."""
+STACK_BYTES = 16 << 20
+"""Of the threads: llguidance takes nested grammars apart by recursion; more than grammar/trial.py tries them with."""
 CLOSE_S = 1.0
 _INTERNAL = "the engine failed to follow the grammar"
 
@@ -129,11 +131,7 @@ class Constraints:
     def compile(self, key: object, add: Add) -> Constraint:
         """A constraint that will be among those of `take_compiled`; until then it is nobody else's."""
         if not self._threads:
-            targets = [self._compile_all] * COMPILERS + [self._compute_all]
-            for number, target in enumerate(targets):
-                thread = threading.Thread(target=target, name=f"octavo-grammar-{number}", daemon=True)
-                thread.start()
-                self._threads.append(thread)
+            self._start()
         constraint = Constraint(key, add)
         self._to_compile.put(constraint)
         return constraint
@@ -163,6 +161,16 @@ class Constraints:
             (self._to_compute if thread is threads[-1] else self._to_compile).put(None)
         for thread in threads:
             thread.join(CLOSE_S)
+
+    def _start(self) -> None:
+        usual = threading.stack_size(STACK_BYTES)
+        try:
+            for number, target in enumerate([self._compile_all] * COMPILERS + [self._compute_all]):
+                thread = threading.Thread(target=target, name=f"octavo-grammar-{number}", daemon=True)
+                thread.start()
+                self._threads.append(thread)
+        finally:
+            threading.stack_size(usual)
 
     def _compile_all(self) -> None:
         while (constraint := self._to_compile.get()) is not None:
