@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -150,6 +151,13 @@ class Stream:
         self._thread.join(seconds)
         assert not self._thread.is_alive(), "the stream does not end"
         return self.text
+
+    def leave(self) -> None:
+        """Hang up."""
+        sock = self._connection.sock
+        if sock is not None:
+            sock.shutdown(socket.SHUT_RDWR)
+        self._thread.join(10.0)
 
     def begun(self, pieces: int = 3) -> Stream:
         wait_until(lambda: len(self.pieces) >= pieces or self.done, "a stream's first pieces")
