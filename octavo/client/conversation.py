@@ -16,6 +16,7 @@ from octavo.grammar import tools as tool_grammars
 from octavo.grammar.spec import grammar_of
 from octavo.grammar.wellformed import check_parameters
 from octavo.text.channels import Channels, Tags, ends_inside, reasoning_by_name, reasoning_of_template
+from octavo.text.late_system import in_place
 from octavo.text.template import ChatTemplate
 from octavo.text.tokenizer import Tokenizer
 from octavo.text.toolcalls.family import Family
@@ -103,7 +104,7 @@ class Prompter:
 
     def encode(self, conversation: Conversation, max_tokens: int | None = None) -> list[int]:
         """The tokens of the prompt alone."""
-        messages, tools = told(self._template, conversation.messages, _shown_tools(conversation))
+        messages, tools = self._told(conversation)
         return self._template.encode(
             messages,
             add_generation_prompt=_opens_answer(conversation),
@@ -115,7 +116,7 @@ class Prompter:
 
     def render(self, conversation: Conversation) -> str:
         """The prompt as text."""
-        messages, tools = told(self._template, conversation.messages, _shown_tools(conversation))
+        messages, tools = self._told(conversation)
         return self._template.render(
             messages,
             add_generation_prompt=_opens_answer(conversation),
@@ -123,6 +124,10 @@ class Prompter:
             tools=tools,
             **conversation.template_kwargs,
         )
+
+    def _told(self, conversation: Conversation) -> tuple[list[Message], list[dict[str, Any]] | None]:
+        messages = in_place(self._template, conversation.messages)
+        return told(self._template, messages, _shown_tools(conversation))
 
     def _channels(self, conversation: Conversation, ids: list[int], enforced: bool) -> Channels | None:
         tools, tags = conversation.callable_tools, self._manner.reasoning

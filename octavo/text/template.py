@@ -97,6 +97,16 @@ class ChatTemplate:
         except RequestError:
             return False
 
+    @cached_property
+    def takes_late_system(self) -> bool:
+        """The same for a system message that comes later than first."""
+        words = [("user", "a"), ("system", "some words"), ("assistant", "b"), ("user", "c")]
+        try:
+            text = self.render([Message(role=role, content=said) for role, said in words], add_generation_prompt=True)
+        except RequestError:
+            return False
+        return "some words" in text
+
     def _renders_calls(self, arguments: Any, count: int = 1) -> bool:
         ids = [f"abcdefgh{i}" for i in range(count)]
         function = {"name": _PROBE["function"]["name"], "arguments": arguments}
