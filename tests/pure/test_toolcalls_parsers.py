@@ -128,7 +128,7 @@ WRITTEN = {
 }
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.sampled_from(sorted(WRITTEN)), ARGUMENTS, st.booleans())
 def test_arguments_arrive_as_they_were_written(family: str, arguments: dict[str, object], ascii_only: bool) -> None:
     text = WRITTEN[family].replace("…", json.dumps(arguments, ensure_ascii=ascii_only))
@@ -136,7 +136,7 @@ def test_arguments_arrive_as_they_were_written(family: str, arguments: dict[str,
     assert found.content == "" and calls_of(found) == [("f", arguments)]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.dictionaries(st.from_regex(r"[a-z_]{1,8}", fullmatch=True), ARGUMENTS.map(lambda a: a.get("x", a)), max_size=3)
 )

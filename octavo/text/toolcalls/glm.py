@@ -60,9 +60,8 @@ class Glm4Parser(Parser):
     def calls(self) -> Steps[None]:
         while (yield from self.more()):
             self.hold()
-            name = yield from self.name(_NAME, end=" \n{")
-            yield from self.blanks()
-            if name in self.tools and (yield from self.peek()) == "{":
+            name = yield from self.name(_NAME, end="\n")
+            if name in self.tools and (yield from self.literal("\n")) and (yield from self.peek()) == "{":
                 self.begin(name)
                 yield from self.value_arguments(JsonText())
                 self.end()
