@@ -187,10 +187,10 @@ class _Chunks:
                 choice.template = Template(self._event([part]), "content")
             return choice.template.fill(delta.text)
         out = b""
-        self._tally.add(len(delta.token_ids))
         if not choice.begun:
             choice.begun = True
             out = self._event([ChatChunkChoice(index=index, delta=ChatDelta(role="assistant", content=""))])
+        self._tally.add(len(delta.token_ids))
         final = delta.finish_reason is not None
         choice.waiting += delta.logprobs or ()
         for said in self._said(delta):

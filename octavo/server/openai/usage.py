@@ -38,7 +38,7 @@ class UsageTally:
 
     def __init__(self, options: StreamOptions | None, prompt_tokens: int) -> None:
         self.wanted = options is not None and options.include_usage
-        self.continuous = options is not None and options.continuous_usage_stats
+        self.continuous = options is not None and options.include_usage and options.continuous_usage_stats
         self._prompt_tokens = prompt_tokens
         self._completion_tokens = 0
 

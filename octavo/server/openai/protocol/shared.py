@@ -28,14 +28,16 @@ _CONSTRAINTS = {
     "guided_grammar": "grammar",
     "grammar": "grammar",
     "json_schema": "json",
+    "regex": "regex",
+    "ebnf": "grammar",
 }
-"""Fields of vLLM and llama.cpp, and what they are in StructuredOutputs."""
+"""Fields of vLLM, llama.cpp and SGLang, and what they are in StructuredOutputs."""
 _TOKEN_ID = re.compile(r"-?[0-9]{1,10}")
 
 
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
     include_usage: Annotated[bool, Meta(description="A last chunk with the usage.")] = False
-    continuous_usage_stats: Annotated[bool, Meta(description="Usage so far in every chunk.")] = False
+    continuous_usage_stats: Annotated[bool, Meta(description="With include_usage: so far, in every chunk.")] = False
 
 
 class GenerationRequest(SamplingParams, frozen=True, kw_only=True, omit_defaults=True):
@@ -57,6 +59,8 @@ class GenerationRequest(SamplingParams, frozen=True, kw_only=True, omit_defaults
     guided_decoding_backend: Annotated[Any, Meta(description="Accepted and ignored: there is one.")] = None
     grammar: Annotated[str, Meta(description="GBNF as llama.cpp has it, or Lark.")] | None = None
     json_schema: Annotated[str | dict[str, Any] | bool, Meta(description="As llama.cpp has it.")] | None = None
+    regex: Annotated[str, Meta(description="As SGLang has it.")] | None = None
+    ebnf: Annotated[str, Meta(description="As SGLang has it.")] | None = None
     prompt_embeds: NotYet = None
     logits_processors: NotYet = None
     use_beam_search: NotYet = None
