@@ -268,6 +268,7 @@ _CALLS = [
     "<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Oslo</arg_value>\n</tool_call>",
     "<tool_call>\n<function=f>\n<parameter=x>\n1\n</parameter>\n</function>\n</tool_call>",
     "text before <tool_call>{broken</tool_call> and after",
+    "[f(x=__import__('os').system('id'), y=(lambda: 1)())]",
 ]
 
 
