@@ -58,12 +58,14 @@ def engine(
 
     if not endpoint.startswith("ipc://"):
         raise ConfigError(f"--endpoint {endpoint}: give ipc://PATH")
-    fetch_with_progress(config)
     if log_format not in get_args(log.Format):
         raise ConfigError(f"--log-format {log_format}: it is text or json")
     if log_level not in ("debug", "info", "warning", "error"):
         raise ConfigError(f"--log-level {log_level}: it is debug, info, warning or error")
-    process.main(config, endpoint, log_level=log_level, log_format="json" if log_format == "json" else "text")
+    form: log.Format = "json" if log_format == "json" else "text"
+    log.setup("engine", log_level, form)
+    fetch_with_progress(config, as_log=form == "json")
+    process.main(config, endpoint, log_level=log_level, log_format=form)
 
 
 @app.command()

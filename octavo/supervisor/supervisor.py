@@ -56,7 +56,7 @@ def run(config: EngineConfig, server: ServerConfig) -> int:
             check_endpoint(server.connect)
             endpoint = server.connect
         else:
-            files = _check_model(config)
+            files = _check_model(config, as_log=server.log_format == "json")
             endpoint = stack.enter_context(private_endpoint())
         children = [_server_child(server, endpoint, listener.fileno(), files)]
         if server.connect is None:
@@ -72,9 +72,9 @@ def run(config: EngineConfig, server: ServerConfig) -> int:
                 child.wait()
 
 
-def _check_model(config: EngineConfig) -> ModelFiles:
+def _check_model(config: EngineConfig, *, as_log: bool) -> ModelFiles:
     """What can be known of the model and the options before a process is started for them."""
-    files = fetch(config, console_progress())
+    files = fetch(config, console_progress(as_log=as_log))
     resolve(config, detect(), read_facts(files), files.name)
     return files
 

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from octavo import log
+from octavo.modelfiles.hub.progress import console_progress, running
 
 HOSTILE = 'a\nb\r\nc\x1b[31m\x00\u2028d\x85" } { \ud800'
 
@@ -147,3 +148,12 @@ def test_with_json_even_warnings_and_what_nobody_caught_are_objects() -> None:
     assert "mind" in lines[0]["message"] and "ZeroDivisionError" in lines[2]["exception"]
     assert lines[3]["message"] == "uncaught: RuntimeError" and "RuntimeError: end" in lines[3]["exception"]
     assert {line["process"] for line in lines} == {"engine"}
+
+
+@pytest.mark.parametrize("out", ["json"], indirect=True)
+def test_with_json_a_download_tells_its_progress_in_the_log(out: io.StringIO) -> None:
+    progress = console_progress(as_log=True)
+    with running(progress, "model.gguf", 5_000_000):
+        progress.advance(5_000_000)
+    first, last = objects(out)
+    assert first["message"] == "model.gguf: fetching 5.0 MB" and last["message"].startswith("model.gguf: 5.0 MB in")

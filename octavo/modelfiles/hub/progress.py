@@ -6,11 +6,14 @@ belongs to the command. Rich is imported only when a bar is drawn.
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TextIO
+
+logger = logging.getLogger(__name__)
 
 LINE_EVERY = 10.0
 """Seconds between two plain lines of one download."""
@@ -124,8 +127,17 @@ class Bar:
             self._bars = None
 
 
-def console_progress() -> Progress:
-    """A bar where somebody watches, lines where not."""
+class Logged(Lines):
+    """The same lines as records of the log."""
+
+    def note(self, text: str) -> None:
+        logger.info("%s", text)
+
+
+def console_progress(*, as_log: bool = False) -> Progress:
+    """A bar where somebody watches, lines where not, and records for machines that read every line."""
+    if as_log:
+        return Logged()
     return Bar() if sys.stderr.isatty() else Lines()
 
 
