@@ -11,12 +11,15 @@ from typing import Any
 import msgspec
 
 from octavo.client.base import Prompt
+from octavo.client.conversation import Conversation
 from octavo.config.engine import EngineConfig
 from octavo.errors import ConfigError, RequestError
+from octavo.text.toolcalls.tool import Tool
 from octavo.types import Message, SamplingParams
 
 OnePrompt = str | Sequence[int] | Prompt
 Messages = Sequence[Message | dict[str, Any]]
+Tools = Sequence[Tool | dict[str, Any]]
 
 
 def engine_config(config: EngineConfig | str | None, options: dict[str, Any]) -> EngineConfig:
@@ -55,6 +58,42 @@ def as_messages(messages: Messages) -> list[Message]:
         return [m if isinstance(m, Message) else msgspec.convert(m, Message) for m in messages]
     except (msgspec.ValidationError, TypeError) as error:
         raise RequestError(f"messages: {error}", param="messages") from None
+
+
+def conversation(
+    messages: Messages, params: SamplingParams, tools: Tools | None, tool_choice: str, options: dict[str, Any]
+) -> Conversation:
+    """`tool_choice`: auto, none, required or a tool's name. `options`: further fields of Conversation."""
+    found = [_tool(tool) for tool in tools or ()]
+    named = None if tool_choice in ("auto", "none", "required") else tool_choice
+    if named is not None and all(tool.name != named for tool in found):
+        raise RequestError(f"tool_choice: there is no tool named {named[:128]!r}", param="tool_choice")
+    if tool_choice == "required" and not found:
+        raise RequestError("tool_choice is required, but there are no tools", param="tool_choice")
+    choice: Any = tool_choice if named is None else "required"
+    given = as_messages(messages)
+    return Conversation(messages=given, params=params, tools=found, tool_choice=choice, named_tool=named, **options)
+
+
+def chat_options(
+    add_generation_prompt: bool, continue_final_message: bool, kwargs: dict[str, Any] | None
+) -> dict[str, Any]:
+    """These arguments as fields of Conversation."""
+    return {
+        "add_generation_prompt": add_generation_prompt and not continue_final_message,
+        "continue_final_message": continue_final_message,
+        "template_kwargs": kwargs or {},
+    }
+
+
+def _tool(tool: Tool | dict[str, Any]) -> Tool:
+    """A Tool, or a function as OpenAI writes it."""
+    if isinstance(tool, Tool):
+        return tool
+    try:
+        return msgspec.convert({"strict": False, **tool["function"]}, Tool)
+    except (msgspec.ValidationError, TypeError, KeyError) as error:
+        raise RequestError(f"tools: each is a Tool, or a dict with a function: {error}", param="tools") from None
 
 
 def one_params(params: SamplingParams | None, fields: dict[str, Any]) -> SamplingParams:

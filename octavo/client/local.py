@@ -10,13 +10,14 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import get_args
 
 import msgspec
 
-from octavo.client.arguments import Messages, OnePrompt, as_messages
+from octavo.client.arguments import OnePrompt
 from octavo.client.base import Prompt
 from octavo.client.choices import RequestState
+from octavo.client.conversation import Conversation, Manner, Prompter
 from octavo.client.embedding import finished, numbers
 from octavo.client.prepare import Seeds, sequences
 from octavo.config.engine import EngineConfig
@@ -105,38 +106,23 @@ class LocalEngine:
             ids = ids[1:]
         return Prompt(token_ids=ids, text=prompt)
 
-    def chat_prompt(
-        self,
-        messages: Messages,
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-        kwargs: dict[str, Any] | None = None,
-    ) -> Prompt:
-        """A conversation as the model wants it; special tokens in the messages stay text. Raises RequestError."""
-        found = as_messages(messages)
-        ids = self.template.encode(
-            found,
-            add_generation_prompt=add_generation_prompt and not continue_final_message,
-            continue_final_message=continue_final_message,
-            max_tokens=self.info.max_model_len,
-            **(kwargs or {}),
-        )
-        return Prompt(token_ids=ids, text=self.render(found, add_generation_prompt, continue_final_message, kwargs))
+    def chat_prompt(self, conversation: Conversation) -> Prompt:
+        """A conversation as the model wants it; special tokens in the messages stay text. Without tools, all that the
+        model says is text. Raises RequestError."""
+        prompter = self._prompter()
+        limit = self.info.max_model_len
+        if conversation.tools:
+            prompt = prompter.prompt(conversation, limit)
+        else:
+            prompt = Prompt(token_ids=prompter.encode(conversation, limit))
+        return msgspec.structs.replace(prompt, text=prompter.render(conversation))
 
-    def render(
-        self,
-        messages: Messages,
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-        kwargs: dict[str, Any] | None = None,
-    ) -> str:
+    def render(self, conversation: Conversation) -> str:
         """The text that `chat_prompt` encodes. Raises RequestError."""
-        return self.template.render(
-            as_messages(messages),
-            add_generation_prompt=add_generation_prompt and not continue_final_message,
-            continue_final_message=continue_final_message,
-            **(kwargs or {}),
-        )
+        return self._prompter().render(conversation)
+
+    def _prompter(self) -> Prompter:
+        return Prompter(self.template, self.tokenizer, Manner.of(self.template, None, None))
 
     def embedding_prompt(self, prompt: OnePrompt, pooling: Pooling) -> Prompt:
         """A prompt of which an embedding is wanted. Raises RequestError."""

@@ -16,6 +16,9 @@ from typing import Any
 from octavo.client.arguments import (
     Messages,
     OnePrompt,
+    Tools,
+    chat_options,
+    conversation,
     conversation_list,
     engine_config,
     one_params,
@@ -124,17 +127,23 @@ class LLMEngine:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         progress: bool = False,
+        tools: Tools | None = None,
+        tool_choice: str = "auto",
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         chat_template_kwargs: dict[str, Any] | None = None,
         **fields: Any,
     ) -> list[RequestOutput]:
-        """As `generate`, for one conversation or a list of them."""
+        """As `generate`, for one conversation or a list of them. `tools` may be called (as OpenAI writes them, or
+        Tool): the calls are in `outputs[i].tool_calls`. `tool_choice`: auto, none, required or the name of one."""
+        conversations = conversation_list(messages)
+        params = params_list(sampling_params, fields, len(conversations))
+        options = chat_options(add_generation_prompt, continue_final_message, chat_template_kwargs)
         found = [
-            self._engine.chat_prompt(one, add_generation_prompt, continue_final_message, chat_template_kwargs)
-            for one in conversation_list(messages)
+            self._engine.chat_prompt(conversation(one, each, tools, tool_choice, options))
+            for one, each in zip(conversations, params, strict=True)
         ]
-        return self._run(found, params_list(sampling_params, fields, len(found)), progress)
+        return self._run(found, params, progress)
 
     def embed(
         self,
@@ -160,7 +169,8 @@ class LLMEngine:
         **kwargs: Any,
     ) -> str:
         """The conversation as the text that the model gets; `kwargs` are further variables of the template."""
-        return self._engine.render(messages, add_generation_prompt, continue_final_message, kwargs)
+        options = chat_options(add_generation_prompt, continue_final_message, kwargs)
+        return self._engine.render(conversation(messages, SamplingParams(), None, "auto", options))
 
     def stream(self, prompt: OnePrompt, sampling_params: SamplingParams | None = None, **fields: Any) -> TokenStream:
         """As `generate` for one prompt, but its deltas come while they are made. The request is entered at once."""
@@ -171,14 +181,18 @@ class LLMEngine:
         messages: Messages,
         sampling_params: SamplingParams | None = None,
         *,
+        tools: Tools | None = None,
+        tool_choice: str = "auto",
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         chat_template_kwargs: dict[str, Any] | None = None,
         **fields: Any,
     ) -> TokenStream:
-        """As `stream`, for one conversation."""
-        prompt = self._engine.chat_prompt(messages, add_generation_prompt, continue_final_message, chat_template_kwargs)
-        return self._stream(prompt, one_params(sampling_params, fields))
+        """As `stream`, for one conversation; `tools` as in `chat`."""
+        params = one_params(sampling_params, fields)
+        options = chat_options(add_generation_prompt, continue_final_message, chat_template_kwargs)
+        prompt = self._engine.chat_prompt(conversation(messages, params, tools, tool_choice, options))
+        return self._stream(prompt, params)
 
     def close(self) -> None:
         """Ends what is in flight and frees the model; idempotent."""

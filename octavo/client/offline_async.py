@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Any
 
-from octavo.client.arguments import Messages, OnePrompt, engine_config, one_params
+from octavo.client.arguments import Messages, OnePrompt, Tools, chat_options, conversation, engine_config, one_params
 from octavo.client.base import Prompt
 from octavo.client.local import EMBEDDING, LocalEngine, LocalRequest
 from octavo.config.engine import EngineConfig
@@ -119,17 +119,21 @@ class AsyncLLMEngine:
         messages: Messages,
         sampling_params: SamplingParams | None = None,
         *,
+        tools: Tools | None = None,
+        tool_choice: str = "auto",
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         chat_template_kwargs: dict[str, Any] | None = None,
         **fields: Any,
     ) -> AsyncStream:
-        """As `generate`, for one conversation."""
+        """As `generate`, for one conversation; `tools` as in LLMEngine.chat."""
+        params = one_params(sampling_params, fields)
+        options = chat_options(add_generation_prompt, continue_final_message, chat_template_kwargs)
 
         def prompt(local: LocalEngine) -> Prompt:
-            return local.chat_prompt(messages, add_generation_prompt, continue_final_message, chat_template_kwargs)
+            return local.chat_prompt(conversation(messages, params, tools, tool_choice, options))
 
-        return AsyncStream(self, prompt, one_params(sampling_params, fields))
+        return AsyncStream(self, prompt, params)
 
     async def embed(
         self, prompt: OnePrompt, *, pooling: Pooling = "mean", dimensions: int | None = None
@@ -152,7 +156,9 @@ class AsyncLLMEngine:
     ) -> str:
         """The conversation as the text that the model gets; `kwargs` are further variables of the template."""
         local = await self.start()
-        return await asyncio.to_thread(local.render, messages, add_generation_prompt, continue_final_message, kwargs)
+        options = chat_options(add_generation_prompt, continue_final_message, kwargs)
+        asked = conversation(messages, SamplingParams(), None, "auto", options)
+        return await asyncio.to_thread(local.render, asked)
 
     async def close(self) -> None:
         """Ends requests in flight with EngineError and frees the model; idempotent."""

@@ -106,7 +106,7 @@ def _one_by_one(messages: Sequence[Message]) -> list[Message]:
 
 def _call(call: dict[str, Any], template: ChatTemplate, shorten: bool) -> dict[str, Any]:
     mapping, text = template.takes_arguments
-    function = call["function"]
+    function = call.get("function") or {}
     arguments = arguments_of(function.get("arguments"))
     if isinstance(arguments, str) and not text:
         arguments = {"arguments": arguments}
@@ -147,8 +147,8 @@ def _as_text(messages: Sequence[Message]) -> list[Message]:
             said = _text(message.content)
             written = [said] if said else []
             for call in message.tool_calls:
-                arguments = arguments_of(call["function"].get("arguments"))
-                shown = {"name": call["function"].get("name", ""), "arguments": arguments}
+                function = call.get("function") or {}
+                shown = {"name": function.get("name", ""), "arguments": arguments_of(function.get("arguments"))}
                 written.append(f"<tool_call>\n{_json(shown)}\n</tool_call>")
             message = msgspec.structs.replace(message, content="\n".join(written), tool_calls=None)
         found.append(message)
