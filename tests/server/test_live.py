@@ -81,7 +81,10 @@ def test_openai_error_classes(client: openai.OpenAI) -> None:
     assert missing.value.code == "model_not_found"
     with pytest.raises(openai.BadRequestError):
         client.chat.completions.create(
-            model="fake-model", messages=HELLO, response_format={"type": "yaml"}, stream=True  # type: ignore[arg-type]
+            model="fake-model",
+            messages=HELLO,
+            response_format={"type": "yaml"},
+            stream=True,  # type: ignore[arg-type]
         )
 
 

@@ -48,11 +48,13 @@ async def _ids(serve: Serving, asked: TokenizeRequest) -> list[int]:
         refuse_nul(asked.prompt, "prompt")
         add, parse = asked.add_special_tokens is not False, asked.parse_special
         try:
-            ids = await serve.encode([asked.prompt], add_special_tokens=add, parse_special=parse, max_tokens=MAX_TOKENS)
+            each = await serve.encode(
+                [asked.prompt], add_special_tokens=add, parse_special=parse, max_tokens=MAX_TOKENS
+            )
         except ContextLengthExceeded:
             message = f"prompt has more than {MAX_TOKENS} tokens, the most of one request; send it in parts"
             raise RequestError(message, param="prompt") from None
-        return ids[0]
+        return each[0]
     conversation = Conversation(
         messages=checked_messages(asked.messages or []),
         params=SamplingParams(),
