@@ -42,15 +42,17 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     presence_penalty: Annotated[float, Meta(ge=-2, le=2, description="Taken once from tokens already generated.")] = 0.0
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2, description="Taken per occurrence in the output.")] = 0.0
     repetition_penalty: (
-        Annotated[float, Meta(gt=0, le=100, description="Divides logits of tokens in prompt and output.")] | None
+        Annotated[float, Meta(ge=0.01, le=100, description="Divides logits of tokens in prompt and output.")] | None
     ) = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1, description="Same seed, same tokens.")] | None = None
     n: Annotated[int, Meta(ge=1, le=128, description="Choices per prompt.")] = 1
     best_of: Annotated[int, Meta(ge=1, le=128, description="Candidates, of which the n best are returned.")] | None = (
         None
     )
-    max_tokens: Annotated[int, Meta(ge=0, description="Most tokens to generate; clamped to the context.")] | None = None
-    min_tokens: Annotated[int, Meta(ge=0, description="No stop before so many tokens.")] = 0
+    max_tokens: (
+        Annotated[int, Meta(ge=0, le=2**63 - 1, description="Most tokens to generate; clamped to the context.")] | None
+    ) = None
+    min_tokens: Annotated[int, Meta(ge=0, le=2**63 - 1, description="No stop before so many tokens.")] = 0
     stop: str | list[str] | None = None
     stop_token_ids: Annotated[list[int], Meta(max_length=1024)] | None = None
     ignore_eos: bool = False
