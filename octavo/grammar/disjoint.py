@@ -57,9 +57,9 @@ class Proof:
         if constants and not set.intersection(*constants):
             return True
         if kind == "number":
-            low = max((part["minimum"] for part in parts if "minimum" in part), default=None)
-            high = min((part["maximum"] for part in parts if "maximum" in part), default=None)
-            return low is not None and high is not None and low > high
+            lows = [(part[k], k != "minimum") for k in ("minimum", "exclusiveMinimum") for part in parts if k in part]
+            highs = [(part[k], k == "maximum") for k in ("maximum", "exclusiveMaximum") for part in parts if k in part]
+            return bool(lows and highs) and max(lows) > min(highs)  # at the same number whoever excludes it decides
         if kind == "object":
             required = {name for part in parts for name in part.get("required", ())}
             return any(
@@ -85,7 +85,7 @@ class Proof:
 
     # -- loops and values without end
 
-    def check_loops(self, root: Schema, refuse: Callable[[str, str, str], RequestError]) -> None:
+    def check_loops(self, refuse: Callable[[str, str, str], RequestError]) -> None:
         """Raises RequestError for a schema that refers to itself for the same value."""
         done: set[str] = set()
         for start in self._definitions:

@@ -59,8 +59,8 @@ FORMATS: dict[str, Format] = {
     "time": Format((_TIME,)),
     "date-time": Format((f"{_DATE_OF_MOMENT}T{_TIME}",)),
     "duration": Format((_DURATION,)),
-    "email": Format((_EMAIL,), 200),
-    "idn-email": Format((_EMAIL,), 200),
+    "email": Format((_EMAIL, "[^@]{1,64}@[^@]*"), 200),
+    "idn-email": Format((_EMAIL, "[^@]{1,64}@[^@]*"), 200),
     "hostname": Format((_HOST, _NO_DOUBLE_HYPHEN), 253),
     "idn-hostname": Format((_HOST, _NO_DOUBLE_HYPHEN), 253),
     "ipv4": Format((_IPV4,)),
@@ -72,7 +72,7 @@ FORMATS: dict[str, Format] = {
     "iri-reference": Format((_URI_REFERENCE,)),
     "uri-template": Format((_URI,)),
     "json-pointer": Format((_POINTER,)),
-    "relative-json-pointer": Format((f"(?:0|[1-9][0-9]{{0,5}})(?:#|{_POINTER})",)),
+    "relative-json-pointer": Format((f"(?:0|[1-9]{{1,4}})(?:#|{_POINTER})",)),
     "byte": Format(("(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?",)),
 }
 UNRESTRICTED = frozenset({"password", "binary"})

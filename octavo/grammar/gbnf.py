@@ -22,7 +22,7 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _SPACE = re.compile(r"(?:[ \t]|#[^\r\n]*)*")
 _LINES = re.compile(r"(?:[ \t\r\n]|#[^\r\n]*)*")
 _NEXT_RULE = re.compile(r"[A-Za-z0-9_-]+(?:[ \t\r\n]|#[^\r\n]*)*::=")
-_TIMES = re.compile(r"\{\s*([0-9]{1,9})\s*(?:(,)\s*([0-9]{1,9})?)?\s*\}")
+_TIMES = re.compile(r"\{\s*([0-9]{1,20})\s*(?:(,)\s*([0-9]{1,20})?)?\s*\}")
 _TOKEN = re.compile(r"<[^<>\s]+>")
 _ESCAPE = re.compile(r"x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}")
 _CONTROLS = {"n": 10, "r": 13, "t": 9}

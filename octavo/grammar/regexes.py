@@ -122,7 +122,7 @@ _CLASSES: dict[str, Ranges] = {
 _OPPOSITE = {"d": "D", "D": "d", "w": "W", "W": "w", "s": "S", "S": "s"}
 _DOT = complement(_of("\n", "\r", "\u2028\u2029"))
 _CONTROLS = {"t": 9, "n": 10, "v": 11, "f": 12, "r": 13, "0": 0}
-_QUANTIFIER = re.compile(r"\{([0-9]{1,9})(?:(,)([0-9]{1,9})?)?\}")
+_QUANTIFIER = re.compile(r"\{([0-9]+)(?:(,)([0-9]+)?)?\}")
 _HEX = {"x": re.compile(r"[0-9a-fA-F]{2}"), "u": re.compile(r"[0-9a-fA-F]{4}|\{[0-9a-fA-F]{1,6}\}")}
 _GROUP = re.compile(r"\(\?(?::|P?<[A-Za-z_][A-Za-z_0-9]*>)")
 
@@ -159,6 +159,8 @@ class _Parser:
             low, high = int(char == "+"), 1 if char == "?" else None
             self.at += 1
         elif char == "{" and (found := _QUANTIFIER.match(self.text, self.at)):
+            if len(found[0]) > 20:
+                raise self.fail(f"more than {MAX_REPEAT} repetitions")
             low = int(found[1])
             high = low if not found[2] else int(found[3]) if found[3] else None
             if max(low, high or 0) > MAX_REPEAT:

@@ -54,6 +54,8 @@ class Normalizer:
         self._definitions: dict[str, Schema] = {}
         self._one_ofs: list[tuple[dict[str, Any], dict[str, Any], str]] = []
         self._multiples: set[float] = set()
+        self._has_step = False
+        """Numbers have to be multiples of values.STEP somewhere."""
         self._count = 0
 
     def normalized(self) -> dict[str, Any]:
@@ -62,10 +64,8 @@ class Normalizer:
         while self._waiting:
             node, at, base = self._waiting.pop()
             self._definitions[self._names[id(node)]] = self.schema(node, at, base, 0)
-        whole: dict[str, Any] = {"allOf": [root]} if isinstance(root, bool) else dict(root)
-        whole["$defs"] = self._definitions
         proof = Proof(self._definitions)
-        proof.check_loops(whole, self.refuse)
+        proof.check_loops(self.refuse)
         for one_of, around, at in self._one_ofs:
             options = one_of.pop("oneOf")
             for i, left in enumerate(options):
@@ -73,9 +73,12 @@ class Normalizer:
                     if not proof.disjoint(left, options[j], around):
                         raise self.refuse("oneOf", at, f"its schemas {i} and {j} {_NOT_EXCLUSIVE}")
             one_of["anyOf"] = options
-        if not proof.finite(whole):
+        if self._has_step and max(self._multiples, default=0) > values.MAX_WITH_STEP:
+            raise self.refuse("multipleOf", "", "it is too large beside exclusive bounds; use minimum and maximum")
+        if not proof.finite(root):
             raise self.refuse("schema", "", "no value matches: something required is false, or contains itself")
-        return whole
+        whole = {"allOf": [root]} if isinstance(root, bool) else root
+        return {**whole, "$defs": self._definitions}
 
     # -- what the keywords' own modules call
 
@@ -193,14 +196,16 @@ class Normalizer:
             plain, exclusive = bound.lower(), f"exclusive{bound}"
             if node.get(exclusive) is True and plain in out:  # as draft 4 has it
                 out[exclusive] = out.pop(plain)
-            found = [
-                values.bound(out.pop(keyword), up=up, exclusive=keyword == exclusive, whole=whole)
-                for keyword in (plain, exclusive)
-                if keyword in out
-            ]
+            found = [values.bound(out.pop(plain), up=up, exclusive=False, whole=whole)] if plain in out else []
+            if exclusive in out and (whole or not values.is_short(out[exclusive])):
+                found.append(values.bound(out.pop(exclusive), up=up, exclusive=True, whole=whole))
+            elif exclusive in out:
+                # Numbers of few decimals do not come so close to a bound that they would be read as the bound itself.
+                self._has_step = True
+                out.setdefault("multipleOf", values.STEP)
             if found:
                 out[plain] = max(found) if up else min(found)
-        if "multipleOf" in out:
+        if "multipleOf" in node:
             self._multiple(place, out)
 
     def _multiple(self, place: Place, out: dict[str, Any]) -> None:
@@ -210,8 +215,9 @@ class Normalizer:
         if value * 16 != int(value * 16):
             why = f"validators do not agree on multiples of {value}; use whole numbers, halves, quarters or eighths"
             raise self.refuse("multipleOf", place.at, why)
-        self._multiples.add(value * 10_000)
-        if value * 10_000 >= 2**31 or (len(self._multiples) > 1 and math.prod(self._multiples) >= 2**32):
+        self._multiples.add(value)
+        scaled = [multiple * 10_000 for multiple in self._multiples]  # as llguidance has them, in 32 bits
+        if max(scaled) >= 2**31 or (len(scaled) > 1 and math.prod(scaled) >= 2**32):
             raise self.refuse("multipleOf", place.at, f"{value} is too large to be enforced here")
         out["multipleOf"] = int(value) if value == int(value) else value
         out.setdefault("minimum", -values.EXACT)

@@ -28,7 +28,7 @@ BLANKS = r"[ \t]|\r?\n[ \t]{0,64}"
 """Between two parts of a JSON text. Bounded: small models write blanks without end where they may."""
 
 _BLANK = ((9, 10), (13, 13), (32, 32))
-_LARK = re.compile(r'//[^\n]*|#[^\n]*|"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\])+/|%json\s*|\[([^\]"/]*)\]', re.DOTALL)
+_LARK = re.compile(r'//[^\n]*|#[^\n]*|"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\])+/|%json\s*|\[([^\]\n]*)', re.DOTALL)
 """What a Lark grammar is made of where it matters: comments, texts, regexes, schemas, options of a rule."""
 _OPTION = re.compile(r"\b(stop|max_tokens|temperature)\b")
 
@@ -117,9 +117,10 @@ def after_reasoning(grammar: str, close: str | int, *, open: str | int | None = 
     `open` None: the prompt has opened the reasoning. Else the output begins with it, or with the answer at once.
     """
     named = json.loads(grammar)["grammars"] if grammar.startswith("{") else [{"lark_grammar": grammar}]
-    named[0] = {**named[0], "name": "answer"}
+    name = f"answer{len(named)}"
+    named[0] = {**named[0], "name": name}
     opening = "" if open is None else (token(open) if isinstance(open, int) else literal(open)) + " "
-    lines = [f"start: {opening}thought blank @answer" + (" | @answer" if opening else "")]
+    lines = [f"start: {opening}thought blank @{name}" + (f" | @{name}" if opening else "")]
     if isinstance(close, int):
         lines += [f"thought: free {token(close)}", f"free: {ANY_TEXT}"]
     else:

@@ -8,10 +8,12 @@ from typing import Any
 
 EXACT = 2**53 - 1
 """Whole numbers up to here are the same to every reader."""
-LEAST = 1e-30
-"""Stands for the least number above 0: decimals much smaller would be read as 0."""
+STEP = 1e-6
+"""Numbers beside an exclusive bound are multiples of it."""
+MAX_WITH_STEP = 4000
+"""The largest multipleOf that may meet STEP: llguidance has 32 bits for both together."""
 SMALL = 1e-20
-"""Numbers other than 0 below this are refused, with LEAST apart."""
+"""Numbers other than 0 below this are refused."""
 _DIGITS = 15
 """That every reader of decimals reads exactly; llguidance's may be one unit off in the last place of longer ones."""
 MAX_NESTING = 60
@@ -42,13 +44,16 @@ def bound(value: float, *, up: bool, exclusive: bool, whole: bool) -> float:
             if up
             else (math.ceil(value) - 1 if exclusive else math.floor(value))
         )
-    if exclusive and value == 0:
-        return LEAST if up else -LEAST
     context = decimal.Context(prec=_DIGITS, rounding=decimal.ROUND_CEILING if up else decimal.ROUND_FLOOR)
     exact = decimal.Decimal(repr(value))
     if not exclusive:
         return float(context.plus(exact))
     return float(context.next_plus(exact) if up else context.next_minus(exact))
+
+
+def is_short(value: float) -> bool:
+    """Multiples of STEP can be told apart from it."""
+    return abs(value) <= 1e9 and float(f"{value:.{_DIGITS}g}") == value
 
 
 def unreadable(value: float) -> str | None:

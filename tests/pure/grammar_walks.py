@@ -32,11 +32,14 @@ PIECES = [
 SIZE = 258 + len(PIECES)
 
 
+_BYTES = [*(bytes([i]) for i in range(256)), b"<|end|>", b"</think>", *(piece.encode() for piece in PIECES)]
+
+
 class _Tokens:
     eos_token_id = EOS
     bos_token_id = None
-    tokens = [bytes([i]) for i in range(256)] + [b"<|end|>", b"</think>"] + [piece.encode() for piece in PIECES]
-    special_token_ids = [EOS, CLOSE_THINK]
+    tokens = _BYTES  # noqa: RUF012
+    special_token_ids = [EOS, CLOSE_THINK]  # noqa: RUF012
 
     def __call__(self, text: bytes | str) -> list[int]:
         return list(text.encode() if isinstance(text, str) else text)
@@ -89,7 +92,7 @@ def walk(grammar: str, rng: random.Random, steps: int = 250) -> str | None:
         allowed = [i for i in range(SIZE) if mask[i >> 3] >> (i & 7) & 1]
         assert allowed, f"nothing is allowed after {bytes(out)!r}"
         if EOS in allowed and (len(allowed) == 1 or len(out) > steps or rng.random() < 0.3):
-            return b"".join(_Tokens.tokens[i] for i in out).decode()
+            return b"".join(_BYTES[i] for i in out).decode()
         choices = [i for i in allowed if i != EOS]
         ends = [i for i in closing if i in choices]
         if len(out) > 8 * steps:
