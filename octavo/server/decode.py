@@ -39,6 +39,8 @@ _PIECE = 1 << 16
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*("|\\?\Z)', re.DOTALL)
 """A string, or what there is of it in this piece; the group is its closing quote."""
 
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
 _raw_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -60,13 +62,18 @@ async def _check_extent(body: bytes) -> None:
         ended = rest.count(b'"')
         # A string that goes on is opened again in the next piece, with the backslash that belongs to its next byte.
         prefix = b"" if begun == ended else b'"\\' if rest.endswith(b"\\") else b'"'
-        opened, closed = rest.count(b"[") + rest.count(b"{"), rest.count(b"]") + rest.count(b"}")
-        if depth - closed < 2:
+        lowest = depth
+        for bracket in rest.translate(None, _NO_BRACKETS):
+            if bracket in b"[{":
+                depth, containers = depth + 1, containers + 1
+            else:
+                depth -= 1
+                lowest = min(lowest, depth)
+        if lowest < 2:
             settled = at + _PIECE  # the top-level field may be another one by now
-        depth += opened - closed
         if depth > _HOPELESS_DEPTH:
             return  # the decoder gives up there, and says where that is
-        strings, containers, values = strings + ended, containers + opened, values + rest.count(b",")
+        strings, values = strings + ended, values + rest.count(b",")
         for what, count, limit in (
             ("strings", strings, MAX_STRINGS),
             ("arrays and objects", containers, MAX_CONTAINERS),
