@@ -112,7 +112,8 @@ class Tokens(Collector):
 
     def __init__(self, metrics: ServerMetrics, ttft: Histogram) -> None:
         self.prompt = 0
-        self.generated = 0
+        self._others = 0
+        """Generated tokens beside those that the histogram counts."""
         self._metrics = metrics
         self.ttft = ttft
         self._counts = [0] * (len(_ITL) + 1)
@@ -120,21 +121,22 @@ class Tokens(Collector):
 
     def first(self, seconds: float, tokens: int) -> None:
         """The first of a choice came after `seconds`."""
-        self.generated += tokens
+        self._others += tokens
         self.ttft.labels(self._metrics.model).observe(seconds)
 
     def observe(self, seconds: float, tokens: int) -> None:
         """More came, `seconds` after those before."""
-        self.generated += tokens
-        gap = seconds / tokens
-        self._counts[bisect_left(_ITL, gap)] += 1
-        self._sum += gap
+        if tokens != 1:
+            self._others += tokens - 1
+            seconds /= tokens
+        self._counts[bisect_left(_ITL, seconds)] += 1
+        self._sum += seconds
 
     def collect(self) -> Iterator[Metric]:
         label, model = ["model_name"], [self._metrics.model]
         for name, text, value in (
             ("prompt_tokens", "Prompt tokens processed", self.prompt),
-            ("generation_tokens", "Tokens generated", self.generated),
+            ("generation_tokens", "Tokens generated", self._others + sum(self._counts)),
         ):
             counter = CounterMetricFamily(f"octavo:{name}", text, labels=label)
             counter.add_metric(model, value)

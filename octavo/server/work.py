@@ -32,6 +32,7 @@ class Work:
     def __init__(self, metrics: ServerMetrics, prompts: Sequence[Prompt], params: SamplingParams) -> None:
         self.prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
         self._metrics = metrics
+        self._tokens = metrics.tokens
         self._account = current()
         self._account.params, self._account.model, self._account.num_open = params, metrics.model, len(prompts)
         self._params = params
@@ -192,23 +193,23 @@ class Work:
         key = (index, delta.index)
         last = self._last.get(key)
         if last is not None:
-            self._metrics.tokens.observe(now - last, len(delta.token_ids))
+            self._tokens.observe(now - last, len(delta.token_ids))
         elif not self._select:
             self._began(index)
-            self._metrics.tokens.first(now - self._started, len(delta.token_ids))
+            self._tokens.first(now - self._started, len(delta.token_ids))
         self._last[key] = now
 
     def _began(self, index: int) -> None:
         """The prompt has been computed."""
         if index not in self._prefilled:
             self._prefilled.add(index)
-            self._metrics.tokens.prompt += self._generations[index].metrics.prompt_tokens
+            self._tokens.prompt += self._generations[index].metrics.prompt_tokens
 
     def _ended(self, index: int) -> None:
         metrics = self._generations[index].metrics
         self._began(index)
         if self._select:  # of the candidates only the best came, and at once
-            self._metrics.tokens.first(metrics.time_to_first_token_ms / 1e3, metrics.completion_tokens)
+            self._tokens.first(metrics.time_to_first_token_ms / 1e3, metrics.completion_tokens)
         self._account.metrics.append(metrics)
         self._account.num_open -= 1
         self._metrics.ended(metrics, self._params, time.perf_counter() - self._started)
