@@ -23,7 +23,7 @@ def url() -> Iterator[str]:
     if given := os.environ.get("CONFORMANCE_URL"):
         yield given.rstrip("/")
         return
-    with live() as server:
+    with live(max_model_len=4096) as server:
         yield server.url
 
 
