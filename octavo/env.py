@@ -64,6 +64,11 @@ def child_environment(**changes: str) -> dict[str, str]:
     return {**os.environ, **changes}
 
 
+def without_keys() -> dict[str, str]:
+    """The environment for a child that is told the API keys in another way."""
+    return {name: value for name, value in os.environ.items() if name != "OCTAVO_API_KEY"}
+
+
 def forced_backend() -> str | None:
     return os.environ.get(BACKEND) or None
 

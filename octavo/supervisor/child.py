@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from octavo.env import without_keys
 from octavo.supervisor.entry import Spec
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ class Child:
             [sys.executable, "-c", command],
             stdin=subprocess.PIPE,
             pass_fds=(*self._fds, write),
+            env=without_keys(),
             start_new_session=True,
         )
         os.close(write)
