@@ -229,6 +229,18 @@ def test_time_is_linear(text: str) -> None:
         assert len(found.content) + sum(len(arguments) for _, arguments in found.calls) <= 12 * len(text)
 
 
+def test_the_beginning_of_a_call_that_is_cut_off_is_not_shown() -> None:
+    assert read("hermes", ['Hm. <tool_call>\n{"na'], cut=True).content == "Hm."
+    assert read("hermes", ['Hm. <tool_call>\n{"na']).content == 'Hm. <tool_call>\n{"na'
+    assert read("hermes", ["Hm. <tool_ca"], cut=True).content == "Hm. <tool_ca"
+    assert read("llama3_json", ['{"name": "f", "ty'], cut=True).content == '{"name": "f", "ty'
+
+
+def test_json_that_is_no_call_is_shown_at_once() -> None:
+    parser = by_name("llama3_json").parser(TOOLS)
+    assert parser.push('{"answer": [') and parser.push("1, 2") and parser.num_calls == 0
+
+
 def test_no_more_calls_than_allowed() -> None:
     call = '<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>'
     parser = by_name("hermes").parser(TOOLS, 1)

@@ -19,7 +19,7 @@ _ARGUMENT_KEYS = ("arguments", "parameters")
 
 class JsonCalls(Parser):
     needs_arguments = False
-    """An object without arguments is no call."""
+    """An object without arguments, or with other keys, is no call: this form has no sign of its own."""
 
     def json_calls(self) -> Steps[bool]:
         """One object, or a list of them. → whether they were calls, whole ones; held text stays held if not."""
@@ -88,6 +88,8 @@ class JsonCalls(Parser):
             return call.name in self.tools
         if key == "function" and opening == "{":
             return (yield from self._members(call))
+        if self.needs_arguments and key not in (*_NAME_KEYS, *_ARGUMENT_KEYS, "type", "id"):
+            return False
         if key not in _ARGUMENT_KEYS or call.begun:
             return (yield from self.value(JsonText())) is not None
         if opening == "{" and call.name:

@@ -42,9 +42,6 @@ Steps = Generator[None, None, T]
 class Parser:
     """Feed with `push`, end with `finish`; both give what is certain by then."""
 
-    markers: tuple[str, ...] = ()
-    """Strings that are seen even where special tokens are hidden."""
-
     def __init__(self, tools: Sequence[Tool], limit: int | None = None, start: int = 0) -> None:
         """`tools`: those that may be called. `limit`: after so many calls it is `complete`. `start`: of the first
         text in all text."""
@@ -64,6 +61,8 @@ class Parser:
         """Where the content given out, with the blanks, ends."""
         self._held: list[str] | None = None
         """What was read since `hold`."""
+        self._has_sign = False
+        """It began with a marker that nothing but a call begins with."""
         self._events: list[Event] = []
         self._steps = self._all()
 
@@ -169,6 +168,7 @@ class Parser:
             self._content(self.take(end - self._at))
             if found is not None:
                 self.hold()
+                self._has_sign = not found[2][0].isspace()
                 return self.take(len(found[2]))
             if self._at < len(self._text):
                 if self._ended:
@@ -203,13 +203,18 @@ class Parser:
         return self._held is not None
 
     def no_call(self) -> None:
-        """What was read since `hold` is content."""
+        """What was read since `hold` is content; but of a call that a limit cut off before its name was known, nobody
+        wants the beginning."""
         held, self._held = self._held or [], None
-        self._content("".join(held))
+        if self.cut_off and self._has_sign:
+            self._blanks.clear()
+        else:
+            self._content("".join(held))
+        self._has_sign = False
 
     def begin(self, name: str) -> None:
         """It is a call: what was read since `hold` was its syntax."""
-        self._held = None
+        self._held, self._has_sign = None, False
         self._blanks.clear()
         self._events.append(ToolCallDelta(index=self.num_calls, id=self.call_id(), name=name))
         self.num_calls += 1
