@@ -124,6 +124,35 @@ def test_batched_text_is_that_of_transformers(
             assert logits.argmax(-1).tolist() == output
 
 
+def test_embeddings_and_scores_are_those_of_transformers(
+    transformers_model: Any, worker: Worker, prompts: list[list[int]], request: pytest.FixtureRequest
+) -> None:
+    """In f32 exactly; where activations are rounded to eight bits, nearly."""
+    native = "cpu" in request.node.callspec.params.values()
+    pages, rows, kinds = 128 // BLOCK_SIZE, range(12), ("mean", "last", None)
+    admits = [
+        Admit(row, ids, len(ids), 0, list(range(row * pages, (row + 1) * pages)),
+              SamplingParams(temperature=0.0, max_tokens=0, prompt_logprobs=None if row % 3 < 2 else 0), 0, [], [],
+              pooling=kinds[row % 3])
+        for row, ids in zip(rows, prompts, strict=False)
+    ]  # fmt: skip
+    result = worker.run(Plan(0, admit=admits, run=[Run(row, len(prompts[row]), False) for row in rows]))
+    worker.run(Plan(1, release=list(rows)))
+    for row in rows:
+        with torch.no_grad():
+            wanted = transformers_model(torch.tensor([prompts[row]]), output_hidden_states=True)
+        if row % 3 < 2:
+            hidden = wanted.hidden_states[-1][0]
+            pooled = hidden.mean(0) if row % 3 == 0 else hidden[-1]
+            found = torch.frombuffer(bytearray(result.embeddings[row]), dtype=torch.float32)
+            assert torch.cosine_similarity(found, pooled, dim=0) > (0.99 if native else 1 - 1e-5)
+        else:
+            scores = wanted.logits[0].log_softmax(-1)
+            for i, entry in enumerate(result.prompt_logprobs[row]):
+                limit = 0.8 if native else 1e-3
+                assert abs(entry.logprob - float(scores[i, prompts[row][i + 1]])) < limit
+
+
 def test_chunked_text_is_the_same(worker: Worker, prompts: list[list[int]], batched: list[list[int]]) -> None:
     assert generate(worker, prompts[::2], 3) == batched[::2]
 
