@@ -50,6 +50,15 @@ class GrammarChecker:
         self._socket: socket.socket | None = None
         self._closed = False
 
+    @property
+    def pid(self) -> int | None:
+        """Of the child, while there is one."""
+        return None if self._child is None else self._child.pid
+
+    @property
+    def remembered_bytes(self) -> int:
+        return self._bytes
+
     async def check(self, grammar: str) -> None:
         """Raises RequestError with param "grammar", QueueFull."""
         data = grammar.encode()
@@ -88,19 +97,24 @@ class GrammarChecker:
 
     async def _answer(self, data: bytes) -> str:
         """What the child says, or why it is no more. Raises Unavailable when no child can be had."""
-        try:
-            await self._begin()
-            return (await asyncio.wait_for(self._asked(data), WALL_S)).decode()
-        except (asyncio.TimeoutError, OSError, EOFError):
-            code = await self._end()
+        for is_last in (False, True):
+            timed_out = False
+            try:
+                await self._begin()
+                return (await asyncio.wait_for(self._asked(data), WALL_S)).decode()
+            except (asyncio.TimeoutError, OSError, EOFError) as error:
+                timed_out = isinstance(error, asyncio.TimeoutError)
+                code = await self._end()
+            except asyncio.CancelledError:
+                await self._end()
+                raise
             if self._closed:
-                raise Unavailable("the server is shutting down", retry_after=1) from None
-            if code in (-signal.SIGPROF, -signal.SIGKILL):
+                raise Unavailable("the server is shutting down", retry_after=1)
+            if timed_out or code == -signal.SIGPROF:
                 return f"it takes more than {CPU_S:g} s to compile; make it smaller"
-            return "it needs too much memory or is nested too deeply; make it smaller"
-        except asyncio.CancelledError:
-            await self._end()
-            raise
+            if code != -signal.SIGKILL or is_last:  # else somebody killed it, which is not the grammar's fault
+                break
+        return "it needs too much memory or is nested too deeply; make it smaller"
 
     async def _begin(self) -> None:
         """A child that has loaded the vocabulary."""
