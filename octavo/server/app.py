@@ -67,7 +67,9 @@ def create_app(client: Client, config: ServerConfig) -> Starlette:
     app.router.redirect_slashes = False
     # From the inside out.
     open_paths = frozenset(endpoint.path for endpoint in ENDPOINTS if endpoint.is_open)
-    app.add_middleware(Gate, callers=_callers(config), open_paths=open_paths)
+    callers = _callers(config)
+    app.state.have_keys = callers.have_keys
+    app.add_middleware(Gate, callers=callers, open_paths=open_paths)
     max_body = parse_bytes(config.max_body_size, "--max-body-size")
     app.add_middleware(BodyGuard, limit=max_body, timeout=config.body_timeout)
     app.add_middleware(

@@ -59,6 +59,7 @@ class Callers:
         owners = [_digest("octavo owner", key) for key in keys] or [""]
         salted = bool(keys) and not share_prefix_cache
         self._callers = [Caller(owner, quota, salted=salted) for owner, quota in zip(owners, quotas, strict=True)]
+        self.have_keys = bool(keys)
 
     def find(self, headers: Headers) -> Caller | None:
         """By `Authorization: Bearer KEY` or `x-api-key: KEY`; None when neither is one of the keys."""

@@ -26,12 +26,18 @@ _WHY = {
     400: "The request is wrong; `param` names the field.",
     401: "The API key is missing or wrong.",
     404: "There is no such model.",
+    408: "The body did not come in time.",
     413: "The body is larger than the server takes.",
     415: "The body is not declared as JSON in UTF-8, or is compressed.",
     429: "Too many requests: wait as long as Retry-After says.",
     500: "The server or its engine failed; the log has the details under the request's id.",
     503: "The model is loading, or the server is about to end: try again as Retry-After says.",
 }
+_KEYS = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+}
+"""Either is enough."""
 _REQUEST_ID = {
     "description": "The client's own `x-request-id` when it is short and printable, else a fresh one.",
     "required": True,
@@ -72,7 +78,8 @@ class Described(Protocol):
 async def openapi(request: Request) -> Response:
     info = serving(request).client.info
     model = None if info is None else info.model
-    return Response(_document(request.app.state.endpoints, model), media_type="application/json")
+    state = request.app.state
+    return Response(_document(state.endpoints, model, state.have_keys), media_type="application/json")
 
 
 async def page(_request: Request) -> Response:
@@ -85,12 +92,12 @@ def _html() -> bytes:
 
 
 @lru_cache(maxsize=4)
-def _document(endpoints: tuple[Described, ...], model: str | None) -> bytes:
-    return msgspec.json.encode(document(endpoints, model))
+def _document(endpoints: tuple[Described, ...], model: str | None, have_keys: bool) -> bytes:
+    return msgspec.json.encode(document(endpoints, model, have_keys))
 
 
-def document(endpoints: Sequence[Described], model: str | None = None) -> dict[str, Any]:
-    """The OpenAPI 3.1 document. `model`: the served name, once it is known."""
+def document(endpoints: Sequence[Described], model: str | None = None, have_keys: bool = False) -> dict[str, Any]:
+    """The OpenAPI 3.1 document. `model`: the served name, once it is known. `have_keys`: requests need one."""
     endpoints = [endpoint for endpoint in endpoints if endpoint.is_documented]
     bodies = [(e.asked, e.given, e.streamed, e.problem, *e.special.values()) for e in endpoints]
     types = [kind for group in bodies for kind in group if kind is not None]
@@ -99,12 +106,15 @@ def document(endpoints: Sequence[Described], model: str | None = None) -> dict[s
         components[name] = _as_taken(components[name], model)
     paths: dict[str, Any] = {}
     for endpoint in endpoints:
-        paths.setdefault(_plain(endpoint.path), {})[endpoint.method.lower()] = _operation(endpoint, model)
+        operation = _operation(endpoint, model)
+        if have_keys and not endpoint.is_open:
+            operation["security"] = [{name: []} for name in _KEYS]
+        paths.setdefault(_plain(endpoint.path), {})[endpoint.method.lower()] = operation
     return {
         "openapi": "3.1.0",
         "info": {"title": "Octavo", "version": octavo.__version__, "description": "An OpenAI-compatible server."},
         "paths": paths,
-        "components": {"schemas": components},
+        "components": {"schemas": components, "securitySchemes": _KEYS},
     }
 
 
@@ -187,7 +197,7 @@ def _statuses(endpoint: Described) -> set[int]:
     if not endpoint.is_open:
         found |= {401, 429}
     if endpoint.asked is not None:
-        found |= {400, 413, 415}
+        found |= {400, 408, 413, 415}
     if endpoint.needs_model:
         found.add(503)
     if "{" in endpoint.path or (endpoint.asked is not None and "model" in endpoint.asked.__struct_fields__):

@@ -12,18 +12,37 @@ from pathlib import Path
 
 import httpx
 import pytest
+from server_harness import live
 
-EXAMPLES = os.environ.get("CONFORMANCE_EXAMPLES", "15")
+from octavo.config import ServerConfig
+
+EXAMPLES = os.environ.get("CONFORMANCE_EXAMPLES", "8")
 NOT_EXPRESSIBLE = "positive_data_acceptance"
 """A schema cannot say that a prompt fits the context, that best_of is at least n, or that a grammar can be enforced."""
 
 
-def test_what_openapi_json_says_is_true(url: str, tmp_path: Path) -> None:
+def run(url: str, folder: Path, *options: str) -> None:
     command = [str(Path(sys.executable).with_name("schemathesis")), "run", url + "/openapi.json"]
-    command += ["--phases", "examples,coverage,fuzzing", "--exclude-checks", NOT_EXPRESSIBLE, "--seed", "1"]
-    command += ["-n", EXAMPLES, "--no-color", "--warnings", "off"]
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100 + int(EXAMPLES) * 20)
+    command += ["--exclude-checks", NOT_EXPRESSIBLE, "--seed", "1", "--no-color", "--warnings", "off", *options]
+    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100 + int(EXAMPLES) * 20)
     assert ran.returncode == 0, ran.stdout[-8000:] + ran.stderr[-2000:]
+
+
+def test_what_openapi_json_says_is_true(url: str, tmp_path: Path) -> None:
+    run(url, tmp_path, "--phases", "examples,coverage,fuzzing", "-n", EXAMPLES)
+
+
+def test_what_it_says_of_keys_is_true(tmp_path: Path) -> None:
+    """With a key all is as told; without one, or with another, every route is the 401 that is told."""
+    with live(ServerConfig(api_key=("sk-1",), drain_timeout=5)) as server:
+        options = ["--phases", "examples", "-H", "Authorization: Bearer sk-1"]
+        run(server.url, tmp_path, *options)
+        document = httpx.get(server.url + "/openapi.json", headers={"x-api-key": "sk-1"}).json()
+        for path, methods in document["paths"].items():
+            for method, operation in methods.items():
+                assert ("security" in operation) == (path != "/health")
+                answer = httpx.request(method, server.url + path, headers={"authorization": "Bearer sk-2"})
+                assert answer.status_code == (401 if path != "/health" else 200)
 
 
 def test_every_route_tells_its_failures(url: str) -> None:
