@@ -499,3 +499,42 @@ def test_the_load_of_the_processors_is_measured_over_a_while(monkeypatch: pytest
         now[0] += seconds
         seen.append(machine.cpu_percent())
     assert seen == [0.0, 0.0, 12.5, 12.5, 90.0]
+
+
+# -- every face
+
+
+FACES: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": HELLO, "max_tokens": 4},
+    "/v1/completions": {"prompt": "abc", "max_tokens": 4},
+    "/v1/responses": {"input": "hi", "max_output_tokens": 4},
+    "/v1/messages": {"model": "fake-model", "messages": HELLO, "max_tokens": 4},
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", FACES)
+def test_every_face_ends_in_the_same_books(path: str, stream: bool, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "octavo")
+
+    async def test(api: Api) -> None:
+        body = {**FACES[path], "temperature": 0, "stream": stream}
+        assert (await api.post(path, **body)).status_code == 200
+        assert await endings(api) == {"length": 1}
+        api.engine.fail_at = 2
+        await api.post(path, **body)
+        await api.settled()
+        assert await endings(api) == {"length": 1, "engine_error": 1}
+        api.engine.fail_at = None
+        running = Call(api.app, path, {**body, "max_tokens": 1000, "max_output_tokens": 1000})
+        made = api.engine.stats.generated_tokens
+        while api.engine.stats.generated_tokens < made + 3:
+            await asyncio.sleep(0.005)
+        await running.leave()
+        await api.settled()
+        assert await endings(api) == {"length": 1, "engine_error": 1, "abort": 1}
+
+    run(test, step_delay=0.005)
+    assert [fields.get("error", fields.get("finish_reason")) for _, fields in lines(caplog)] == [
+        "length", "engine_error", "client_gone",
+    ]  # fmt: skip
