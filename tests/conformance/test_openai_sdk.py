@@ -120,6 +120,73 @@ def test_completions_streamed(url: str, model: str) -> None:
     assert [chunk.choices[0].finish_reason for chunk in chunks] == [*[None] * (len(chunks) - 1), "length"]
 
 
+RESPONSE: dict[str, Any] = {
+    "include": ["file_search_call.results", "reasoning.encrypted_content"],
+    "instructions": "instructions",
+    "max_output_tokens": 16,
+    "max_tool_calls": 0,
+    "metadata": {"foo": "string"},
+    "parallel_tool_calls": True,
+    "prompt_cache_key": "key-1234",
+    "prompt_cache_retention": "in_memory",
+    "reasoning": {"effort": "low", "summary": "auto"},
+    "safety_identifier": "identifier-1234",
+    "service_tier": "auto",
+    "store": True,
+    "temperature": 1,
+    "text": {"format": {"type": "text"}, "verbosity": "low"},
+    "tool_choice": "none",
+    "tools": [{"type": "function", **FUNCTION, "strict": True}],
+    "top_logprobs": 0,
+    "top_p": 1,
+    "truncation": "auto",
+    "user": "user-1234",
+}
+
+
+@pytest.mark.parametrize("fields", [{}, RESPONSE], ids=len)
+def test_responses(client: OpenAI, model: str, fields: dict[str, Any]) -> None:
+    asked: dict[str, Any] = {"model": model, "input": "string", "temperature": 0, **fields}
+    answer = client.responses.create(**asked)
+    assert answer.output_text and answer.status in ("completed", "incomplete") and answer.usage is not None
+    assert client.responses.retrieve(answer.id).output_text == answer.output_text
+    items = list(client.responses.input_items.list(answer.id))
+    assert items and client.responses.create(**asked, previous_response_id=answer.id).previous_response_id == answer.id
+    client.responses.delete(answer.id)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(answer.id)
+
+
+@pytest.mark.parametrize("fields", [{}, RESPONSE], ids=len)
+def test_responses_streamed(client: OpenAI, model: str, fields: dict[str, Any]) -> None:
+    options: Any = {"include_obfuscation": False}
+    asked: dict[str, Any] = {"model": model, "input": "string", "temperature": 0, **fields}
+    events = list(client.responses.create(**asked, stream=True, stream_options=options))
+    text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    last = events[-1]
+    assert last.type in ("response.completed", "response.incomplete") and last.response.output_text == text
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+
+
+def test_embeddings(client: OpenAI, model: str, url: str) -> None:
+    texts = ["The quick brown fox", "jumped over the lazy dog"]
+    vectors = client.embeddings.create(model=model, input=texts, encoding_format="float", user="user-1234")
+    assert [entry.index for entry in vectors.data] == [0, 1] and vectors.usage.total_tokens > 0
+    assert (
+        len(
+            client.embeddings.create(model=model, input=texts[0], encoding_format="float", dimensions=4)
+            .data[0]
+            .embedding
+        )
+        == 4
+    )
+    # By default the client asks for base64, which its own strict validation does not know.
+    with OpenAI(base_url=url + "/v1", api_key="none", max_retries=0) as loose:
+        packed = loose.embeddings.create(model=model, input=texts)
+    for one, other in zip(vectors.data, packed.data, strict=True):
+        assert one.embedding == pytest.approx(other.embedding, abs=1e-6)
+
+
 def test_models(client: OpenAI, model: str) -> None:
     assert [found.id for found in client.models.list()] == [model]
     found = client.models.retrieve(model)

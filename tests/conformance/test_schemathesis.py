@@ -23,7 +23,8 @@ NOT_EXPRESSIBLE = "positive_data_acceptance"
 
 def run(url: str, folder: Path, *options: str) -> None:
     command = [str(Path(sys.executable).with_name("schemathesis")), "run", url + "/openapi.json"]
-    command += ["--exclude-checks", NOT_EXPRESSIBLE, "--seed", "1", "--no-color", "--warnings", "off", *options]
+    command += ["--exclude-checks", NOT_EXPRESSIBLE, "--seed", "1", "--no-color", "--warnings", "off"]
+    command += ["--request-timeout", "100", *options]
     ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100 + int(EXAMPLES) * 20)
     assert ran.returncode == 0, ran.stdout[-8000:] + ran.stderr[-2000:]
 
