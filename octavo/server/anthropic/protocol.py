@@ -55,7 +55,7 @@ class MessagesRequest(SamplingParams, frozen=True, kw_only=True, omit_defaults=T
 
     model: Annotated[str, Meta(description="The served model's name.")]
     messages: Annotated[list[MessageParam], Meta(min_length=1, max_length=MAX_MESSAGES)]
-    max_tokens: Annotated[int, Meta(ge=1, description="Most tokens to generate; clamped to the context.")]
+    max_tokens: Annotated[int, Meta(ge=1, le=2**63 - 1, description="Most tokens to generate; clamped to the context.")]
     system: str | list[Block] | None = None
     stop_sequences: list[str] | None = None
     stream: bool = False

@@ -39,7 +39,7 @@ class ChatCompletionRequest(GenerationRequest, frozen=True, kw_only=True, omit_d
     """POST /v1/chat/completions"""
 
     messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=16384)]
-    max_completion_tokens: Annotated[int, Meta(ge=0, description="Wins over max_tokens.")] | None = None
+    max_completion_tokens: Annotated[int, Meta(ge=0, le=2**63 - 1, description="Wins over max_tokens.")] | None = None
     logprobs: Annotated[bool, Meta(description="Log-probabilities of the content's tokens.")] = False
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS, description="Needs logprobs: true.")] | None = None
     add_generation_prompt: Annotated[bool, Meta(description="Default: not continue_final_message.")] | None = None

@@ -17,7 +17,7 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True, omit_defau
     """POST /v1/completions"""
 
     prompt: Annotated[str | list[str | int | list[int]], Meta(description="Text, token ids, or a list of either.")]
-    max_completion_tokens: Annotated[int, Meta(ge=0, description="Wins over max_tokens (16).")] | None = None
+    max_completion_tokens: Annotated[int, Meta(ge=0, le=2**63 - 1, description="Wins over max_tokens.")] | None = None
     best_of: (
         Annotated[int, Meta(ge=0, le=128, description="Candidates, of which the n best are returned; 0: n.")] | None
     ) = None

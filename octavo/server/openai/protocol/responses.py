@@ -56,7 +56,7 @@ class ResponsesRequest(SamplingParams, frozen=True, kw_only=True, omit_defaults=
     instructions: Annotated[str, Meta(description="A system message before the input.")] | None = None
     previous_response_id: Annotated[str, Meta(description="Go on after this stored response.")] | None = None
     store: Annotated[bool, Meta(description="Keep the response for a while. Default: true.")] | None = None
-    max_output_tokens: Annotated[int, Meta(ge=1)] | None = None
+    max_output_tokens: Annotated[int, Meta(ge=1, le=2**63 - 1)] | None = None
     stream: bool = False
     stream_options: Annotated[dict[str, Any], Meta(description="Accepted; changes nothing.")] | None = None
     tools: Annotated[list[Item], Meta(max_length=1024, description="Functions; other tools are ignored.")] | None = None
