@@ -6,6 +6,7 @@ Invariant: what the answer has to look like is in the prompt's grammar, and its 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
@@ -143,14 +144,14 @@ class Prompter:
         return Channels(
             reasoning=tags,
             in_reasoning=in_reasoning,
-            tool_parser=self._family(enforced).name if tools else None,
+            tool_parser=self._family(tools, enforced).name if tools else None,
             tools=tuple(tools),
             max_calls=None if conversation.parallel_tool_calls and conversation.named_tool is None else 1,
         )
 
-    def _family(self, enforced: bool) -> Family:
+    def _family(self, tools: Sequence[Tool], enforced: bool) -> Family:
         """Calls that are enforced are written in a form that can be."""
-        return tool_grammars.enforceable(self._manner.family) if enforced else self._manner.family
+        return tool_grammars.enforceable(self._manner.family, tools) if enforced else self._manner.family
 
     def _grammar(
         self, conversation: Conversation, channels: Channels | None, enforced: bool, budget: int | None
@@ -160,10 +161,8 @@ class Prompter:
         if channels is None:
             return content
         if enforced:
-            form = self._family(enforced).form
-            assert form is not None, "a family whose calls cannot be enforced"
             content = tool_grammars.calls_grammar(
-                form,
+                self._family(channels.tools, enforced).form,
                 [(i, tool) for i, tool in enumerate(conversation.tools) if tool in channels.tools],
                 self._tokenizer,
                 content=content,

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from octavo.errors import RequestError
+from octavo.grammar.arguments import argument_rules, is_written
 from octavo.grammar.spec import ANY_TEXT, after_reasoning, json_expr, literal, token
 from octavo.text.tokenizer import Tokenizer
 from octavo.text.toolcalls.family import Family, Form
@@ -21,13 +22,14 @@ from octavo.text.toolcalls.tool import Tool
 
 MAX_CALLS = 8
 """In one answer, so that one that has to call does not do so for ever."""
-_NO_CALLS = r"/[ \t]*([^\s{][^\n]*)?(\n[ \t]*([^\s{][^\n]*)?)*/"
-"""Text of which no line begins with a brace: no call in a form without a sign of its own."""
 
 
-def enforceable(family: Family) -> Family:
-    """The family, or the one in whose form its calls are written where they are enforced."""
-    return family if family.form is not None else DEFAULT
+def enforceable(family: Family, tools: Sequence[Tool]) -> Family:
+    """The family, or the one in whose form its calls are written where their schemas need it."""
+    arguments = family.form.arguments
+    if arguments is None or family.reads_hermes:
+        return family
+    return family if all(is_written(arguments, tool.parameters or {}) for tool in tools) else DEFAULT
 
 
 def place(index: int) -> str:
@@ -50,7 +52,8 @@ def calls_grammar(
     trigger = form.trigger if free else None
     inside = trigger if trigger is not None and not form.start else ""  # what the head of a call has said already
     lines = [f"call: {' | '.join(f'call_{i}' for i, _ in tools)}"]
-    lines += [_call(form, i, tool, tokenizer, inside, enforced=required or tool.strict) for i, tool in tools]
+    for i, tool in tools:
+        lines += reversed(_call(form, i, tool, tokenizer, inside, enforced=required or tool.strict))
     lines.append(f"calls: {_several(form, trigger, max_calls, tokenizer)}")
     if required:
         lines.append("start: calls")
@@ -59,7 +62,7 @@ def calls_grammar(
         grammars = [{"lark_grammar": _text(lines)}, *_named(content, "said")]
         return json.dumps({"grammars": grammars}, ensure_ascii=False)
     elif trigger is None:
-        lines += ["start: calls | said", f"said: {_NO_CALLS}"]
+        lines += ["start: calls | said", f"said: /{form.no_calls}/"]
     else:
         lines += [_head(trigger, tokenizer), f"said: {ANY_TEXT}"]
         lines.append("start: said | head calls" if max_calls == 1 else "start: (head calls)* said")
@@ -109,14 +112,22 @@ def _text(lines: list[str]) -> str:
     return "\n".join(reversed(lines)) + "\n"
 
 
-def _call(form: Form, index: int, tool: Tool, tokenizer: Tokenizer, inside: str, enforced: bool) -> str:
-    """The rule of one tool's call. Where the schema need not be enforced, the arguments are any object."""
-    schema: Any = {"type": "object"}
+def _call(form: Form, index: int, tool: Tool, tokenizer: Tokenizer, inside: str, enforced: bool) -> list[str]:
+    """The rules of one tool's call. Where the schema need not be enforced, the arguments are any object."""
+    schema: dict[str, Any] = {"type": "object"}
     if enforced and tool.parameters:
         schema = {"type": "object", **tool.parameters}
+    rules: list[str] | None = None
+    if form.arguments is not None and enforced:
+        rules = argument_rules(f"args_{index}", form.arguments, schema, place(index))
+    if rules is not None:
+        arguments = f"args_{index}"
+    else:
+        form = form if form.arguments is None else DEFAULT.form
+        arguments = json_expr(schema, place(index))
     before = (form.before + tool.name + form.between).removeprefix(inside)
-    arguments = json_expr(schema, place(index))
-    return f"call_{index}: {_lark(before, tokenizer)} {arguments} {_lark(form.after, tokenizer)}".rstrip()
+    call = f"call_{index}: {_lark(before, tokenizer)} {arguments} {_lark(form.after, tokenizer)}".rstrip()
+    return [call, *(rules or [])]
 
 
 def _several(form: Form, trigger: str | None, max_calls: int | None, tokenizer: Tokenizer) -> str:

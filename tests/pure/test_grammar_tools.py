@@ -19,10 +19,11 @@ from octavo.errors import RequestError
 from octavo.grammar.tools import MAX_CALLS, calls_grammar, enforceable, with_reasoning
 from octavo.grammar.wellformed import check_parameters
 from octavo.text.toolcalls.family import Family
-from octavo.text.toolcalls.registry import FAMILIES
+from octavo.text.toolcalls.registry import FAMILIES, by_name
 from octavo.text.toolcalls.tool import Tool
 
 TOKENIZER = byte_level()
+HERMES = by_name("hermes")
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {"a": {"type": "integer"}, "b": {"enum": ["x", "y"]}},
@@ -32,18 +33,16 @@ SCHEMA: dict[str, Any] = {
 STRICT = Tool(name="f", parameters=SCHEMA, strict=True)
 FREE = Tool(name="ns.other", parameters=SCHEMA)
 BOTH = [(0, STRICT), (1, FREE)]
-ENFORCED = [family for family in FAMILIES if family.form is not None]
+ENFORCED = [family for family in FAMILIES if family.form.arguments is None]
 EACH = pytest.mark.parametrize("family", ENFORCED, ids=lambda family: family.name)
 
 
 def grammar(family: Family, tools: list[tuple[int, Tool]] = BOTH, **how: Any) -> str:
-    assert family.form is not None
     return calls_grammar(family.form, tools, TOKENIZER, **how)
 
 
 def written(family: Family, *calls: tuple[str, str], after_trigger: bool = False) -> str:
     form = family.form
-    assert form is not None
     each = [form.before + name + form.between + arguments + form.after for name, arguments in calls]
     return form.start + (form.separator or "").join(each) + form.end
 
@@ -71,7 +70,6 @@ def test_required_is_calls_and_nothing_else(family: Family) -> None:
 
 @EACH
 def test_auto_is_text_until_a_call_begins(family: Family) -> None:
-    assert family.form is not None
     auto, one_only = grammar(family), grammar(family, max_calls=1)
     one, two = written(family, ("f", '{"a": 1}')), written(family, ("f", '{"a": 1}'), ("ns.other", '{"z": [1]}'))
     for allowed in (auto, one_only):
@@ -122,10 +120,73 @@ def test_any_schema_any_walk(family: Family, schema: dict[str, Any], seed: int) 
         jsonschema.validate(arguments, schema, jsonschema.Draft202012Validator)
 
 
+ONE_BY_ONE = [family for family in FAMILIES if family.form.arguments is not None]
+WRITTEN = {
+    "pythonic": ("[f(a=1)]", '[f(a=1, b="x", c="it\'s", d=[1, null])]', '[f(a="1")]', "[f()]", "[f(a=1, f(a=1)]"),
+    "glm45": (
+        "<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n</tool_call>",
+        "<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n<arg_key>b</arg_key>\n<arg_value>x</arg_value>\n"
+        "<arg_key>c</arg_key>\n<arg_value>it's</arg_value>\n<arg_key>d</arg_key>\n<arg_value>[1, null]</arg_value>"
+        "\n</tool_call>",
+        "<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>one</arg_value>\n</tool_call>",
+        "<tool_call>f\n</tool_call>",
+        "<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n<arg_key>z</arg_key>",
+    ),
+    "qwen3_coder": (
+        "<tool_call>\n<function=f>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>",
+        "<tool_call>\n<function=f>\n<parameter=a>\n1\n</parameter>\n<parameter=b>\nx\n</parameter>\n<parameter=c>\nit's\n"
+        "</parameter>\n<parameter=d>\n[1, null]\n</parameter>\n</function>\n</tool_call>",
+        "<tool_call>\n<function=f>\n<parameter=a>\none\n</parameter>\n</function>\n</tool_call>",
+        "<tool_call>\n<function=f>\n</function>\n</tool_call>",
+        "<tool_call>\n<function=f>\n<parameter=a>\n1\n</parameter>\n<parameter=z>",
+    ),
+}
+MANY: dict[str, Any] = {
+    "type": "object",
+    "properties": {**SCHEMA["properties"], "c": {"type": "string"}, "d": {"type": "array"}},
+    "required": ["a"],
+}
+
+
+@pytest.mark.parametrize("family", ONE_BY_ONE, ids=lambda family: family.name)
+def test_arguments_one_by_one(family: Family) -> None:
+    tool = Tool(name="f", parameters=MANY, strict=True)
+    required, auto = grammar(family, [(0, tool)], required=True), grammar(family, [(0, tool)])
+    few, all_, *wrong = WRITTEN[family.name]
+    for allowed in (required, auto):
+        assert accepts(allowed, few) and accepts(allowed, all_)
+        assert not any(accepts(allowed, text) for text in wrong)
+    assert accepts(auto, "Just words.") and not accepts(required, "Just words.")
+    parser = family.parser([tool])
+    found = collected(all_, [*parser.push(all_), *parser.finish(False)])
+    assert json.loads(found.calls[0][1]) == {"a": 1, "b": "x", "c": "it's", "d": [1, None]}
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.sampled_from(ONE_BY_ONE), OBJECTS, st.integers(0, 2**32))
+def test_any_schema_one_by_one(family: Family, schema: dict[str, Any], seed: int) -> None:
+    tool = Tool(name="f", parameters=schema)
+    family = enforceable(family, [tool])
+    try:
+        required = grammar(family, [(0, tool)], required=True, max_calls=2)
+    except RequestError:
+        return
+    if matcher(required).is_error():
+        return
+    text = walk(required, random.Random(seed), steps=40)
+    assume(text is not None)
+    assert text is not None
+    parser = family.parser([tool])
+    calls = collected(text, [*parser.push(text), *parser.finish(False)]).calls
+    assert calls
+    for _, arguments in calls:
+        jsonschema.validate(json.loads(arguments), schema, jsonschema.Draft202012Validator)
+
+
 def test_reasoning_in_front() -> None:
     tags = ("<think>", "</think>")
-    calls = grammar(enforceable(FAMILIES[0]), required=True)
-    one = written(enforceable(FAMILIES[0]), ("f", '{"a": 1}'))
+    calls = grammar(HERMES, required=True)
+    one = written(HERMES, ("f", '{"a": 1}'))
     opened = with_reasoning(calls, tags, TOKENIZER, opened=True, budget=None)
     assert accepts(opened, "Hm, <tool_call>?\n</think>\n\n" + one) and not accepts(opened, one)
     free = with_reasoning(calls, tags, TOKENIZER, opened=False, budget=None)

@@ -7,11 +7,27 @@ from dataclasses import dataclass
 
 from octavo.text.toolcalls.parser import Parser
 
+NO_LINE_WITH_BRACE = r"[ \t]*([^\s{][^\n]*)?(\n[ \t]*([^\s{][^\n]*)?)*"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArgumentForm:
+    """How arguments are written one by one: `before` key `between` value `after`, with `separator` between them. Values
+    are JSON; but strings, up to `string_end` (which is in `after`), stand as they are, unless it is None."""
+
+    before: str = ""
+    between: str
+    after: str = ""
+    separator: str = ""
+    string_end: str | None = None
+    key: str
+    """Regex of the names that can be written so."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """How calls are written whose arguments are a JSON object, for the grammar that enforces them: `start`, the calls
-    (`before` name `between` arguments `after`) with `separator` between them, `end`."""
+    """How calls are written, for the grammar that enforces them: `start`, the calls (`before` name `between` arguments
+    `after`) with `separator` between them, `end`."""
 
     start: str = ""
     before: str
@@ -21,8 +37,11 @@ class Form:
     """None: one call is all that can be written."""
     end: str = ""
     trigger: str | None
-    """What every call, or the first, begins with, and no other text does. None: calls have no such sign, so they can
-    only be enforced where nothing else may be said."""
+    """What every call, or the first, begins with, and no other text does. None: calls have no such sign."""
+    no_calls: str = NO_LINE_WITH_BRACE
+    """Without a trigger: regex of text in which no call is found."""
+    arguments: ArgumentForm | None = None
+    """None: they are a JSON object. Calls with a schema for which these are not enough are written as Hermes does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,5 +54,6 @@ class Family:
     parser: Callable[..., Parser]
     markers: tuple[str, ...] = ()
     """Strings that the parser must see even where special tokens are hidden."""
-    form: Form | None
-    """None: calls that have to be enforced are written as Hermes writes them, which the parser also reads."""
+    form: Form
+    reads_hermes: bool = False
+    """The parser also reads calls as Hermes writes them."""

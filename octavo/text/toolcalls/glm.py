@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 
-from octavo.text.toolcalls.family import Family, Form
+from octavo.text.toolcalls.family import ArgumentForm, Family, Form
 from octavo.text.toolcalls.hermes import CLOSE, OPEN
 from octavo.text.toolcalls.json_text import JsonText
 from octavo.text.toolcalls.parser import Parser, Steps
@@ -77,7 +77,21 @@ FAMILY = Family(
     in_template=((KEY,),),
     parser=Glm45Parser,
     markers=(OPEN, CLOSE, KEY, KEY_END, VALUE, VALUE_END),
-    form=None,
+    form=Form(
+        before="<tool_call>",
+        between="",
+        after="\n</tool_call>",
+        separator="\n",
+        trigger=OPEN,
+        arguments=ArgumentForm(
+            before="\n<arg_key>",
+            between="</arg_key>\n<arg_value>",
+            after="</arg_value>",
+            string_end=VALUE_END,
+            key=r"[^<\s]+",
+        ),
+    ),
+    reads_hermes=True,
 )
 GLM4 = Family(
     name="glm4",

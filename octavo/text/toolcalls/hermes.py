@@ -33,4 +33,5 @@ FAMILY = Family(
     parser=HermesParser,
     markers=(OPEN, CLOSE),
     form=FORM,
+    reads_hermes=True,
 )

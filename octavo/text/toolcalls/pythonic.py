@@ -7,7 +7,7 @@ import json
 import re
 from typing import ClassVar
 
-from octavo.text.toolcalls.family import Family
+from octavo.text.toolcalls.family import ArgumentForm, Family, Form
 from octavo.text.toolcalls.json_text import JsonText
 from octavo.text.toolcalls.parser import Parser, Steps
 
@@ -138,5 +138,15 @@ FAMILY = Family(
     in_template=(("func_name1(",), ("<|tool_call_start|>",), ("<|tool_list_start|>",), ("<|python_start|>",)),
     parser=PythonicParser,
     markers=(*TAGS, *TAGS.values()),
-    form=None,
+    form=Form(
+        start="[",
+        before="",
+        between="(",
+        after=")",
+        separator=", ",
+        end="]",
+        trigger=None,
+        no_calls=r"([^\s\[](?s:.*))?",
+        arguments=ArgumentForm(between="=", separator=", ", key=r"[A-Za-z_][A-Za-z_0-9]*"),
+    ),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 
-from octavo.text.toolcalls.family import Family
+from octavo.text.toolcalls.family import ArgumentForm, Family, Form
 from octavo.text.toolcalls.hermes import CLOSE, OPEN
 from octavo.text.toolcalls.parser import Steps
 from octavo.text.toolcalls.tagged import TaggedParser
@@ -61,5 +61,19 @@ FAMILY = Family(
     in_template=(("<function=", "<parameter="),),
     parser=Qwen3CoderParser,
     markers=(OPEN, CLOSE),
-    form=None,
+    form=Form(
+        before="<tool_call>\n<function=",
+        between=">\n",
+        after="</function>\n</tool_call>",
+        separator="\n",
+        trigger=OPEN,
+        arguments=ArgumentForm(
+            before="<parameter=",
+            between=">\n",
+            after="\n</parameter>\n",
+            string_end="</parameter>",
+            key=r"[^<>\s]+",
+        ),
+    ),
+    reads_hermes=True,
 )

@@ -24,7 +24,8 @@ class TaggedParser(HermesParser):
         """The text up to `end`, as the argument `key`. `line_breaks`: one at each side of it is not part of it.
         → whether `end` came."""
         self.arguments(("{" if is_first else ", ") + json.dumps(key, ensure_ascii=False) + ": ")
-        types = _types((tool.parameters or {}).get("properties", {}), key)
+        properties = (tool.parameters or {}).get("properties")
+        types = types_of(properties.get(key) if isinstance(properties, dict) else None)
         if line_breaks:
             yield from self.literal("\n")
         if types == {"string"}:
@@ -75,9 +76,8 @@ class TaggedParser(HermesParser):
         return text, False
 
 
-def _types(properties: Any, key: str) -> set[str]:
-    """JSON types that the schema allows for an argument; empty: unknown, so any."""
-    schema = properties.get(key) if isinstance(properties, dict) else None
+def types_of(schema: Any) -> set[str]:
+    """JSON types that an argument's schema names; empty: any. A text is read as JSON unless it is {"string"}."""
     if not isinstance(schema, dict):
         return set()
     kind = schema.get("type")
@@ -94,7 +94,7 @@ def _as_json(text: str, types: set[str]) -> str:
     """The argument's text as JSON; as a string where it is none, or none of the allowed kind."""
     value = _loads(text.strip())
     if value is not _NONE and (not types or _kind(value) & types):
-        return json.dumps(value, ensure_ascii=False)
+        return json.dumps(value) if text.strip() in _SPOKEN else text.strip()
     return json.dumps(text, ensure_ascii=False)
 
 
