@@ -179,7 +179,8 @@ def bench_serve(
     from octavo.bench.serve import Load, run_serve
 
     load = Load(num_prompts, input_len, output_len, concurrency=max_concurrency, request_rate=request_rate)
-    run_serve(url, load, model=model, api_key=api_key, json_file=json_file)
+    key = api_key.partition(",")[0] if api_key else None  # the environment may name all that the server takes
+    run_serve(url, load, model=model, api_key=key, json_file=json_file)
 
 
 def main() -> None:

@@ -97,6 +97,7 @@ class Ticket:
         self._quota = quota
         self._own = own
         self._reserved = 0
+        self._admitted = False
 
     def enter(self) -> None:
         """Raises RateLimited; then nothing is counted."""
@@ -113,15 +114,17 @@ class Ticket:
         quota.inflight += 1
 
     def admit(self, prompt_tokens: int, num_prompts: int, params: SamplingParams) -> SamplingParams:
-        """Sets tokens aside for work that is about to begin; → the parameters it is to run with. Raises RateLimited."""
+        """Sets tokens aside for work that is about to begin; → the parameters it is to run with. Raises RateLimited,
+        but never for a later part of a request that has begun."""
         tokens = self._quota.tokens
         if tokens is not None:
             wanted = prompt_tokens + num_prompts * (params.best_of or params.n) * (params.max_tokens or 0)
             wanted = min(wanted, tokens.limit)
-            if wait := tokens.wait(wanted):
+            if not self._admitted and (wait := tokens.wait(wanted)):
                 raise _too_many("tokens", "TPM", tokens, wanted, wait)
             tokens.take(wanted)
             self._reserved += wanted
+            self._admitted = True
         return self._own(params)
 
     def leave(self, used: int) -> None:

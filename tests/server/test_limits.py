@@ -85,8 +85,10 @@ def test_ticket_sets_aside_and_puts_right() -> None:
         second.admit(501, 1, SamplingParams())
     assert caught.value.type == "tokens" and caught.value.retry_after == 1
     second.leave(0)
-    ticket.leave(130)
-    assert quota.tokens.level == 870 and quota.inflight == 0
+    ticket.admit(900, 1, SamplingParams())  # another part of a request that has begun is never refused
+    assert quota.tokens.level == -400
+    ticket.leave(1130)
+    assert quota.tokens.level == -130 and quota.inflight == 0
 
 
 def test_quotas_one_for_each_key() -> None:
