@@ -72,7 +72,6 @@ class RequestContext:
             await self.app(scope, receive, send_with_id)
         except ClientDisconnect:  # before its body was complete: nobody is there to be answered
             account.fail(ClientGone("the client closed the connection"))
-            account.status = account.status or ClientGone.status
         except Exception as error:
             if not isinstance(error, ApiError):
                 logger.exception("a request failed")
@@ -81,6 +80,8 @@ class RequestContext:
                 await error_response(failure)(scope, receive, send_with_id)
         finally:
             account.seconds = time.perf_counter() - started
+            if isinstance(account.error, ClientGone):
+                account.status = account.status or ClientGone.status
             self._close(account, scope)
 
     def _close(self, account: Account, scope: Scope) -> None:

@@ -69,6 +69,16 @@ def test_stop_and_length_are_counted_once_per_choice(stream: bool) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
+def test_a_tool_call_is_an_ending_of_its_own(stream: bool) -> None:
+    async def act(api: Api) -> None:
+        tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
+        await api.chat(stream=stream, tools=[tool])
+        await api.chat(stream=stream)
+
+    ends({"tool_calls": 1, "stop": 1}, act, reply='<tool_call>{"name": "add", "arguments": {}}</tool_call>')
+
+
+@pytest.mark.parametrize("stream", [False, True])
 def test_an_engine_failure_is_one_failure(stream: bool) -> None:
     async def act(api: Api) -> None:
         await api.chat(stream=stream)
@@ -131,6 +141,8 @@ def test_a_client_that_leaves_is_one_abort(stream: bool, tokens: int) -> None:
         while api.engine.stats.generated_tokens < tokens or not api.engine.num_running:
             await asyncio.sleep(0.005)
         await call.leave()
+        status = "200" if stream and tokens else "499"
+        assert (await scraped(api))["octavo:http_requests_total", "/v1/chat/completions", status, "POST"] == 1
 
     ends({"abort": 1}, act, step_delay=0.005 if tokens else 0.5)
 
