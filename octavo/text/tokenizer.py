@@ -150,6 +150,10 @@ class Tokenizer:
         """The token as text by itself; part of a code point shows as U+FFFD."""
         return self.token_bytes(token_id).decode(errors="replace")
 
+    def spelling(self, token_id: int) -> str:
+        """The token as the vocabulary has it: `Ġthe`, `▁the`, `<0x0A>`."""
+        return str(self._backend.id_to_token(token_id) or "")
+
     def _encode_chunks(self, text: str) -> Iterator[list[int]]:
         if len(text) <= WHOLE_CHARS:
             yield self._backend.encode(text, add_special_tokens=False).ids

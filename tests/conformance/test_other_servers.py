@@ -322,6 +322,25 @@ def test_tokenize_and_detokenize(url: str, model: str) -> None:
     assert given == {"prompt": "vllm1 This is a test prompt."}
 
 
+def test_tokenize_as_llama_cpp_has_it(url: str) -> None:
+    text = "What is the capital of France ? 媽 🤗"
+    plain = httpx.post(url + "/tokenize", json={"content": text}).json()["tokens"]
+    pieces = httpx.post(url + "/tokenize", json={"content": text, "with_pieces": True}).json()["tokens"]
+    assert [entry["id"] for entry in pieces] == plain
+    raw = b"".join(p.encode() if isinstance(p := entry["piece"], str) else bytes(p) for entry in pieces)
+    assert raw.decode() == text
+
+
+def test_a_conversation_with_tools_is_tokenized_as_chat_does_it(url: str) -> None:
+    asked = {"messages": CHAT, "tools": TOOLS}
+    count = httpx.post(url + "/tokenize", json=asked).json()["count"]
+    assert count > httpx.post(url + "/tokenize", json={"messages": CHAT}).json()["count"]
+    answer = httpx.post(url + "/v1/chat/completions", json={**asked, "max_tokens": 1}, timeout=60).json()
+    assert answer["usage"]["prompt_tokens"] == count
+    text = httpx.post(url + "/apply-template", json=asked).json()["prompt"]
+    assert httpx.post(url + "/tokenize", json={"prompt": text, "add_special_tokens": False}).json()["count"] == count
+
+
 def test_constraints_hold(url: str, model: str) -> None:
     if model == "fake-model":
         pytest.skip("the fake engine follows no grammar")

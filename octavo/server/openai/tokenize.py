@@ -9,18 +9,21 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo.errors import ContextLengthExceeded, RequestError
-from octavo.server.conversation import Conversation, checked_messages, render, template_kwargs
+from octavo.server.conversation import render
 from octavo.server.decode import read
 from octavo.server.errors import refuse_nul
+from octavo.server.openai.chat import conversation
+from octavo.server.openai.protocol.chat import ChatCompletionRequest
 from octavo.server.openai.protocol.tokenize import (
     DetokenizeRequest,
     DetokenizeResponse,
     TokenizeRequest,
     TokenizeResponse,
     TokenizerInfo,
+    TokenPiece,
 )
 from octavo.server.serving import Serving, json_response, serving
-from octavo.types import SamplingParams
+from octavo.text.tokenizer import Tokenizer
 
 MAX_TOKENS = 1 << 20
 """More would take long to write, while streams wait."""
@@ -33,39 +36,56 @@ async def tokenize(request: Request) -> Response:
     serve = serving(request)
     asked = await read(_tokenize, request)
     serve.model(asked.model)
-    if (asked.prompt is None) == (asked.messages is None):
-        raise RequestError("send either prompt or messages", param="prompt")
+    if [asked.prompt, asked.messages, asked.content].count(None) != 2:
+        raise RequestError("send one of prompt, messages and content", param="prompt")
     ids = await _ids(serve, asked)
     tokenizer = serve.client.tokenizer
-    answer = TokenizeResponse(count=len(ids), max_model_len=serve.info().max_model_len, tokens=ids)
+    answer = TokenizeResponse(count=len(ids), max_model_len=serve.info().max_model_len, tokens=[*ids])
     if asked.return_token_strs:
-        answer.token_strs = await asyncio.to_thread(lambda: [tokenizer.token_text(i) for i in ids])
+        answer.token_strs = await asyncio.to_thread(lambda: [tokenizer.spelling(i) for i in ids])
+    if asked.with_pieces:
+        answer.tokens = await asyncio.to_thread(lambda: [_piece(tokenizer, i) for i in ids])
     return json_response(answer)
 
 
 async def _ids(serve: Serving, asked: TokenizeRequest) -> list[int]:
     if asked.prompt is not None:
-        refuse_nul(asked.prompt, "prompt")
-        add, parse = asked.add_special_tokens is not False, asked.parse_special
-        try:
-            each = await serve.encode(
-                [asked.prompt], add_special_tokens=add, parse_special=parse, max_tokens=MAX_TOKENS
-            )
-        except ContextLengthExceeded:
-            message = f"prompt has more than {MAX_TOKENS} tokens, the most of one request; send it in parts"
-            raise RequestError(message, param="prompt") from None
-        return each[0]
-    conversation = Conversation(
-        messages=checked_messages(asked.messages or []),
-        params=SamplingParams(),
+        return await _text_ids(
+            serve, "prompt", asked.prompt, asked.add_special_tokens is not False, asked.parse_special
+        )
+    if asked.content is not None:
+        return await _text_ids(serve, "content", asked.content, asked.add_special, asked.parse_special)
+    as_chat = ChatCompletionRequest(
+        messages=asked.messages or [],
+        tools=asked.tools,
         add_generation_prompt=asked.add_generation_prompt,
         continue_final_message=asked.continue_final_message,
-        template_kwargs=template_kwargs(asked.chat_template_kwargs),
+        chat_template_kwargs=asked.chat_template_kwargs,
     )
-    ids = await render(serve, conversation)
+    ids = await render(serve, conversation(as_chat))
     if asked.add_special_tokens:
         return [*serve.client.tokenizer.encode(""), *ids]
     return ids
+
+
+async def _text_ids(serve: Serving, field: str, text: str, add_special: bool, parse_special: bool) -> list[int]:
+    refuse_nul(text, field)
+    try:
+        each = await serve.encode(
+            [text], add_special_tokens=add_special, parse_special=parse_special, max_tokens=MAX_TOKENS
+        )
+    except ContextLengthExceeded:
+        message = f"{field} has more than {MAX_TOKENS} tokens, the most of one request; send it in parts"
+        raise RequestError(message, param=field) from None
+    return each[0]
+
+
+def _piece(tokenizer: Tokenizer, token_id: int) -> TokenPiece:
+    raw = tokenizer.token_bytes(token_id)
+    try:
+        return TokenPiece(id=token_id, piece=raw.decode())
+    except UnicodeDecodeError:
+        return TokenPiece(id=token_id, piece=list(raw))
 
 
 async def detokenize(request: Request) -> Response:
