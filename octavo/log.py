@@ -105,9 +105,8 @@ def _request_id(record: logging.LogRecord) -> str:
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    fields = getattr(record, "fields", {})
-    assert isinstance(fields, dict)
-    return fields
+    fields = getattr(record, "fields", None)
+    return fields if isinstance(fields, dict) else {}  # a library's own records may mean something else by it
 
 
 def _exception(record: logging.LogRecord) -> str:
