@@ -98,7 +98,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     reasoning_parser: Annotated[
         str, Meta(description="Tags of the model's reasoning: think, mistral …; none; auto: by its template.")
     ] = "auto"
-    max_connections: Annotated[int, Meta(ge=1, description="Connections at once; more are turned away.")] = 1024
+    max_connections: Annotated[int, Meta(ge=1, description="Connections at once; more are turned away.")] = 2048
     max_header_size: Annotated[str, Meta(description="Largest head of a request, and of any of its parts.")] = "64KiB"
     header_timeout: Annotated[float, Meta(gt=0, description="Seconds in which a request's head must come.")] = 15.0
     body_timeout: Annotated[float, Meta(gt=0, description="The same for its body, and 1 s more for each 16 KiB.")] = (

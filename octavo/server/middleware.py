@@ -13,7 +13,7 @@ import logging
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from octavo.errors import ApiError, RequestError
+from octavo.errors import ApiError, RequestError, Unavailable
 from octavo.server.errors import ContentTooLarge, RequestTimeout, UnsupportedMediaType, error_response
 
 logger = logging.getLogger("octavo.server")
@@ -24,6 +24,10 @@ SETTLE_S = 0.02
 """How long an early answer waits for the end of a body that has all but come; then the connection is to be closed."""
 BYTES_PER_S = 16384
 """A body that comes at least so fast never times out."""
+SMALL_BODY = 1 << 18
+HELD_BODIES = 16
+"""All bodies together that are not small may take as much memory as so many of the largest."""
+RETRY_AFTER_S = 2
 
 
 class BodyRefused(Exception):
@@ -35,13 +39,15 @@ class BodyRefused(Exception):
 
 
 class BodyGuard:
-    """Refuses bodies larger than `limit` bytes (413), whatever Content-Length says, and those that take longer than
-    `timeout` seconds and their size allow (408)."""
+    """Refuses bodies larger than `limit` bytes (413), whatever Content-Length says, those that take longer than
+    `timeout` seconds and their size allow (408), and large ones while too many are held (503)."""
 
     def __init__(self, app: ASGIApp, limit: int, timeout: float) -> None:
         self.app = app
         self._limit = limit
         self._timeout = timeout
+        self._held = 0
+        """Bytes of the bodies of all requests that have not ended, as far as they are not small."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -51,13 +57,29 @@ class BodyGuard:
         if "transfer-encoding" not in headers and headers.get("content-length", "0") == "0":
             await self.app(scope, receive, send)
             return
-        body = _Body(self._limit, self._timeout, receive, send, is_awaited="expect" in headers)
+        body = _Body(self, receive, send, is_awaited="expect" in headers)
         try:
             self._check_length(headers.get("content-length"))
             await self.app(scope, body.receive, body.send)
         except BodyRefused as refused:
             if not body.answered:
                 await error_response(refused.error)(scope, body.receive, body.send)
+        finally:
+            self._held -= body.held
+
+    def time_left(self, waited: float, num_bytes: int) -> float:
+        return self._timeout + num_bytes / BYTES_PER_S - waited
+
+    def hold(self, body: _Body, num_bytes: int) -> None:
+        """The body has so many bytes by now. Raises BodyRefused when they are too many, or too many for now."""
+        if num_bytes > self._limit:
+            raise BodyRefused(too_large(self._limit))
+        if num_bytes > SMALL_BODY:
+            self._held += num_bytes - body.held
+            body.held = num_bytes
+            if self._held > HELD_BODIES * self._limit:
+                message = "the server holds too many large request bodies; try again shortly"
+                raise BodyRefused(Unavailable(message, code="too_many_bodies", retry_after=RETRY_AFTER_S))
 
     def _check_length(self, length: str | None) -> None:
         """Refuse by Content-Length where it tells the truth about being too long."""
@@ -75,11 +97,12 @@ def too_large(limit: int) -> ContentTooLarge:
 class _Body:
     """One request's body on its way in, and the answer on its way out."""
 
-    def __init__(self, limit: int, timeout: float, receive: Receive, send: Send, *, is_awaited: bool) -> None:
+    def __init__(self, guard: BodyGuard, receive: Receive, send: Send, *, is_awaited: bool) -> None:
         """`is_awaited`: the sender waits to be asked for it (Expect: 100-continue)."""
         self.answered = False
-        self._limit = limit
-        self._timeout = timeout
+        self.held = 0
+        """What the guard counts of it."""
+        self._guard = guard
         self._receive = receive
         self._send = send
         self._is_awaited = is_awaited
@@ -95,11 +118,11 @@ class _Body:
         assert task is not None
         started, body = loop.time(), bytearray()
 
-        timer = loop.call_later(self._timeout, lambda: expire())
+        timer = loop.call_later(self._guard.time_left(0, 0), lambda: expire())
 
         def expire() -> None:
             nonlocal timer
-            left = started + self._timeout + len(body) / BYTES_PER_S - loop.time()
+            left = self._guard.time_left(loop.time() - started, len(body))
             if left > 0:
                 timer = loop.call_later(left, expire)
             else:
@@ -114,8 +137,7 @@ class _Body:
                     return message
                 body += message.get("body", b"")
                 self._ended = not message.get("more_body", False)
-                if len(body) > self._limit:
-                    raise BodyRefused(too_large(self._limit))
+                self._guard.hold(self, len(body))
         except asyncio.CancelledError:
             if not self._timed_out:
                 raise

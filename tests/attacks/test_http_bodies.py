@@ -9,13 +9,14 @@ import socket
 import time
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 
 import pytest
-from victim import MIB, Growth, Victim, error_of, read_all, status_of, statuses_of, victim
+from victim import MIB, Growth, Victim, error_of, read_all, read_one, status_of, statuses_of, victim
 
 from octavo.config import ServerConfig
 
-CONFIG = ServerConfig(drain_timeout=1, max_body_size="4MiB", body_timeout=1.0, send_timeout=1.0, keep_alive_timeout=1)
+CONFIG = ServerConfig(drain_timeout=1, max_body_size="5MiB", body_timeout=2.0, send_timeout=1.0, keep_alive_timeout=1)
 POST = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
 CLOSE = b"connection: close\r\n"
 BODY = b'{"prompt":"a","max_tokens":1}'
@@ -35,6 +36,23 @@ def whole(body: bytes, extra: bytes = CLOSE) -> bytes:
 def chunks(body: bytes, size: int) -> bytes:
     parts = [body[i : i + size] for i in range(0, len(body), size)]
     return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+
+
+def test_many_large_bodies_at_once_are_bounded_together(server: Victim) -> None:
+    """Each is within the limit. Small ones are taken all the while."""
+    num_fds, part = server.ps.num_fds(), b"a" * (39 << 17)
+    refused = 0
+    with Growth(server) as growth, ExitStack() as stack:
+        for _ in range(30):
+            sock = stack.enter_context(server.connect())
+            sock.sendall(POST + b"content-length: %d\r\n\r\n" % (40 << 17))
+            with suppress(OSError):
+                sock.sendall(part)
+                sock.settimeout(0.02)
+                refused += error_of(read_one(sock), 503)["code"] == "too_many_bodies"
+        server.unharmed()
+    assert refused >= 10 and growth.bytes < 160 * MIB
+    server.unharmed(num_fds)
 
 
 @pytest.mark.parametrize("connection", [b"", CLOSE])
@@ -57,7 +75,7 @@ def test_announced_length_over_the_limit_is_refused_before_the_body(server: Vict
     for expect in (b"expect: 100-continue\r\n", b""):
         with server.connect() as sock:
             sock.sendall(POST + expect + b"content-length: 99999999\r\n\r\n")
-            answer = sock.recv(4096)
+            answer = read_one(sock)
             assert error_of(answer, 413) and b"100 Continue" not in answer
 
 

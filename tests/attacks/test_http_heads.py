@@ -138,6 +138,27 @@ def test_paths_are_not_resolved(server: Victim) -> None:
         assert status_of(server.send(b"GET " + path + b" HTTP/1.1\r\nhost: x\r\n" + CLOSE + b"\r\n")) in (400, 404)
 
 
+ODD_PATHS = [
+    b"/x/../health", b"/health/../v1/models", b"//health", b"/v1/models", b"/%2e%2e/health", b"*",
+    b"http://x/v1/models", b"http://x//health", b"/health?/../v1/models#", b"/health\\..\\v1/models",
+]  # fmt: skip
+
+
+def test_paths_are_not_resolved_past_the_gate() -> None:
+    """T-ROUTES, with the bytes of a path as they are."""
+    with victim(ServerConfig(api_key=("k",), drain_timeout=1)) as guarded:
+        for path in ODD_PATHS:
+            answer = guarded.send(b"GET " + path + b" HTTP/1.1\r\nhost: x\r\n" + CLOSE + b"\r\n")
+            is_open = path.startswith(b"/health?")
+            assert status_of(answer) == (200 if is_open else 401) or error_of(answer, 400), (path, answer)
+            assert b"fake-model" not in answer
+        with guarded.connect() as sock:  # an honest request does not lend its key to the next on the connection
+            sock.sendall(
+                b"GET /v1/models HTTP/1.1\r\nhost: x\r\nx-api-key: k\r\n\r\n" + SMUGGLED + GET + CLOSE + b"\r\n"
+            )
+            assert statuses_of(read_all(sock)) == [200, 401, 200]
+
+
 def test_pipelined_requests_are_answered_in_order(server: Victim) -> None:
     asked = POST + LENGTH + b"\r\n" + BODY + GET + b"\r\n" + b"GET /nowhere HTTP/1.1\r\nhost: x\r\n" + CLOSE + b"\r\n"
     assert statuses_of(server.send(asked)) == [200, 200, 404]

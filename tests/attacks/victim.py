@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import socket
 import ssl
 import subprocess
@@ -148,6 +149,20 @@ def read_all(sock: socket.socket) -> bytes:
     except OSError:
         pass  # reset
     return received
+
+
+def read_one(sock: socket.socket) -> bytes:
+    """The next answer, as far as its Content-Length says."""
+    received = b""
+    while b"\r\n\r\n" not in received:
+        chunk = sock.recv(1 << 16)
+        assert chunk, received
+        received += chunk
+    head, _, body = received.partition(b"\r\n\r\n")
+    found = re.search(rb"content-length: (\d+)", head.lower())
+    while found is not None and len(body) < int(found[1]):
+        body += sock.recv(1 << 16)
+    return head + b"\r\n\r\n" + body
 
 
 def status_of(answer: bytes) -> int:
