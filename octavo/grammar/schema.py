@@ -11,10 +11,11 @@ import math
 from typing import Any
 
 from octavo.errors import RequestError
-from octavo.grammar import objects, values
+from octavo.grammar import arrays, objects, values
 from octavo.grammar.disjoint import Proof
 from octavo.grammar.formats import FORMATS, UNRESTRICTED
-from octavo.grammar.patterns import searched
+from octavo.grammar.negation import OTHER_TEXTS, negated, other_texts
+from octavo.grammar.patterns import searched, written
 from octavo.grammar.references import Place, References, UnknownReference
 from octavo.grammar.regexes import RegexError
 
@@ -22,9 +23,6 @@ MAX_NESTING = 60
 MAX_SCHEMAS = 20_000
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 REFUSED = {
-    "not": "what must not match cannot be enforced; say what may",
-    "if": "conditions cannot be enforced; use anyOf with the cases",
-    "contains": "it cannot be enforced; use items or prefixItems",
     "$dynamicRef": "use $ref",
     "$recursiveRef": "use $ref",
     "disallow": "it is of draft 3; say what may match",
@@ -144,16 +142,18 @@ class Normalizer:
             raise self.refuse("schema", at[:60], f"{what} in it")
         place = Place(node, at, self._references.base_of(node, base), nesting)
         for keyword, why in REFUSED.items():
-            if keyword in node and not (keyword == "if" and "then" not in node and "else" not in node):
+            if keyword in node:
                 raise self.refuse(keyword, at, why)
         if node.get("contentMediaType") and "draft-07" in self._draft:
             raise self.refuse("contentMediaType", at, "what a text holds cannot be enforced")
         out: dict[str, Any] = {}
         more: list[Schema] = []
-        for part in (self._types, self._values, self._numbers, self._strings, self._arrays):
+        for part in (self._types, self._values, self._numbers, self._strings):
             part(place, out, more)
+        arrays.rewrite(self, place, out, more)
         objects.rewrite(self, place, out, more, self._closed)
         self._applicators(place, out, more)
+        self._conditions(place, more)
         if not out and len(more) == 1:
             return more[0]
         return {**out, "allOf": more} if more else out
@@ -238,32 +238,13 @@ class Normalizer:
                     out["maxLength"] = min(most, out.get("maxLength", most))
             elif name not in UNRESTRICTED:
                 raise self.refuse("format", place.at, f"{name[:60]!r} is not known; known are {', '.join(FORMATS)}")
+        if OTHER_TEXTS in place.node:
+            regexes.append(f"^(?:{written(other_texts(place.node[OTHER_TEXTS]))})$")
         if self.kind(place, "contentEncoding", str, "a text") == "base64":
             regexes += [f"^(?:{regex})$" for regex in FORMATS["byte"].regexes]
         if regexes:
             out["pattern"] = regexes[0]
             more += [{"type": out["type"], "pattern": r} if "type" in out else {"pattern": r} for r in regexes[1:]]
-
-    def _arrays(self, place: Place, out: dict[str, Any], _more: list[Schema]) -> None:
-        node = place.node
-        for keyword in ("minItems", "maxItems"):
-            if (count := self.count(place, keyword)) is not None:
-                out[keyword] = count
-        if node.get("uniqueItems") not in (None, False) and out.get("maxItems", 2) > 1:
-            raise self.refuse("uniqueItems", place.at, "it cannot be enforced; leave it out, or use maxItems 1")
-        rest = "items"
-        if isinstance(node.get("items"), list):
-            if "prefixItems" in node:
-                raise self.refuse("items", place.at, "a list beside prefixItems has no meaning")
-            out["prefixItems"] = [self.inside(place, "items", i) for i in range(len(node["items"]))]
-            rest = "additionalItems"
-        elif self.kind(place, "prefixItems", list, "a list of schemas"):
-            out["prefixItems"] = [self.inside(place, "prefixItems", i) for i in range(len(node["prefixItems"]))]
-        if rest in node:
-            out["items"] = self.inside(place, rest)
-        elif node.get("unevaluatedItems") not in (None, True, {}):
-            self.only_alone(place, "unevaluatedItems", "items")
-            out["items"] = self.inside(place, "unevaluatedItems")
 
     def only_alone(self, place: Place, keyword: str, instead: str) -> None:
         beside = [k for k in ("$ref", "allOf", "anyOf", "oneOf", "dependentSchemas", "dependencies") if k in place.node]
@@ -289,6 +270,37 @@ class Normalizer:
                 more.append(one)
                 if keyword == "oneOf":
                     self._one_ofs.append((one, out, place.at))
+
+    def _conditions(self, place: Place, more: list[Schema]) -> None:
+        node = place.node
+        if "not" in node:
+            more.append(self.opposite(place, "not", node["not"]))
+        if "if" in node and ("then" in node or "else" in node):
+            holds, then, otherwise = node["if"], node.get("then", True), node.get("else", True)
+            cases: list[Schema] = [self._both(place, holds, then)]
+            if otherwise is not False:
+                other = self.opposite(place, "if", holds)
+                cases.append({"allOf": [other, self.inside(place, "else") if "else" in node else True]})
+            more.append({"anyOf": cases})
+
+    def _both(self, place: Place, *nodes: Any) -> Schema:
+        return {"allOf": [self.schema(node, place.at, place.base, place.nesting + 1) for node in nodes]}
+
+    def opposite(self, place: Place, keyword: str, node: Any) -> Schema:
+        """A schema that accepts only what `node` does not. Raises RequestError where there is none."""
+
+        def follow(reference: Any) -> Any:
+            try:
+                found, base = self._references.resolve(str(reference), place.base)
+            except UnknownReference:
+                return None
+            return found if base == place.base else None  # what is in it would be resolved from elsewhere
+
+        self.schema(node, place.at, place.base, place.nesting + 1)  # it has to be right by itself
+        other = negated(node, follow)
+        if other is None:
+            raise self.refuse(keyword, place.at, "what does not match that schema cannot be enforced; say what may")
+        return self.schema(other, f"{place.at}/{keyword}", place.base, place.nesting + 1)
 
     def _ref(self, place: Place) -> Schema:
         reference = self.kind(place, "$ref", str, "a text")

@@ -64,14 +64,22 @@ def _compound(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]
         prefixItems=st.lists(inner, min_size=1, max_size=3),
         minItems=st.integers(0, 2),
         maxItems=st.integers(1, 4),
+        contains=inner,
+        minContains=st.integers(0, 2),
+        maxContains=st.integers(1, 2),
     )
     several = st.lists(inner, min_size=1, max_size=3)
+    scalars = st.sampled_from(["a", "b", "ab", 1, 2.5, True, None, "é"])
+    unique = st.builds(
+        lambda v: {"type": "array", "items": {"enum": v}, "uniqueItems": True},
+        st.lists(scalars, min_size=1, max_size=4),
+    )
     combined = st.builds(
         lambda base, more: {**(base if isinstance(base, dict) else {}), **more},
         inner,
-        _some(allOf=several, anyOf=several, oneOf=several),
+        _some(**{"allOf": several, "anyOf": several, "oneOf": several, "not": inner, "if": inner, "then": inner}),
     )
-    return st.one_of(objects, arrays, combined)
+    return st.one_of(objects, arrays, combined, unique)
 
 
 _schemas = st.recursive(_scalars, _compound, max_leaves=10)

@@ -37,9 +37,12 @@ def test_schemas(schema: Any, valid: list[Any], invalid: list[Any]) -> None:
 
 
 REFUSED = [
-    ({"not": {}}, "not"),
-    ({"if": True, "then": {}}, "if"),
-    ({"contains": {}}, "contains"),
+    ({"not": {"pattern": "a"}}, "not"),
+    ({"not": {"$id": "x", "type": "null"}}, "not"),
+    ({"if": {"format": "date"}, "then": {"maxLength": 3}}, "if"),
+    ({"contains": {"type": "null"}, "minContains": 2, "maxContains": 1}, "contains"),
+    ({"contains": {"multipleOf": 2}, "maxContains": 1}, "maxContains"),
+    ({"items": {"enum": [1, 2, 3, 4, 5, 6, 7]}, "uniqueItems": True}, "uniqueItems"),
     ({"uniqueItems": True}, "uniqueItems"),
     ({"$dynamicRef": "#x"}, "$dynamicRef"),
     ({"allOf": [{"properties": {}}], "unevaluatedProperties": False}, "unevaluatedProperties"),
@@ -94,7 +97,7 @@ def test_what_cannot_be_enforced_is_refused_by_name(schema: Any, keyword: str) -
 
 def test_the_place_is_named() -> None:
     with pytest.raises(RequestError, match=re.escape("at /properties/a~1b/anyOf/1")):
-        json_grammar({"properties": {"a/b": {"anyOf": [{}, {"not": {}}]}}})
+        json_grammar({"properties": {"a/b": {"anyOf": [{}, {"not": {"multipleOf": 2}}]}}})
 
 
 KEYWORDS = [
@@ -309,7 +312,8 @@ def test_lark() -> None:
     grammar = grammar_of(StructuredOutputs(grammar=text))
     assert accepts(grammar, "a{}#json") and not accepts(grammar, 'a{"x":1}#json')
     for wrong in (
-        'start: %json {"not": {}}', "start: %json {", 'start: %json {"x-guidance": {"lenient": true}, "not": {}}',
+        'start: %json {"uniqueItems": true}', "start: %json {",
+        'start: %json {"x-guidance": {"lenient": true}, "uniqueItems": true}',
         'start: x\nx[stop="a"]: /.*/', 'start: x\nx[capture, max_tokens=3]: /.*/', "start: /a/\x00",
     ):  # fmt: skip
         with pytest.raises(RequestError):
