@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import threading
 import time
 from collections import deque
@@ -28,6 +29,9 @@ COMPILERS = 2
 CHEAP_S = 50e-6
 """Masks are computed at once when the last ones took less, all of them together. One within a JSON string takes some
 20 microseconds, one of a regex that counts 300."""
+LOADING_SWITCH_S = 0.0005
+"""How long a thread may keep the interpreter from the others while the vocabulary loads, which takes half a second: a
+step asks for it several times."""
 STACK_BYTES = 16 << 20
 """Of the threads: llguidance takes nested grammars apart by recursion; more than grammar/trial.py tries them with."""
 CLOSE_S = 1.0
@@ -199,7 +203,12 @@ class Constraints:
     def _loaded(self) -> Vocabulary:
         with self._lock:
             if self._vocabulary is None:
-                self._vocabulary = self._make_vocabulary()
+                usual = sys.getswitchinterval()
+                sys.setswitchinterval(LOADING_SWITCH_S)
+                try:
+                    self._vocabulary = self._make_vocabulary()
+                finally:
+                    sys.setswitchinterval(usual)
             return self._vocabulary
 
 
