@@ -33,8 +33,8 @@ _HOPELESS_DEPTH = 10_000
 
 INLINE_BYTES = 1 << 16
 """Shorter bodies are decoded at once."""
-MAX_STRINGS, MAX_CONTAINERS, MAX_VALUES = 200_000, 50_000, 1_000_000
-"""In one body; each bound is about 20 ms of decoding."""
+MAX_STRINGS, MAX_CONTAINERS, MAX_VALUES = 100_000, 50_000, 1_000_000
+"""In one body; each bound is 10 to 20 ms of decoding."""
 _PIECE = 1 << 16
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*("|\\?\Z)', re.DOTALL)
 """A string, or what there is of it in this piece; the group is its closing quote."""
