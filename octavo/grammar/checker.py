@@ -21,7 +21,7 @@ from collections import OrderedDict
 import msgspec
 
 from octavo.errors import QueueFull, RequestError, Unavailable
-from octavo.grammar.trial import CPU_S, Task
+from octavo.grammar.limits import CPU_S, Task
 from octavo.modelfiles.files import ModelFiles
 
 MAX_WAITING = 64

@@ -5,8 +5,22 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 MAX_LEXER_STATES = 50_000
 """Of 1 to 2 kB each."""
+
+CPU_S = 2.0
+"""Processor time of one trial (grammar/trial.py)."""
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True):
+    """What the process in which grammars are tried is told first: whose child it is, and the model's files."""
+
+    parent: int
+    name: str
+    path: str
+    vocab_size: int
 
 
 def parser_limits() -> Any:

@@ -20,11 +20,10 @@ from pathlib import Path
 
 import msgspec
 
+from octavo.grammar.limits import CPU_S, Task
 from octavo.grammar.matcher import GrammarError, Vocabulary
 from octavo.modelfiles.files import locate
 
-CPU_S = 2.0
-"""Processor time of one trial."""
 MEMORY = 512 << 20
 """Bytes that trials may take beside the vocabulary."""
 STACK = 2 << 20
@@ -32,15 +31,6 @@ MAX_MESSAGE = 400
 _LENGTH = struct.Struct("<I")
 _PLACE = re.compile(r"^(?:at )?(\d+)\((\d+)\): ")
 _PR_SET_PDEATHSIG = 1
-
-
-class Task(msgspec.Struct, frozen=True, kw_only=True):
-    """What the child is told first."""
-
-    parent: int
-    name: str
-    path: str
-    vocab_size: int
 
 
 def verdict(vocabulary: Vocabulary, grammar: str) -> str:
