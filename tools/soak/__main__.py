@@ -115,13 +115,13 @@ def mixed(octavo: Octavo, killer: Killer, rng: random.Random, report: Report, du
     threads = [threading.Thread(target=client, args=(seed,), daemon=True) for seed in seeds]
     for thread in threads:
         thread.start()
-    killing = threading.Thread(target=killer.run, args=(end, duration, (5.0, 25.0)), daemon=True)
+    killing = threading.Thread(target=killer.run, args=(end, duration, (8.0, 30.0)), daemon=True)
     killing.start()
     while time.monotonic() < end:
         report.sample(octavo, duration - (end - time.monotonic()))
         time.sleep(min(15.0, duration / 20))
     for thread in [*threads, killing]:
-        thread.join(240.0)
+        thread.join(500.0)
         report.check(not thread.is_alive(), "a client hangs")
 
 

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-TIMEOUT_S = 180.0
+TIMEOUT_S = 400.0
 
 
 @dataclass
@@ -51,7 +51,8 @@ def post(port: int, path: str, body: Any, *, leave_after: float | None = None, m
             _read_stream(answer, response, leave_after)
         else:
             _read_whole(answer, response)
-    except (OSError, http.client.HTTPException):
+    except (OSError, http.client.HTTPException) as error:
+        answer.text = answer.text or repr(error)
         answer.left = leave_after is not None and time.monotonic() - answer.started >= leave_after
     finally:
         connection.close()
