@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
-from server_harness import HELLO, Api, error_of, events, run
+from server_harness import HELLO, Api, Call, error_of, events, run
 
 from octavo.config import ServerConfig
 from octavo.errors import ConfigError
@@ -368,3 +369,26 @@ def test_reasoning_of_earlier_turns_comes_back() -> None:
             assert (await api.chat(messages=turns)).status_code == 200
 
     run(test)
+
+
+def test_a_call_goes_on_after_an_engine_restart() -> None:
+    """What was streamed stays; the channels go on where they were, in the reasoning as in the arguments."""
+
+    async def test(api: Api) -> None:
+        whole, _ = await both(api, tools=[WEATHER])
+        for tokens in (12, 90, 150):
+            before = api.engine.stats.generated_tokens
+            call = Call(api.app, "/v1/chat/completions", {
+                "messages": HELLO, "temperature": 0, "tools": [WEATHER], "stream": True, "reasoning_effort": "low",
+            })  # fmt: skip
+            while api.engine.stats.generated_tokens < before + tokens:
+                await asyncio.sleep(0.001)
+            api.engine.crash()
+            api.engine.restart()
+            await asyncio.wait_for(call.task, 20)
+            message, reason = joined(events(call.text))
+            assert reason == "tool_calls" and message["reasoning"] == whole["reasoning"]
+            assert message["tool_calls"] == [made["function"] for made in whole["tool_calls"]]
+
+    reply = f"<think>{'Where? ' * 10}</think>\n\nSo:\n{CALL}"
+    run(test, ServerConfig(reasoning_parser="think"), reply=reply, step_delay=0.0005)
