@@ -38,14 +38,22 @@ class References:
     def base_of(node: Any, base: str) -> str:
         """The base address inside a node that stands where `base` is in force."""
         name = node.get("$id") if isinstance(node, dict) else None
-        return urljoin(base, name).removesuffix("#") if isinstance(name, str) and not name.startswith("#") else base
+        if not isinstance(name, str) or name.startswith("#"):
+            return base
+        try:
+            return urljoin(base, name).removesuffix("#")
+        except ValueError:  # no address
+            return base
 
     def resolve(self, reference: str, base: str) -> tuple[Any, str]:
         """(schema, the base address where it stands). Raises UnknownReference."""
         if reference.startswith("#"):
             address, fragment = base, reference[1:]
         else:
-            address, _, fragment = urljoin(base, reference).partition("#")
+            try:
+                address, _, fragment = urljoin(base, reference).partition("#")
+            except ValueError:
+                raise UnknownReference("it is no address") from None
         if address not in self._resources:
             raise UnknownReference("it leads out of this schema, and nothing is fetched")
         if fragment and not fragment.startswith("/"):

@@ -21,6 +21,7 @@ from octavo.grammar.regexes import RegexError
 
 MAX_NESTING = 60
 MAX_SCHEMAS = 20_000
+MAX_COUNT = 100_000
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 REFUSED = {
     "$dynamicRef": "use $ref",
@@ -88,10 +89,12 @@ class Normalizer:
         value = place.node.get(keyword)
         if value is None and keyword not in place.node:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < 0:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        whole |= isinstance(value, float) and value.is_integer()
+        if not whole or value < 0:
             raise self.refuse(keyword, place.at, "it must be a whole number, 0 or more")
-        if value > 100_000:
-            raise self.refuse(keyword, place.at, f"{value} is too large; at most 100000")
+        if value > MAX_COUNT:
+            raise self.refuse(keyword, place.at, f"it is more than {MAX_COUNT}")
         return int(value)
 
     def kind(self, place: Place, keyword: str, kind: type, what: str) -> Any:

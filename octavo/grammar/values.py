@@ -58,8 +58,8 @@ def is_short(value: float) -> bool:
 
 def unreadable(value: float) -> str | None:
     """Why a number cannot be told apart from its neighbours in every reader."""
-    if not math.isfinite(value) or abs(value) > EXACT:
-        return f"{value} is beyond 2^53; numbers so large cannot be told apart"
+    if abs(value) > EXACT or not math.isfinite(value):
+        return "a number beyond 2^53 cannot be told apart from its neighbours"
     return f"{value} is too close to 0" if 0 < abs(value) < SMALL else None
 
 
