@@ -9,7 +9,6 @@ namespace octavo {
 namespace OCTAVO_ISA {
 
 constexpr int64_t BLOCK = 6;             // rows at once
-constexpr int64_t CHUNK_BYTES = 512 << 10;  // of rows that stay in the second cache while all tiles pass
 
 template <class V>
 inline V read(const void* p) {
@@ -100,29 +99,26 @@ void pair_block(const LinearArgs& args, const Pair<T>& pair, int64_t r, int64_t 
     for (int j = 0; j < 2; ++j) finish(args, r + i, t + j, acc[i][j]);
 }
 
-// An even number of tiles. Rows in chunks, a chunk in blocks of nearly equal size.
+// An even number of tiles. Rows in blocks of nearly equal size; who calls gives no more rows than stay in a core's cache
+// while the tiles pass (operations.cpp's share_product).
 template <class T>
 void pairs_product(const LinearArgs& args, int64_t r0, int64_t r1, int64_t t0, int64_t t1) {
   const int64_t groups = args.weight.k / T::G;
-  const int64_t fit = CHUNK_BYTES / (args.x.stride * BLOCK) * BLOCK, chunk = fit < 8 * BLOCK ? 8 * BLOCK : fit;
-  for (; r0 < r1; r0 += chunk) {
-    const int64_t end = r1 - r0 < chunk ? r1 : r0 + chunk;
-    for (int64_t t = t0; t < t1; t += 2) {
-      const Pair<T> pair{{T(args.weight.tile(t), groups), T(args.weight.tile(t + 1), groups)}};
-      Ahead ahead = ahead_of<T>(args, t + 2, t1, end - r0);
-      int64_t r = r0;
-      for (int64_t blocks = (end - r + BLOCK - 1) / BLOCK; blocks > 0; --blocks) {
-        const int64_t rows = (end - r + blocks - 1) / blocks;
-        switch (rows) {
-          case 6: pair_block<T, 6>(args, pair, r, t, ahead); break;
-          case 5: pair_block<T, 5>(args, pair, r, t, ahead); break;
-          case 4: pair_block<T, 4>(args, pair, r, t, ahead); break;
-          case 3: pair_block<T, 3>(args, pair, r, t, ahead); break;
-          case 2: pair_block<T, 2>(args, pair, r, t, ahead); break;
-          default: pair_block<T, 1>(args, pair, r, t, ahead); break;
-        }
-        r += rows;
+  for (int64_t t = t0; t < t1; t += 2) {
+    const Pair<T> pair{{T(args.weight.tile(t), groups), T(args.weight.tile(t + 1), groups)}};
+    Ahead ahead = ahead_of<T>(args, t + 2, t1, r1 - r0);
+    int64_t r = r0;
+    for (int64_t blocks = (r1 - r + BLOCK - 1) / BLOCK; blocks > 0; --blocks) {
+      const int64_t rows = (r1 - r + blocks - 1) / blocks;
+      switch (rows) {
+        case 6: pair_block<T, 6>(args, pair, r, t, ahead); break;
+        case 5: pair_block<T, 5>(args, pair, r, t, ahead); break;
+        case 4: pair_block<T, 4>(args, pair, r, t, ahead); break;
+        case 3: pair_block<T, 3>(args, pair, r, t, ahead); break;
+        case 2: pair_block<T, 2>(args, pair, r, t, ahead); break;
+        default: pair_block<T, 1>(args, pair, r, t, ahead); break;
       }
+      r += rows;
     }
   }
 }
