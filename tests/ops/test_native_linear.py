@@ -113,12 +113,13 @@ def check(form: Form, isa: str, m: int, n: int, k: int, seed: int = 0) -> None:
     rows = Rows(isa, activations(m, k, seed), form)
     x = rows.values()
     wanted, size = x @ dense.T, np.abs(x) @ np.abs(dense).T
-    # The products of int4 and of its minimums are added apart: more than `size` may cancel.
-    assert np.all(np.abs(rows.linear(weight, 0, m) - wanted) <= 6e-6 * size)
+    if form.kind == "int4":  # its minimums are added apart, where more than these sizes may cancel
+        size += 0.2 * np.abs(x).sum(1, keepdims=True) * np.abs(dense).max()
+    assert np.all(np.abs(rows.linear(weight, 0, m) - wanted) <= 2e-6 * size)
     bias = np.arange(n, dtype=np.float32)
     base = np.full((m, n), 3, np.float32)
     found = rows.linear(weight, 0, m, bias, base)
-    assert np.all(np.abs(found - (wanted + bias + base)) <= 6e-6 * (size + bias + 3))
+    assert np.all(np.abs(found - (wanted + bias + base)) <= 2e-6 * (size + bias + 3))
 
 
 @each_isa
