@@ -24,7 +24,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     )
     revision: Annotated[str, Meta(description="Branch, tag or commit of a hub id.")] | None = None
     device: Annotated[str, Meta(description="auto, cpu, cuda or cuda:N.", pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
-    dtype: Annotated[Dtype, Meta(description="Type of weights and activations; auto: bfloat16.")] = "auto"
+    dtype: Annotated[Dtype, Meta(description="Type of weights and activations; auto: bfloat16; float32: exact.")] = (
+        "auto"
+    )
     max_model_len: (
         Annotated[int, Meta(ge=1, description="Longest sequence, prompt + output; default: the model's.")] | None
     ) = None

@@ -73,6 +73,8 @@ def resolve(config: EngineConfig, hardware: Hardware, facts: ModelFacts, model_n
     if dtype == "auto":
         dtype = "bfloat16"
         reasons.append("dtype bfloat16: half the memory traffic of float32 (--dtype auto)")
+    elif dtype == "float32":
+        reasons.append("dtype float32: no rounding anywhere; quantized weights are held dense, 4 bytes each")
     max_model_len = config.max_model_len or facts.max_position
     if max_model_len > facts.max_position:
         raise ConfigError(

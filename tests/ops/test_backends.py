@@ -94,7 +94,7 @@ def bytes_(n: int, k: int) -> Tensor:
 @pytest.mark.parametrize(("tokens", "n", "k"), [(0, 8, 32), (1, 1, 32), (1, 100, 576), (5, 33, 96), (70, 48, 160)])
 def test_linear(isa: str, kind: str, tokens: int, n: int, k: int) -> None:
     make, tolerance = WEIGHTS[kind]
-    weight, ops = make(n, k), native(isa, "bfloat16" if kind == "bf16" else "float32")
+    weight, ops = make(n, k), native(isa, "float32" if kind == "f32" else "bfloat16")
     packed = ops.prepare([weight])
     assert packed.shape == weight.shape
     assert torch.equal(packed.dequantize(F32), weight.dequantize(F32))
@@ -109,8 +109,8 @@ def test_linear(isa: str, kind: str, tokens: int, n: int, k: int) -> None:
 
 @needs_native
 def test_parts_of_several_kinds_are_one_product(isa: str) -> None:
-    ops = native(isa)
-    parts: list[Layout] = [int4(1), int8(2), int8(3), int8(4, 16, F32), Dense(randn(5, 256))]
+    ops = native(isa, "bfloat16")
+    parts: list[Layout] = [int4(1), int8(2), int8(3), int8(4, 16, F32), Dense(randn(5, 256).bfloat16())]
     packed, x = ops.prepare(parts), randn(9, 256, seed=8)
     assert packed.shape == (4 * 12 + 5, 256)
     assert torch.equal(packed.dequantize(F32), torch.cat([part.dequantize(F32) for part in parts]))
@@ -121,15 +121,23 @@ def test_parts_of_several_kinds_are_one_product(isa: str) -> None:
 
 @needs_native
 @pytest.mark.parametrize("kind", WEIGHTS)
+def test_float32_rounds_nothing(isa: str, kind: str) -> None:
+    weight, ops = WEIGHTS[kind][0](33, 96), native(isa)
+    packed, x = ops.prepare([weight]), randn(5, weight.shape[1])
+    near(ops.linear(x, packed), (x.double() @ weight.dequantize(F32).double().T).float(), 1e-5)
+
+
+@needs_native
+@pytest.mark.parametrize("kind", WEIGHTS)
 def test_a_row_of_a_product_is_the_same_alone(isa: str, kind: str) -> None:
-    ops = native(isa, "bfloat16" if kind == "bf16" else "float32")
+    ops = native(isa, "float32" if kind == "f32" else "bfloat16")
     weight = ops.prepare([WEIGHTS[kind][0](83, 192)])
     x = randn(67, weight.shape[1], seed=1)
     whole = ops.linear(x, weight)
     for count in (1, 2, 3, 4, 5, 7, 8, 13, 16, 33):
         for first in range(0, 67 - count, 11):
             assert torch.equal(ops.linear(x[first : first + count], weight), whole[first : first + count])
-    one_thread = native(isa, "bfloat16" if kind == "bf16" else "float32", threads=1)
+    one_thread = native(isa, "float32" if kind == "f32" else "bfloat16", threads=1)
     assert torch.equal(one_thread.linear(x, weight), whole)
 
 

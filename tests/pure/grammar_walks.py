@@ -38,7 +38,7 @@ _BYTES = [*(bytes([i]) for i in range(256)), b"<|end|>", b"</think>", *(piece.en
 class _Tokens:
     eos_token_id = EOS
     bos_token_id = None
-    tokens = _BYTES  # noqa: RUF012
+    tokens = _BYTES
     special_token_ids = [EOS, CLOSE_THINK]  # noqa: RUF012
 
     def __call__(self, text: bytes | str) -> list[int]:

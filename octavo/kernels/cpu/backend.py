@@ -18,7 +18,7 @@ from octavo.kernels.cpu.immediate import Immediate
 from octavo.kernels.cpu.layouts import Packed, pack
 from octavo.kernels.cpu.nodes import Attend, Embed, GatherRows, Linear, Norm, Pages, Rope, SiluMul, Sink, padded
 from octavo.kernels.cpu.record import RecordedStep, Recording, StepRecording
-from octavo.kernels.layouts import Layout, Prepared
+from octavo.kernels.layouts import Dense, Layout, Prepared
 from octavo.kernels.recorded import PermanentRows, Recorded, StepModel
 from octavo.kernels.step import Step
 
@@ -66,6 +66,10 @@ class CpuOps:
         torch.set_num_threads(1)  # a second pool would fight ours
 
     def prepare(self, parts: Sequence[Layout]) -> Packed:
+        """In float32 all are dense: products of quantized matrices round what they multiply to 8 bits, and who asks for
+        float32 wants no rounding."""
+        if self.dtype == torch.float32:
+            parts = [Dense(part.dequantize(torch.float32)) for part in parts]
         return pack(parts, self.dtype)
 
     def prepare_table(self, table: Layout) -> Packed:
