@@ -20,6 +20,8 @@ CACHED_GRAMMARS = 32
 CACHED_CHARS = 1 << 20
 """Compiled grammars that are kept: so many, with texts of so many characters together."""
 _TOO_COMPLEX = ("ParserTooComplex", "LexerTooComplex")
+_TOO_MANY = "too many expressions"
+"""A limit of llguidance's regexes that it reports as an internal error (found by the soak: nested counts)."""
 
 
 class GrammarError(Exception):
@@ -115,9 +117,10 @@ class Matcher:
         return bytes(mask)
 
     def _error(self, what: str) -> GrammarError:
-        if self._matcher.stop_reason() in _TOO_COMPLEX:
+        message = self._matcher.get_error()
+        if self._matcher.stop_reason() in _TOO_COMPLEX or _TOO_MANY in message:
             return GrammarError("the grammar is too complex to be followed any further", is_users=True)
-        return GrammarError(f"{what}: {self._matcher.get_error()}", is_users=False)
+        return GrammarError(f"{what}: {message}", is_users=False)
 
 
 class _Tokens:

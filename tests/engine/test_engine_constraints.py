@@ -19,7 +19,8 @@ from octavo.engine.constraints import Constraints
 from octavo.engine.loop import EngineLoop
 from octavo.engine.scheduler import Scheduler, SchedulerConfig
 from octavo.grammar.matcher import CACHED_GRAMMARS, GrammarError, Matcher, Vocabulary
-from octavo.types import SamplingParams
+from octavo.grammar.spec import grammar_of
+from octavo.types import SamplingParams, StructuredOutputs
 from octavo.wire.local import LocalConnection, LocalTransport
 from octavo.wire.messages import Abort, Add, Bye, Draining, Failed, Hello, Ping, Pong
 
@@ -190,6 +191,18 @@ def test_draining_waits_for_them() -> None:
     messages = client.receive()
     assert isinstance(messages[0], Draining)
     assert tokens(messages, 0) == expected(bound(0), 64)[0]
+
+
+def test_counts_within_counts_are_the_users_error() -> None:
+    """The trial of a grammar looks at its start; this one becomes too much after some tokens (found by the soak)."""
+    regex = StructuredOutputs(regex="((a{1,999}){1,999}){1,999}b")
+    matcher = vocabulary().matcher(grammar_of(regex))
+    [a] = tokens_of(matcher.mask() or b"")
+    with pytest.raises(GrammarError, match="too complex") as error:
+        for _ in range(200):
+            matcher.mask()
+            matcher.consume(a)
+    assert error.value.is_users
 
 
 @pytest.mark.parametrize("is_users", [True, False, None])
