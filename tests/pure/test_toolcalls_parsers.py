@@ -234,6 +234,9 @@ def test_the_beginning_of_a_call_that_is_cut_off_is_not_shown() -> None:
     assert read("hermes", ['Hm. <tool_call>\n{"na']).content == 'Hm. <tool_call>\n{"na'
     assert read("hermes", ["Hm. <tool_ca"], cut=True).content == "Hm. <tool_ca"
     assert read("llama3_json", ['{"name": "f", "ty'], cut=True).content == '{"name": "f", "ty'
+    call = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
+    assert read("hermes", [call + "\n<tool_"], cut=True).content == ""  # after a call there is no doubt
+    assert read("hermes", [call + "\n<tool_"]).content != ""
 
 
 def test_json_that_is_no_call_is_shown_at_once() -> None:

@@ -172,7 +172,9 @@ class Parser:
                 return self.take(len(found[2]))
             if self._at < len(self._text):
                 if self._ended:
-                    self._content(self.take(len(self._text) - self._at))
+                    rest = self.take(len(self._text) - self._at)
+                    if not (self._cut and self.num_calls):  # else it is the beginning of the next call
+                        self._content(rest)
                 else:
                     yield
         return ""
