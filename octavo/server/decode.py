@@ -69,8 +69,6 @@ async def _check_extent(body: bytes) -> None:
             else:
                 depth -= 1
                 lowest = min(lowest, depth)
-        if lowest < 2:
-            settled = at + _PIECE  # the top-level field may be another one by now
         if depth > _HOPELESS_DEPTH:
             return  # the decoder gives up there, and says where that is
         strings, values = strings + ended, values + rest.count(b",")
@@ -82,6 +80,8 @@ async def _check_extent(body: bytes) -> None:
             if count > limit:
                 param = await asyncio.to_thread(_field_at, body, min(settled, len(body)))
                 raise RequestError(f"the body holds more than {limit} {what}", param=param, code="invalid_value")
+        if lowest < 2:
+            settled = at + _PIECE  # the top-level field may be another one by now
         await asyncio.sleep(0)
 
 

@@ -31,7 +31,10 @@ def octavo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Octavo]:
     args = ("serve", str(model), "--port", "0", *MANY, "--max-num-batched-tokens", "64")
     command = Octavo(folder, *args)
     try:
-        yield command.started()
+        command.started()
+        # The process that tries grammars, and the engine's threads for them, start with the first and then stay.
+        assert ask(command, COMPLETIONS, {"prompt": "x", "max_tokens": 1, "guided_choice": ["a", "b"]})[0] == 200
+        yield command
     finally:
         command.close()
 
