@@ -86,9 +86,9 @@ class Normalizer:
         return RequestError(f"{self._param}: {keyword}{where}: {why}", param=self._param)
 
     def count(self, place: Place, keyword: str) -> int | None:
-        value = place.node.get(keyword)
-        if value is None and keyword not in place.node:
+        if keyword not in place.node:
             return None
+        value: Any = place.node[keyword]
         whole = isinstance(value, int) and not isinstance(value, bool)
         whole |= isinstance(value, float) and value.is_integer()
         if not whole or value < 0:
