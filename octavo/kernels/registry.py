@@ -88,7 +88,31 @@ def _load_native(spec: Spec) -> Ops:
     return CpuOps(DTYPES[spec.dtype], spec.kv_cache_dtype or spec.dtype, isa, spec.threads)
 
 
+def _triton_supports(spec: Spec) -> str | None:
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    from octavo.kernels.triton.launch import INTERPRETED
+
+    if not spec.device.startswith("cuda"):
+        return None if INTERPRETED and spec.device == "cpu" else f"runs on an NVIDIA GPU, not on {spec.device}"
+    import torch
+
+    if not torch.cuda.is_available():
+        return "PyTorch finds no NVIDIA GPU with a driver it can use"
+    from octavo.kernels.triton.backend import KV_TYPES
+
+    kv = spec.kv_cache_dtype or spec.dtype
+    return None if kv in KV_TYPES else f"has no KV cache of {kv}; there are {', '.join(KV_TYPES)}"
+
+
+def _load_triton(spec: Spec) -> Ops:
+    from octavo.kernels.triton.backend import KV_TYPES, TritonOps
+
+    return TritonOps(DTYPES[spec.dtype], KV_TYPES[spec.kv_cache_dtype or spec.dtype], spec.device)
+
+
 BACKENDS = [
+    Backend("triton", lambda spec: "Triton kernels for NVIDIA GPUs", _triton_supports, _load_triton),
     Backend("cpu", _describe_native, _native_supports, _load_native),
     Backend("reference", lambda spec: "plain PyTorch", _reference_supports, _load_reference),
 ]

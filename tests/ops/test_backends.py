@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from test_layouts import int4, int8
 from test_reference import BLOCKS, ROWS, make_step, naive_attention, randn
 from torch import Tensor
+from triton_ops import HAS_TRITON, triton_ops
 
 from octavo.errors import ConfigError
 from octavo.kernels import registry
@@ -43,8 +44,10 @@ def native(isa: str, dtype: str = "float32", kv: str | None = None, threads: int
     return registry.choose(Spec("cpu", dtype, kv, threads, isa), "cpu")
 
 
-@pytest.fixture(params=["reference", *ISAS], scope="module")
+@pytest.fixture(params=["reference", *ISAS, *(["triton"] if HAS_TRITON else [])], scope="module")
 def ops(request: pytest.FixtureRequest) -> Ops:
+    if request.param == "triton":
+        return triton_ops()
     return REFERENCE if request.param == "reference" else native(request.param)
 
 
@@ -229,6 +232,7 @@ CASES = given(
 )
 
 
+@pytest.mark.parametrize("ops", ["reference", *ISAS], indirect=True)
 @pytest.mark.parametrize(("kv", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.03), ("int8", 0.06)])
 @FEW
 @CASES
