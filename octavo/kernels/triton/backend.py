@@ -1,7 +1,8 @@
 """The CUDA backend: every operation by the Triton kernels beside this file, dense products of many rows by cuBLASLt.
 
 Made by kernels/registry.py. Activations, weights and pages are on one device; a quantized matrix stays as small as the
-file has it. Invariant: holds no state between operations.
+file has it. Invariant: holds no state between operations but what
+the chosen attention keeps, a plan of the step at hand.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from octavo.kernels.attention import Attention
 from octavo.kernels.layouts import Dense, Int4Groups, Int8Groups, Layout, Prepared, same_form
 from octavo.kernels.recorded import PermanentRows, StepModel
 from octavo.kernels.step import Step
@@ -50,12 +52,20 @@ class TritonOps:
 
     name = "triton"
 
-    def __init__(self, dtype: torch.dtype, kv_dtype: torch.dtype, device: torch.device | str) -> None:
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        kv_dtype: torch.dtype,
+        device: torch.device | str,
+        attend: Attention = attention.attention,
+    ) -> None:
+        """`attend`: as kernels/attention.py chose it."""
         self.dtype = dtype
         self.activations = dtype
         self.device = torch.device(device)
         self.notes: Sequence[str] = ()
         self._kv_dtype = kv_dtype
+        self._attend = attend
 
     def prepare(self, parts: Sequence[Layout]) -> Prepared:
         joined: list[Layout] = []
@@ -130,7 +140,7 @@ class TritonOps:
     def attention(
         self, q: Tensor, kv: Tensor, step: Step, scale: float, window: int | None = None, soft_cap: float | None = None
     ) -> Tensor:
-        return attention.attention(q, kv, step, scale, window, soft_cap)
+        return self._attend(q, kv, step, scale, window, soft_cap)
 
     def silu_mul(self, x: Tensor) -> Tensor:
         return activation.silu_mul(x)
