@@ -13,5 +13,5 @@ for n in 2_34 2_31 2_28 2_27 2_17; do platforms+=(--platform "manylinux_${n}_x86
 "${PYTHON:-python3}" -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
     "${platforms[@]}" --platform manylinux2014_x86_64 --platform manylinux1_x86_64 -d "$folder" \
     pytest==9.2.0 pytest-timeout==2.4.0 pytest-xdist execnet pluggy iniconfig packaging pygments \
-    hypothesis==6.170.15 sortedcontainers msgspec==0.22.0 "$@"
+    hypothesis==6.170.15 sortedcontainers msgspec==0.22.0 gguf numpy tqdm pyyaml "$@"
 ls -l "$folder"
