@@ -3,17 +3,19 @@ precision. Interpreted on the CPU, or run on a GPU where there is one."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_backends import CASES, WEIGHTS, naive_pages, near
-from test_layouts import int4, int8
+from test_layouts import fp8, int4, int8
 from test_reference import BLOCKS, make_step, naive_attention, randn
 from torch import Tensor
 from triton_ops import DEVICE, HAS_TRITON, triton_ops
 
-from octavo.kernels.layouts import Dense, Layout
+from octavo.kernels.layouts import Dense, Float8Groups, Int4Groups, Int8Groups, Layout
 from octavo.kernels.reference import norm as reference_norm
 from octavo.kernels.reference import sampling as reference
 
@@ -47,7 +49,7 @@ def test_linear(kind: str, tokens: int, n: int, k: int) -> None:
 @pytest.mark.parametrize("tokens", [1, 9])
 def test_parts_of_several_kinds_are_one_product(tokens: int) -> None:
     ops = triton_ops()
-    parts: list[Layout] = [int4(1), int8(2), int8(3), int8(4, 16, F32), Dense(randn(5, 256))]
+    parts: list[Layout] = [int4(1), int8(2), int8(3), int8(4, 16, F32), fp8(5), Dense(randn(5, 256))]
     packed, x = ops.prepare(parts), randn(tokens, 256, seed=8)
     dense = torch.cat([part.dequantize(F32) for part in parts])
     assert packed.shape == dense.shape and torch.equal(packed.dequantize(F32).cpu(), dense)
@@ -55,7 +57,7 @@ def test_parts_of_several_kinds_are_one_product(tokens: int) -> None:
     near(ops.linear(x, packed, bias), x @ dense.T + bias, 1e-5)
 
 
-@pytest.mark.parametrize("kind", ["f32", "int8", "int4"])
+@pytest.mark.parametrize("kind", ["f32", "int8", "fp8", "int4"])
 @pytest.mark.parametrize("tokens", [1, 3, 40])
 def test_half_precision_is_summed_in_f32(kind: str, tokens: int) -> None:
     """2,048 products of about 1 each: in f16 their sum would be off by whole units."""
@@ -65,6 +67,24 @@ def test_half_precision_is_summed_in_f32(kind: str, tokens: int) -> None:
     wanted = x.double() @ packed.dequantize(F32).cpu().to(F16 if kind == "f32" else F32).double().T
     scale = float(x.double().norm(dim=1).amax() * packed.dequantize(F32).norm(dim=1).amax())
     assert (ops.logits(x, packed) - wanted).abs().max() <= 1e-3 * scale
+
+
+GROUPS: list[tuple[Callable[[Tensor, Tensor], Layout], int, int]] = [
+    (lambda q, s: Float8Groups(q.to(torch.float8_e4m3fn), s), 96, 48),  # cut to 16
+    (lambda q, s: Float8Groups(q.to(torch.float8_e4m3fn), s), 2048, 1024),  # cut to 512
+    (lambda q, s: Int8Groups(q.to(torch.int8), s), 96, 96),  # the whole row
+    (lambda q, s: Float8Groups(q.to(torch.float8_e4m3fn), s), 256, 128),  # larger than a tile
+    (lambda q, s: Int4Groups((q[:, ::2].abs() * 5).to(torch.uint8), s, -s), 96, 96),
+]
+
+
+@pytest.mark.parametrize(("make", "k", "group"), GROUPS)
+@pytest.mark.parametrize("tokens", [1, 6])
+def test_groups_of_other_sizes(make: Callable[[Tensor, Tensor], Layout], k: int, group: int, tokens: int) -> None:
+    weight, ops, x = make(randn(20, k) * 40, randn(20, k // group, seed=1)), triton_ops(), randn(tokens, k, seed=2)
+    packed = ops.prepare([weight])
+    assert torch.equal(packed.dequantize(F32).cpu(), weight.dequantize(F32))
+    near(ops.linear(x, packed), x @ weight.dequantize(F32).T, 1e-5)
 
 
 # --- rows

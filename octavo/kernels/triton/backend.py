@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.kernels.attention import Attention
-from octavo.kernels.layouts import Dense, Int4Groups, Int8Groups, Layout, Prepared, same_form
+from octavo.kernels.layouts import Dense, Float8Groups, Int4Groups, Int8Groups, Layout, Prepared, same_form
 from octavo.kernels.recorded import PermanentRows, StepModel
 from octavo.kernels.step import Step
 from octavo.kernels.triton import activation, attention, edits, embedding, linear, norm, rope, sampling
@@ -26,7 +26,8 @@ KV_TYPES = {
     "float16": torch.float16,
     "fp8": torch.float8_e4m3fn,
 }
-Part = Dense | Int8Groups | linear.GroupedInt4
+Part = Dense | Int8Groups | Float8Groups | linear.GroupedInt4
+_PARTS = (Dense, Int8Groups, Float8Groups, linear.GroupedInt4)
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,8 @@ class TritonOps:
         to = self.device
         if isinstance(part, Dense):
             return Dense(part.data.to(to, self.dtype).contiguous())
-        if isinstance(part, Int8Groups):
-            return Int8Groups(part.q.to(to).contiguous(), part.scales.to(to).contiguous())
+        if isinstance(part, (Int8Groups, Float8Groups)):
+            return linear.known_groups(type(part)(part.q.to(to), part.scales.to(to)))
         assert isinstance(part, Int4Groups)
         return linear.GroupedInt4.pack(Int4Groups(part.packed.to(to), part.scales.to(to), part.minimums.to(to)))
 
@@ -102,7 +103,7 @@ class TritonOps:
         return None
 
     def embedding(self, token_ids: Tensor, table: Prepared) -> Tensor:
-        assert isinstance(table, (Dense, Int8Groups, Int4Groups)), f"{type(table).__name__} is no table"
+        assert isinstance(table, (Dense, Int8Groups, Float8Groups, Int4Groups)), f"{type(table).__name__} is no table"
         return embedding.embedding(token_ids, table, self.dtype)
 
     def linear(self, x: Tensor, weight: Prepared, bias: Tensor | None = None) -> Tensor:
@@ -116,7 +117,7 @@ class TritonOps:
         out = torch.empty((x.shape[0], weight.shape[0]), dtype=dtype, device=x.device)
         at = 0
         for part in parts:
-            assert isinstance(part, (Dense, Int8Groups, linear.GroupedInt4)), f"{type(part).__name__} was not prepared"
+            assert isinstance(part, _PARTS), f"{type(part).__name__} was not prepared"
             end = at + part.shape[0]
             of_part = None if bias is None else bias[at:end]
             if not isinstance(part, Dense):

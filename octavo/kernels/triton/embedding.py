@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels.layouts import Dense, Int4Groups, Int8Groups
+from octavo.kernels.layouts import Dense, Float8Groups, Int4Groups, Int8Groups
 from octavo.kernels.triton.launch import check_device
 
 _BLOCK = 1024
@@ -23,12 +23,12 @@ def _gather_kernel(table, index, out, stride, n, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _int8_kernel(q, scales, index, out, n, GROUP: tl.constexpr, BLOCK: tl.constexpr):
+def _scaled_kernel(q, scales, index, out, n, GROUP: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < n
     source = tl.load(index + row)
-    values = tl.load(q + source * n + columns, mask=inside, other=0).to(tl.float32)
+    values = tl.load(q + source * n + columns, mask=inside, other=0.0).to(tl.float32)
     scale = tl.load(scales + source * (n // GROUP) + columns // GROUP, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + row * n + columns, (values * scale).to(out.dtype.element_ty), mask=inside)
 
@@ -52,7 +52,7 @@ def gather_rows(x: Tensor, index: Tensor) -> Tensor:
     return _gathered(x, index, x.dtype)
 
 
-def embedding(token_ids: Tensor, table: Dense | Int8Groups | Int4Groups, dtype: torch.dtype) -> Tensor:
+def embedding(token_ids: Tensor, table: Dense | Int8Groups | Float8Groups | Int4Groups, dtype: torch.dtype) -> Tensor:
     """token_ids [tokens] int64, table [vocab, hidden] → [tokens, hidden] in `dtype`."""
     if isinstance(table, Dense):
         return _gathered(table.data, token_ids, dtype)
@@ -62,8 +62,8 @@ def embedding(token_ids: Tensor, table: Dense | Int8Groups | Int4Groups, dtype: 
     if not token_ids.shape[0]:
         return out
     check_device(table.scales, token_ids)
-    if isinstance(table, Int8Groups):
-        _int8_kernel[grid](table.q, table.scales, token_ids, out, n, GROUP=table.group, BLOCK=_BLOCK)
+    if not isinstance(table, Int4Groups):
+        _scaled_kernel[grid](table.q, table.scales, token_ids, out, n, GROUP=table.group, BLOCK=_BLOCK)
     else:
         _int4_kernel[grid](
             table.packed, table.scales, table.minimums, token_ids, out, n, GROUP=table.group, BLOCK=_BLOCK

@@ -1,4 +1,4 @@
-"""Matrix products with weights as they lie in memory: dense, int8 and int4 by groups, multiplied by f16 or bf16 rows.
+"""Matrix products with weights as they lie in memory: dense, int8, fp8 and int4 by groups, times f16 or bf16 rows.
 
 One row is bound by memory: a program streams some rows of the weight once, multiplies on the plain units and adds up
 in f32. More rows go to the matrix units: a tile of the weight is made dense in registers on its way. Nothing is added
@@ -17,9 +17,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels.layouts import Int4Groups, Int8Groups
+from octavo.kernels.layouts import Float8Groups, Int4Groups, Int8Groups
 from octavo.kernels.triton.launch import check_device
 from octavo.kernels.triton.shapes import matmul_shape, row_shape
+from octavo.kernels.triton.tiles import int4_sums, scaled_sums, store_tile
+
+MOST_OF_GROUP = 512
+"""Larger groups are cut, their scales repeated, unless they are the whole row."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class GroupedInt4:
 
     @classmethod
     def pack(cls, weight: Int4Groups) -> GroupedInt4:
+        weight = _cut(weight)
         out, half = weight.packed.shape
         q = torch.stack((weight.packed & 15, weight.packed >> 4), dim=-1).view(out, -1, 2, weight.group // 2)
         return cls((q[:, :, 0] | (q[:, :, 1] << 4)).reshape(out, half).contiguous(), weight.scales, weight.minimums)
@@ -53,6 +58,31 @@ class GroupedInt4:
         bytes_ = self.packed.view(out, -1, 1, self.group // 2)
         q = torch.cat((bytes_ & 15, bytes_ >> 4), dim=2).reshape(out, -1, self.group).float()
         return (q * self.scales.float().unsqueeze(-1) + self.minimums.float().unsqueeze(-1)).view(out, -1).to(dtype)
+
+
+Scaled = Int8Groups | Float8Groups
+
+
+def known_groups(weight: Scaled) -> Scaled:
+    """With groups that the kernels know: a power of two, at most MOST_OF_GROUP, or the whole row."""
+    times = 1 if weight.scales.shape[1] == 1 else weight.group // _power_of_two(weight.group)
+    return type(weight)(weight.q.contiguous(), weight.scales.repeat_interleave(times, dim=1).contiguous())
+
+
+def _cut(weight: Int4Groups) -> Int4Groups:
+    times = weight.group // _power_of_two(weight.group)
+    scales, minimums = (x.repeat_interleave(times, dim=1).contiguous() for x in (weight.scales, weight.minimums))
+    return Int4Groups(weight.packed, scales, minimums)
+
+
+def _power_of_two(group: int) -> int:
+    """The largest power of two that divides the group, at most MOST_OF_GROUP."""
+    return min(group & -group, MOST_OF_GROUP)
+
+
+def group_of(weight: Scaled | GroupedInt4) -> int:
+    """GROUP of the kernels: 0 for one scale a row."""
+    return 0 if weight.scales.shape[1] == 1 and not isinstance(weight, GroupedInt4) else weight.group
 
 
 # --- one row
@@ -75,23 +105,30 @@ def _dense_row_kernel(x, w, bias, out, n, k, BIAS: tl.constexpr, N: tl.constexpr
 
 
 @triton.jit
-def _int8_row_kernel(
+def _scaled_row_kernel(
     x, q, scales, bias, out, n, k, GROUP: tl.constexpr, BIAS: tl.constexpr, N: tl.constexpr, K: tl.constexpr
 ):
+    """int8 or fp8; GROUP 0: one scale for the whole row."""
     rows = tl.program_id(0) * N + tl.arange(0, N)
-    GROUPS: tl.constexpr = K // GROUP
+    FOLD: tl.constexpr = GROUP if GROUP > 0 else 16
+    GROUPS: tl.constexpr = K // FOLD
     sums = tl.zeros([N, GROUPS], tl.float32)
     for start in range(0, k, K):
         columns = start + tl.arange(0, K)
         inside = columns < k
         at = q + rows.to(tl.int64)[:, None] * k + columns[None, :]
-        weights = tl.load(at, mask=(rows < n)[:, None] & inside[None, :], other=0).to(tl.float32)
+        weights = tl.load(at, mask=(rows < n)[:, None] & inside[None, :], other=0.0).to(tl.float32)
         products = weights * tl.load(x + columns, mask=inside, other=0.0).to(tl.float32)[None, :]
-        groups = start // GROUP + tl.arange(0, GROUPS)
-        at = scales + rows.to(tl.int64)[:, None] * (k // GROUP) + groups[None, :]
-        scale = tl.load(at, mask=(rows < n)[:, None] & (groups < k // GROUP)[None, :], other=0.0).to(tl.float32)
-        sums += tl.sum(tl.reshape(products, [N, GROUPS, GROUP]), 2) * scale
+        of_groups = tl.sum(tl.reshape(products, [N, GROUPS, FOLD]), 2)
+        if GROUP > 0:
+            groups = start // GROUP + tl.arange(0, GROUPS)
+            at = scales + rows.to(tl.int64)[:, None] * (k // GROUP) + groups[None, :]
+            scale = tl.load(at, mask=(rows < n)[:, None] & (groups < k // GROUP)[None, :], other=0.0).to(tl.float32)
+            of_groups *= scale
+        sums += of_groups
     value = tl.sum(sums, 1)
+    if GROUP == 0:
+        value *= tl.load(scales + rows, mask=rows < n, other=0.0).to(tl.float32)
     if BIAS:
         value += tl.load(bias + rows, mask=rows < n, other=0.0).to(tl.float32)
     tl.store(out + rows, value.to(out.dtype.element_ty), mask=rows < n)
@@ -99,24 +136,25 @@ def _int8_row_kernel(
 
 @triton.jit
 def _int4_row_kernel(
-    x, packed, scales, minimums, bias, out, n, k, GROUP: tl.constexpr, BIAS: tl.constexpr, N: tl.constexpr,
+    x, packed, scales, minimums, bias, out, n, k, half, GROUP: tl.constexpr, BIAS: tl.constexpr, N: tl.constexpr,
     K: tl.constexpr,
 ):  # fmt: skip
+    """half: k / 2, an argument of its own so that the compiler sees that 16 divides it and loads 16 bytes at once."""
     rows = tl.program_id(0) * N + tl.arange(0, N)
     GROUPS: tl.constexpr = K // GROUP
     HALF: tl.constexpr = GROUP // 2
     sums = tl.zeros([N, GROUPS], tl.float32)
-    for start in range(0, k, K):
-        places = start // 2 + tl.arange(0, K // 2)
-        inside = places < k // 2
-        at = packed + rows.to(tl.int64)[:, None] * (k // 2) + places[None, :]
+    for start in range(0, half, K // 2):
+        places = start + tl.arange(0, K // 2)
+        inside = places < half
+        at = packed + rows.to(tl.int64)[:, None] * half + places[None, :]
         pairs = tl.load(at, mask=(rows < n)[:, None] & inside[None, :], other=0)
         columns = places // HALF * GROUP + places % HALF
         low = tl.load(x + columns, mask=inside, other=0.0).to(tl.float32)
         high = tl.load(x + columns + HALF, mask=inside, other=0.0).to(tl.float32)
         products = (pairs & 15).to(tl.float32) * low[None, :] + (pairs >> 4).to(tl.float32) * high[None, :]
         of_minimum = tl.sum(tl.reshape(low + high, [GROUPS, HALF]), 1)
-        groups = start // GROUP + tl.arange(0, GROUPS)
+        groups = start // HALF + tl.arange(0, GROUPS)
         there = (rows < n)[:, None] & (groups < k // GROUP)[None, :]
         at = rows.to(tl.int64)[:, None] * (k // GROUP) + groups[None, :]
         scale = tl.load(scales + at, mask=there, other=0.0).to(tl.float32)
@@ -132,61 +170,28 @@ def _int4_row_kernel(
 
 
 @triton.jit
-def _int8_kernel(
+def _scaled_kernel(
     x, q, scales, bias, out, m, n, k, x_stride, out_stride, GROUP: tl.constexpr, BIAS: tl.constexpr, M: tl.constexpr,
     N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    tokens = tl.program_id(1) * M + tl.arange(0, M)
-    rows = tl.program_id(0) * N + tl.arange(0, N)
-    sums = tl.zeros([M, N], tl.float32)
-    for start in range(0, k, K):
-        columns = start + tl.arange(0, K)
-        inside = columns < k
-        at = x + tokens.to(tl.int64)[:, None] * x_stride + columns[None, :]
-        values = tl.load(at, mask=(tokens < m)[:, None] & inside[None, :], other=0.0)
-        there = (rows < n)[None, :] & inside[:, None]
-        weights = tl.load(q + rows.to(tl.int64)[None, :] * k + columns[:, None], mask=there, other=0).to(tl.float32)
-        at = scales + rows.to(tl.int64)[None, :] * (k // GROUP) + columns[:, None] // GROUP
-        weights *= tl.load(at, mask=there, other=0.0).to(tl.float32)
-        sums = tl.dot(values, weights.to(values.dtype), sums, input_precision=PRECISION)
-    _store(sums, bias, out, tokens, rows, m, n, out_stride, BIAS)
+    tokens = tl.program_id(1).to(tl.int64) * M + tl.arange(0, M)
+    rows = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
+    at = x + tokens[:, None] * x_stride
+    sums = scaled_sums(at, tokens < m, q, scales, rows, rows < n, k, GROUP, M, N, K, PRECISION)
+    store_tile(sums, bias, out + tokens[:, None] * out_stride, tokens < m, rows, rows < n, BIAS)
 
 
 @triton.jit
 def _int4_kernel(
-    x, packed, scales, minimums, bias, out, m, n, k, x_stride, out_stride, GROUP: tl.constexpr, BIAS: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
+    x, packed, scales, minimums, bias, out, m, n, k, half, x_stride, out_stride, GROUP: tl.constexpr,
+    BIAS: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    tokens = tl.program_id(1) * M + tl.arange(0, M)
-    rows = tl.program_id(0) * N + tl.arange(0, N)
-    HALF: tl.constexpr = GROUP // 2
-    sums = tl.zeros([M, N], tl.float32)
-    for start in range(0, k, K):
-        places = start // 2 + tl.arange(0, K // 2)
-        inside = places < k // 2
-        columns = places // HALF * GROUP + places % HALF
-        at = x + tokens.to(tl.int64)[:, None] * x_stride + columns[None, :]
-        shown = (tokens < m)[:, None] & inside[None, :]
-        low = tl.load(at, mask=shown, other=0.0)
-        high = tl.load(at + HALF, mask=shown, other=0.0)
-        there = (rows < n)[None, :] & inside[:, None]
-        pairs = tl.load(packed + rows.to(tl.int64)[None, :] * (k // 2) + places[:, None], mask=there, other=0)
-        at = rows.to(tl.int64)[None, :] * (k // GROUP) + places[:, None] // HALF
-        scale = tl.load(scales + at, mask=there, other=0.0).to(tl.float32)
-        minimum = tl.load(minimums + at, mask=there, other=0.0).to(tl.float32)
-        first = ((pairs & 15).to(tl.float32) * scale + minimum).to(low.dtype)
-        second = ((pairs >> 4).to(tl.float32) * scale + minimum).to(low.dtype)
-        sums = tl.dot(low, first, sums, input_precision=PRECISION)
-        sums = tl.dot(high, second, sums, input_precision=PRECISION)
-    _store(sums, bias, out, tokens, rows, m, n, out_stride, BIAS)
-
-
-@triton.jit
-def _store(sums, bias, out, tokens, rows, m, n, out_stride, BIAS: tl.constexpr):
-    if BIAS:
-        sums += tl.load(bias + rows, mask=rows < n, other=0.0).to(tl.float32)[None, :]
-    at = out + tokens.to(tl.int64)[:, None] * out_stride + rows[None, :]
-    tl.store(at, sums.to(out.dtype.element_ty), mask=(tokens < m)[:, None] & (rows < n)[None, :])
+    tokens = tl.program_id(1).to(tl.int64) * M + tl.arange(0, M)
+    rows = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
+    at = x + tokens[:, None] * x_stride
+    there = rows < n
+    sums = int4_sums(at, tokens < m, packed, scales, minimums, rows, there, k, half, GROUP, M, N, K, PRECISION)
+    store_tile(sums, bias, out + tokens[:, None] * out_stride, tokens < m, rows, there, BIAS)
 
 
 def dense_row(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
@@ -199,27 +204,33 @@ def dense_row(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> No
     )  # fmt: skip
 
 
-def grouped(x: Tensor, weight: Int8Groups | GroupedInt4, bias: Tensor | None, out: Tensor) -> None:
-    """x [tokens, in] with contiguous rows @ weight.T into out [tokens, out], whose rows are contiguous."""
+def grouped(x: Tensor, weight: Scaled | GroupedInt4, bias: Tensor | None, out: Tensor) -> None:
+    """x [tokens, in] with contiguous rows @ weight.T into out [tokens, out], whose rows are contiguous. The weight's
+    groups are as `known_groups` makes them."""
     check_device(x, weight.scales, out)
     assert x.stride(1) == 1 and out.stride(1) == 1
     tokens, (n, k) = x.shape[0], weight.shape
-    if isinstance(weight, Int8Groups):
-        parts: tuple[Tensor, ...] = (weight.q, weight.scales, out if bias is None else bias, out)
-    else:
-        parts = (weight.packed, weight.scales, weight.minimums, out if bias is None else bias, out)
-    options = {"GROUP": weight.group, "BIAS": bias is not None}
+    group, int4 = group_of(weight), isinstance(weight, GroupedInt4)
+    tensors, sizes = arguments(weight)
+    parts = (*tensors, out if bias is None else bias, out)
     if tokens == 1:
-        shape = row_shape("int8" if isinstance(weight, Int8Groups) else "int4", n, k)
-        row_kernel = _int8_row_kernel if isinstance(weight, Int8Groups) else _int4_row_kernel
-        row_kernel[(triton.cdiv(n, shape.n),)](
-            x, *parts, n, k, **options, N=shape.n, K=max(shape.k, weight.group), num_warps=shape.warps,
-            num_stages=shape.stages,
+        shape = row_shape("int4" if int4 else "int8", n, k)
+        (_int4_row_kernel if int4 else _scaled_row_kernel)[(triton.cdiv(n, shape.n),)](
+            x, *parts, n, *sizes, GROUP=group, BIAS=bias is not None, N=shape.n, K=max(shape.k, group),
+            num_warps=shape.warps, num_stages=shape.stages,
         )  # fmt: skip
     elif tokens:
         shape = matmul_shape(tokens, n, k)
-        kernel = _int8_kernel if isinstance(weight, Int8Groups) else _int4_kernel
-        kernel[(triton.cdiv(n, shape.n), triton.cdiv(tokens, shape.m))](
-            x, *parts, tokens, n, k, x.stride(0), out.stride(0), **options, M=shape.m, N=shape.n, K=shape.k,
-            PRECISION="ieee" if x.dtype == torch.float32 else "tf32", num_warps=shape.warps, num_stages=shape.stages,
+        (_int4_kernel if int4 else _scaled_kernel)[(triton.cdiv(n, shape.n), triton.cdiv(tokens, shape.m))](
+            x, *parts, tokens, n, *sizes, x.stride(0), out.stride(0), GROUP=group, BIAS=bias is not None, M=shape.m,
+            N=shape.n, K=shape.k, PRECISION="ieee" if x.dtype == torch.float32 else "tf32", num_warps=shape.warps,
+            num_stages=shape.stages,
         )  # fmt: skip
+
+
+def arguments(weight: Scaled | GroupedInt4) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """Of a kernel: the weight's tensors, and k with what goes with it."""
+    k = weight.shape[1]
+    if isinstance(weight, GroupedInt4):
+        return (weight.packed, weight.scales, weight.minimums), (k, k // 2)
+    return (weight.q, weight.scales), (k,)
