@@ -1,4 +1,8 @@
-"""Changes to logits before a draw: the mask of a grammar and the penalties. In place; bound by memory."""
+"""Changes to logits before a draw: the mask of a grammar and the penalties. In place; bound by memory.
+
+A thread takes logits by fours, 16 bytes: fours of which nothing changes are neither read nor written, and a four that
+is forbidden as a whole is written without being read.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from torch import Tensor
 
 from octavo.kernels.triton.launch import check_device
 
-_BLOCK = 4096
+_BLOCK = 2048
 
 
 @triton.jit
@@ -17,10 +21,15 @@ def _mask_kernel(logits, places, allowed, vocab, stride, words, BLOCK: tl.conste
     place = tl.load(places + row)
     if place < 0:
         return
-    entries = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    word = tl.load(allowed + place * words + entries // 32, mask=entries < vocab, other=-1)
-    forbidden = ((word >> (entries % 32)) & 1) == 0
-    tl.store(logits + row * stride + entries, float("-inf"), mask=forbidden & (entries < vocab))
+    fours = tl.program_id(1) * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
+    entries = fours[:, None] * 4 + tl.arange(0, 4)[None, :]
+    word = tl.load(allowed + place * words + fours // 8, mask=fours * 4 < vocab, other=-1)
+    bits = (word >> (fours % 8 * 4)) & 15
+    at = logits + row * stride + entries
+    inside = entries < vocab
+    x = tl.load(at, mask=((bits != 0) & (bits != 15))[:, None] & inside, other=float("-inf"))
+    x = tl.where(((bits[:, None] >> tl.arange(0, 4)[None, :]) & 1) == 0, float("-inf"), x)
+    tl.store(at, x, mask=(bits != 15)[:, None] & inside)
 
 
 @triton.jit
@@ -29,15 +38,18 @@ def _penalize_kernel(logits, places, counts, seen, presence, frequency, repetiti
     place = tl.load(places + row)
     if place < 0:
         return
-    entries = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    fours = tl.program_id(1) * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
+    entries = fours[:, None] * 4 + tl.arange(0, 4)[None, :]
     inside = entries < vocab
     count = tl.load(counts + place * vocab + entries, mask=inside, other=0)
-    touched = (count > 0) | (tl.load(seen + place * vocab + entries, mask=inside, other=0) != 0)
+    marks = tl.load(seen + place * vocab + entries, mask=inside, other=0)
+    touched = (count > 0) | (marks != 0)
+    some = (tl.max(touched.to(tl.int32), 1) > 0)[:, None] & inside
     factor = tl.load(repetition + row)
-    x = tl.load(logits + row * stride + entries, mask=touched, other=0.0)
-    x = tl.where(x > 0, x / factor, x * factor)
-    x -= count.to(tl.float32) * tl.load(frequency + row) + (count > 0).to(tl.float32) * tl.load(presence + row)
-    tl.store(logits + row * stride + entries, x, mask=touched)
+    x = tl.load(logits + row * stride + entries, mask=some, other=0.0)
+    changed = tl.where(x > 0, x / factor, x * factor)
+    changed -= count.to(tl.float32) * tl.load(frequency + row) + (count > 0).to(tl.float32) * tl.load(presence + row)
+    tl.store(logits + row * stride + entries, tl.where(touched, changed, x), mask=some)
 
 
 def mask(logits: Tensor, places: Tensor, allowed: Tensor) -> None:

@@ -101,14 +101,15 @@ def rope_cache(
     num_kv_heads, rotary = k.shape[1], cos_sin.shape[1]
     assert q.stride(2) == k.stride(2) == v.stride(2) == 1 and kv.is_contiguous() and cos_sin.stride(1) == 1
     out = torch.empty((tokens, num_heads, head_dim), dtype=q.dtype, device=q.device)
-    rest = head_dim - rotary
+    rest, half = head_dim - rotary, next_power_of_2(rotary // 2)
     parts = triton.cdiv(num_heads, _HEADS) + 2 * triton.cdiv(num_kv_heads, _HEADS)
     if tokens:
         _rope_cache_kernel[(tokens, parts)](
             q, k, v, cos_sin, positions, slots, out, kv[0], kv[1],
             q.stride(0), k.stride(0), v.stride(0), q.stride(1), k.stride(1), v.stride(1),
             num_heads, num_kv_heads, head_dim, rotary // 2, cos_sin.stride(0),
-            HALF=next_power_of_2(rotary // 2), REST=next_power_of_2(rest) if rest else 0,
-            WIDTH=next_power_of_2(head_dim), HEADS=_HEADS, num_warps=4,
+            HALF=half, REST=next_power_of_2(rest) if rest else 0,
+            WIDTH=next_power_of_2(head_dim), HEADS=_HEADS,
+            num_warps=max(_HEADS * half // 256, 1),  # 8 elements of each half a thread: 16 bytes
         )  # fmt: skip
     return out

@@ -295,5 +295,5 @@ def sample(
     stride = logits.stride(0)
     _scan[(samples, num)](logits, *settings, *found, vocab, stride, CHUNK=chunk, **sizes, num_warps=4)
     _draw[(samples,)](logits, *settings, *found, out, vocab, stride, **rows, **sizes, num_warps=8)
-    _search[(samples,)](logits, *settings, peaks, out, vocab, stride, **rows, CHUNK=chunk, BLOCK=BLOCK, num_warps=8)
+    _search[(samples,)](logits, *settings, peaks, out, vocab, stride, **rows, CHUNK=chunk, BLOCK=BLOCK, num_warps=16)
     return out

@@ -32,9 +32,10 @@ def decode_shape(head_dim: int, group: int) -> Shape:
 
 
 def decode_splits(rows: int, kv_heads: int, max_context: int, processors: int) -> int:
-    """Parts of a row's context: enough programs to fill the device twice, none with fewer than 256 keys."""
+    """Parts of a row's context: enough programs to fill the device twice, none with fewer than 256 keys. A power of
+    two, since each number is a kernel to compile, and contexts grow by one every step."""
     wanted = -(-2 * processors // max(rows * kv_heads, 1))
-    return max(1, min(_power(wanted), max_context // 256, 64))
+    return min(_power(wanted), _power(max_context // 256 + 1) // 2 or 1, 64)
 
 
 def _power(n: int) -> int:
