@@ -53,7 +53,7 @@ def _hardware(hardware: Hardware) -> Table:
     return _table("Hardware", rows)
 
 
-def _kernels(resolved: ResolvedConfig, facts: ModelFacts) -> tuple[Table, str | None]:
+def kernel_choices(resolved: ResolvedConfig, facts: ModelFacts) -> tuple[Table, str | None]:
     """And the name of the backend that would run."""
     from octavo.kernels import registry
 
@@ -141,6 +141,6 @@ def run_doctor(config: EngineConfig) -> None:
     console.print(_table("Model", model), "")
     choices = [(reason.partition(":")[0], reason.partition(":")[2].strip()) for reason in resolved.reasons]
     console.print(_table("Choices", choices), "")
-    kernels, chosen = _kernels(resolved, facts)
+    kernels, chosen = kernel_choices(resolved, facts)
     console.print(kernels, "")
     console.print(_table("Memory plan", memory_plan(resolved, facts, count_weights(files), chosen == "cpu")))
