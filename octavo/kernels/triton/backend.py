@@ -15,10 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.kernels.attention import Attention
-from octavo.kernels.layouts import Dense, Float8Groups, Int4Groups, Int8Groups, Layout, Prepared, same_form
+from octavo.kernels.layouts import (
+    Dense,
+    Float8Groups,
+    Int4Groups,
+    Int8Groups,
+    Layout,
+    Prepared,
+    PreparedExperts,
+    same_form,
+)
 from octavo.kernels.recorded import PermanentRows, StepModel
 from octavo.kernels.step import Step
-from octavo.kernels.triton import activation, attention, edits, embedding, linear, norm, rope, sampling
+from octavo.kernels.triton import activation, attention, edits, embedding, linear, moe, norm, rope, sampling
 
 KV_TYPES = {
     "float32": torch.float32,
@@ -85,6 +94,13 @@ class TritonOps:
             return Int4Groups(table.packed.to(to), table.scales.to(to), table.minimums.to(to))
         return self._on_device(table)
 
+    def prepare_experts(self, experts: Sequence[Sequence[Layout]]) -> PreparedExperts:
+        """In one stack. Where forms differ, from expert to expert or part to part, all are made dense."""
+        parts = [part for expert in experts for part in expert]
+        if not same_form(parts):
+            parts = [Dense(part.dequantize(self.dtype)) for part in parts]
+        return moe.StackedExperts(self._on_device(parts[0].fuse(parts[1:])), len(experts))
+
     def _on_device(self, part: Layout) -> Part:
         to = self.device
         if isinstance(part, Dense):
@@ -145,6 +161,15 @@ class TritonOps:
 
     def silu_mul(self, x: Tensor) -> Tensor:
         return activation.silu_mul(x)
+
+    def route(self, logits: Tensor, k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
+        return moe.route(logits, k, renormalize)
+
+    def experts(
+        self, x: Tensor, weights: Tensor, ids: Tensor, gate_up: PreparedExperts, down: PreparedExperts
+    ) -> Tensor:
+        assert isinstance(gate_up, moe.StackedExperts) and isinstance(down, moe.StackedExperts), "not prepared here"
+        return moe.experts(x, weights, ids, gate_up, down)
 
     def gather_rows(self, x: Tensor, index: Tensor) -> Tensor:
         return embedding.gather_rows(x, index)
