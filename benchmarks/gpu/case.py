@@ -1,6 +1,6 @@
 """What the kernel check and the inspection of compiled code are about: one operation at one size of one model. The
-lists of cases stand in rows.py, attend.py, products.py and draws.py; kernels.py runs them, compiled.py only records
-what they launch."""
+lists of cases stand in rows.py, attend.py, products.py, mixture.py and draws.py; kernels.py runs them, compiled.py only
+records what they launch."""
 
 from __future__ import annotations
 

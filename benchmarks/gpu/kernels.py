@@ -40,6 +40,7 @@ def all_cases(tiny: bool) -> list[Any]:
     """Those that a figure is asked of first; among equals the kernels take turns, so that each has some in the end."""
     import attend
     import draws
+    import mixture
     import products
     import rows
     from case import MODELS, TINY
@@ -50,10 +51,11 @@ def all_cases(tiny: bool) -> list[Any]:
             products_ = [case for case in products.cases(model, (1, 3)) if case.what.endswith("qkv")]
             lists: list[Iterable[Any]] = [
                 rows.cases(model, (3,)), attend.cases(model, ((2, 20),), ((5, 20),)), products_,
-                draws.cases(model, (2,)),
+                draws.cases(model, (2,)), mixture.cases(model, (3,)),
             ]  # fmt: skip
         else:
-            lists = [rows.cases(model), attend.cases(model), products.cases(model), draws.cases(model)]
+            lists = [rows.cases(model), attend.cases(model), products.cases(model), draws.cases(model),
+                     mixture.cases(model)]  # fmt: skip
         for each in lists:
             found += list(each)
     turn: dict[tuple[int, str], int] = {}

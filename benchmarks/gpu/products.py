@@ -1,4 +1,4 @@
-"""Cases of the matrix products: bf16 (one row ours, more rows the library's), int8 and int4 by groups."""
+"""Cases of the matrix products: bf16 (one row ours, more rows the library's), int8, int4 and fp8 by groups."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from case import BF16, Call, Case, Model, normal, relative
 
-from octavo.kernels.layouts import Dense, Int4Groups, Int8Groups, Layout
+from octavo.kernels.layouts import Dense, Float8Groups, Int4Groups, Int8Groups, Layout
 from octavo.kernels.triton.backend import TritonOps
 
 ROWS = (1, 4, 16, 64, 256)
@@ -29,6 +29,12 @@ FORMS: dict[str, tuple[Callable[[int, int, torch.device], Layout], float]] = {
             normal(n, k // GROUP, device=device, dtype=torch.float16),
         ),
         0.5 + 4 / GROUP,
+    ),
+    "fp8": (
+        lambda n, k, device: Float8Groups(
+            normal(n, k, device=device).to(torch.float8_e4m3fn), 1 + torch.rand(n, k // min(128, k), device=device)
+        ),
+        1 + 4 / 128,
     ),
 }
 """How to make a weight, and its bytes a number."""
