@@ -47,15 +47,18 @@ def all_cases(tiny: bool) -> list[Any]:
 
     found = []
     for model in TINY if tiny else MODELS:
-        if tiny:
-            products_ = [case for case in products.cases(model, (1, 3)) if case.what.endswith("qkv")]
-            lists: list[Iterable[Any]] = [
-                rows.cases(model, (3,)), attend.cases(model, ((2, 20),), ((5, 20),)), products_,
-                draws.cases(model, (2,)), mixture.cases(model, (3,)),
-            ]  # fmt: skip
+        if tiny and model.experts:
+            lists: list[Iterable[Any]] = [attend.cases(model, ((2, 20),), ()), mixture.cases(model, (3,))]
+        elif tiny:
+            qkv = [case for case in products.cases(model, (1, 3)) if case.what.endswith("qkv")]
+            lists = [
+                rows.cases(model, (3,)),
+                attend.cases(model, ((2, 20),), ((5, 20),)),
+                qkv,
+                draws.cases(model, (2,)),
+            ]
         else:
-            lists = [rows.cases(model), attend.cases(model), products.cases(model), draws.cases(model),
-                     mixture.cases(model)]  # fmt: skip
+            lists = [each.cases(model) for each in (rows, attend, products, draws, mixture)]
         for each in lists:
             found += list(each)
     turn: dict[tuple[int, str], int] = {}
