@@ -213,6 +213,15 @@ def test_rows_that_are_not_numbers_are_told_and_ties_go_to_the_first() -> None:
     assert torch.equal(found, wanted) and found[:3].tolist() == [-1, -1, -1] and found[4] == 20
 
 
+def test_numbers_that_are_none_are_no_candidates() -> None:
+    """A GPU's own NaN has all bits set but the sign: the largest of all keys."""
+    logits = randn(4, 1100)
+    logits.view(torch.int32)[0, 300:900] = 0x7FFFFFFF
+    logits.view(torch.int32)[1, 7] = -1
+    found, wanted = draw(logits, top_k=torch.tensor([40, 40, 40, 0]), top_p=torch.full((4,), 0.9))
+    assert torch.equal(found[2:], wanted[2:]) and found[:2].tolist() == [-1, -1]
+
+
 @pytest.mark.parametrize("vocab", [31, 1000])
 def test_masks_and_penalties_are_the_reference(vocab: int) -> None:
     ops = triton_ops()
