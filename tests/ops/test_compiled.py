@@ -1,6 +1,6 @@
-"""The kernels' machine code for an H200, made without one: nothing spills, what is bound by memory loads 16 bytes at a
-time, what is bound by the matrix units uses Hopper's. Results in benchmarks/results/h200/compiled.json are taken over
-for kernels that have not changed since."""
+"""The kernels' machine code for an H200, made without one: nothing spills but what may, what is bound by memory loads
+16 bytes at a time, what is bound by the matrix units uses Hopper's. Results in benchmarks/results/h200/compiled.json
+are taken over for kernels that have not changed since."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ RESULTS = ROOT / "benchmarks" / "results" / "h200" / "compiled.json"
 WIDE = {
     "activation.silu_mul_kernel", "attention.decode_kernel", "edits.mask_kernel", "edits.penalize_kernel",
     "embedding.gather_kernel", "linear.dense_row_kernel", "linear.int4_row_kernel", "linear.int4_kernel",
+    "linear.scaled_row_kernel", "linear.scaled_kernel", "moe.dense_kernel", "moe.scaled_kernel", "moe.int4_kernel",
     "norm.add_rms_norm_kernel", "norm.rms_norm_kernel", "rope.rope_cache_kernel", "sampling.scan", "sampling.draw",
 }  # fmt: skip
+MAY_SPILL = {"sampling.scan": 128, "sampling.draw": 56}
+"""Bytes. The sampler takes half the registers and a few spills, so that two programs fit on a multiprocessor."""
 
 
 def has_compiler() -> bool:
@@ -29,6 +32,11 @@ def has_compiler() -> bool:
 
 
 pytestmark = pytest.mark.skipif(not has_compiler(), reason="needs Triton with NVIDIA's assembler")
+
+
+def spills(entries: list[dict[str, Any]]) -> list[tuple[str, int]]:
+    found = [(entry["kernel"], entry["spilled"]) for entry in entries]
+    return [(kernel, spilled) for kernel, spilled in found if spilled > MAY_SPILL.get(kernel, 0)]
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +51,8 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return found
 
 
-def test_no_kernel_spills(compiled: list[dict[str, Any]]) -> None:
-    assert {entry["kernel"]: entry["spilled"] for entry in compiled if entry["spilled"]} == {}
+def test_no_kernel_spills_more_than_it_may(compiled: list[dict[str, Any]]) -> None:
+    assert spills(compiled) == []
     assert all(0 < entry["registers"] <= 255 and entry["shared"] <= 227 << 10 for entry in compiled)
 
 
@@ -62,4 +70,4 @@ def test_prefill_runs_on_hoppers_matrix_units(compiled: list[dict[str, Any]]) ->
 def test_the_committed_results_are_no_measurement_and_show_no_spills() -> None:
     result = json.loads(RESULTS.read_text())
     assert result["measured"] is False and result["target"] == "sm_90a"
-    assert [entry["kernel"] for entry in result["entries"] if entry["spilled"]] == []
+    assert spills(result["entries"]) == []
