@@ -79,12 +79,13 @@ def _rope_cache_kernel(
             heads = (part - q_parts) * HEADS + tl.arange(0, HEADS)
             source = k + token * k_stride
             first, second, inside = _turned(source, heads, cos, sin, num_kv_heads, k_head, half, HALF)
-            target = k_pages + page_row
-            at = target + heads[:, None] * head_dim + features[None, :]
-            tl.store(at, _rounded(first, k_pages), mask=inside)
-            tl.store(at + half, _rounded(second, k_pages), mask=inside)
+            # Names of its own: where both branches bind one, its types must agree, and pages may be of another.
+            page = k_pages + page_row
+            place = page + heads[:, None] * head_dim + features[None, :]
+            tl.store(place, _rounded(first, k_pages), mask=inside)
+            tl.store(place + half, _rounded(second, k_pages), mask=inside)
             if REST > 0:
-                _copy(source, target, heads, num_kv_heads, k_head, head_dim, 2 * half, head_dim, REST)
+                _copy(source, page, heads, num_kv_heads, k_head, head_dim, 2 * half, head_dim, REST)
 
 
 def rope_cache(
