@@ -98,3 +98,8 @@ def limit_openmp_spinning() -> None:
     beside a busy process. What the user has set stays."""
     if "OMP_WAIT_POLICY" not in os.environ and "GOMP_SPINCOUNT" not in os.environ:
         os.environ["GOMP_SPINCOUNT"] = "10000"
+
+
+def cuda_home() -> Path:
+    """Where NVIDIA's compiler is looked for, as its users do: $CUDA_HOME, $CUDA_PATH or /usr/local/cuda."""
+    return Path(os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda")

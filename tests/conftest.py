@@ -15,6 +15,10 @@ from hypothesis import settings
 settings.register_profile("octavo", deadline=None)
 settings.load_profile("octavo")
 
+# Without a GPU Triton's interpreter runs its kernels, on CPU tensors; it has to know before the first import.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 if _path := os.environ.get("OCTAVO_TEST_NATIVE"):
     _name = "octavo.kernels.cpu._native"
     _spec = importlib.util.spec_from_file_location(_name, _path)

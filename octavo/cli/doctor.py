@@ -40,15 +40,19 @@ def _hardware(hardware: Hardware) -> Table:
     return _table("Hardware", rows)
 
 
-def _kernels(resolved: ResolvedConfig) -> tuple[Table, str | None]:
+def kernel_choices(resolved: ResolvedConfig, facts: ModelFacts) -> tuple[Table, str | None]:
     """And the name of the backend that would run."""
     from octavo.kernels import registry
 
     rows = [("pytorch", version("torch"))]
-    spec = registry.Spec(resolved.device, resolved.dtype, resolved.kv_cache_dtype, resolved.threads, env.forced_isa())
+    spec = registry.Spec(
+        resolved.device, resolved.dtype, resolved.kv_cache_dtype, resolved.threads, env.forced_isa(),
+        attention=resolved.attention_backend, head_dim=facts.head_dim,
+    )  # fmt: skip
     reports = registry.report(spec, env.forced_backend())
-    for report in reports:
-        rows.append((report.name, ("chosen: " if report.chosen else "not chosen: ") + report.reason))
+    attention = [(f"attention, {report.name}", report) for report in registry.attention_report(spec)]
+    for name, report in [*((report.name, report) for report in reports), *attention]:
+        rows.append((name, ("chosen: " if report.chosen else "not chosen: ") + report.reason))
     return _table("Kernels", rows), next((report.name for report in reports if report.chosen), None)
 
 
@@ -124,6 +128,6 @@ def run_doctor(config: EngineConfig) -> None:
     console.print(_table("Model", model), "")
     choices = [(reason.partition(":")[0], reason.partition(":")[2].strip()) for reason in resolved.reasons]
     console.print(_table("Choices", choices), "")
-    kernels, chosen = _kernels(resolved)
+    kernels, chosen = kernel_choices(resolved, facts)
     console.print(kernels, "")
     console.print(_table("Memory plan", memory_plan(resolved, facts, count_weights(files), chosen == "cpu")))

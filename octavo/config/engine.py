@@ -43,6 +43,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     kv_cache_dtype: Annotated[
         Literal["auto", "int8", "fp8"], Meta(description="Type of the KV cache; auto: that of --dtype.")
     ] = "auto"
+    attention_backend: Annotated[
+        Literal["auto", "flashinfer", "triton", "torch"],
+        Meta(description="Who computes attention on a GPU; auto: the first that can, in this order."),
+    ] = "auto"
     isq: Annotated[str, Meta(description="Quantize the weights at load, e.g. q8_0, q4k, int4, fp8.")] | None = None
     prefix_cache: Annotated[bool, Meta(description="Reuse KV pages of equal prompt prefixes.")] = True
     max_queued_requests: Annotated[int, Meta(ge=0, description="Waiting requests before 429; 0: no limit.")] = 1024

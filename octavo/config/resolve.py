@@ -33,6 +33,8 @@ class ResolvedConfig(msgspec.Struct, frozen=True, kw_only=True):
     threads: int
     seed: int | None
     watchdog_timeout: float
+    attention_backend: str = "auto"
+    """On a GPU, where auto is resolved by the kernels that are installed (kernels/attention.py)."""
     served_model_name: str
     reasons: list[str]
 
@@ -61,6 +63,11 @@ def _refuse_unsupported(config: EngineConfig) -> None:
         raise ConfigError(f"--device {config.device}: only cpu is supported yet")
     if config.gpu_memory_utilization != DEFAULT_GPU_MEMORY_UTILIZATION:
         raise ConfigError("--gpu-memory-utilization is for a GPU, and only cpu is supported yet; leave it out")
+    if config.attention_backend != "auto":
+        raise ConfigError(
+            f"--attention-backend {config.attention_backend} is for a GPU: on the CPU attention is part of the CPU "
+            "kernels; leave it out"
+        )
     if config.block_size & (config.block_size - 1):
         raise ConfigError(f"--block-size {config.block_size} is not a power of two")
 
@@ -101,6 +108,7 @@ def resolve(config: EngineConfig, hardware: Hardware, facts: ModelFacts, model_n
         threads=threads,
         seed=config.seed,
         watchdog_timeout=config.watchdog_timeout,
+        attention_backend=config.attention_backend,
         served_model_name=config.served_model_name or model_name,
         reasons=reasons,
     )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 L = TypeVar("L", bound="Layout")
+S = TypeVar("S", bound="_Scaled")
 _ELEMENTS_AT_ONCE = 1 << 20
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -32,6 +33,22 @@ class Prepared(Protocol):
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """[out, in] dense matrix in `dtype`, computed in f32."""
+        ...
+
+
+class PreparedExperts(Protocol):
+    """One matrix per expert of a mixture, in the form a backend wants."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(experts, out, in)."""
+        ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        """[experts, out, in] dense in `dtype`, computed in f32."""
         ...
 
 
@@ -96,13 +113,10 @@ class Dense:
 
 
 @dataclass(frozen=True)
-class Int8Groups:
-    """w = q * scale, symmetric, one scale per group of in_features.
+class _Scaled:
+    """w = q * scale, symmetric, one scale per group of in_features."""
 
-    GGUF: Q8_0, Q5_0, IQ4_NL with f16 scales and IQ4_XS with f32, groups of 32; Q6_K, Q3_K with f32, groups of 16.
-    """
-
-    q: Tensor  # [out, in] int8
+    q: Tensor  # [out, in], one byte each
     scales: Tensor  # [out, in / group] f16, bf16 or f32
 
     @property
@@ -124,17 +138,31 @@ class Int8Groups:
 
         return _dense(self.shape, dtype, self.q.device, rows)
 
-    def shard(self, dim: int, rank: int, world_size: int) -> Int8Groups:
-        return Int8Groups(_part(self.q, dim, rank, world_size), _part(self.scales, dim, rank, world_size))
+    def shard(self: S, dim: int, rank: int, world_size: int) -> S:
+        return type(self)(_part(self.q, dim, rank, world_size), _part(self.scales, dim, rank, world_size))
 
-    def fuse(self, others: Sequence[Int8Groups]) -> Int8Groups:
+    def fuse(self: S, others: Sequence[S]) -> S:
         assert same_form([self, *others]), "fuse takes one layout with one group size"
-        return Int8Groups(
+        return type(self)(
             torch.cat([self.q, *(o.q for o in others)]), torch.cat([self.scales, *(o.scales for o in others)])
         )
 
-    def take_rows(self, index: Tensor) -> Int8Groups:
-        return Int8Groups(self.q[index], self.scales[index])
+    def take_rows(self: S, index: Tensor) -> S:
+        return type(self)(self.q[index], self.scales[index])
+
+
+class Int8Groups(_Scaled):
+    """q is int8.
+
+    GGUF: Q8_0, Q5_0, IQ4_NL with f16 scales and IQ4_XS with f32, groups of 32; Q6_K, Q3_K with f32, groups of 16.
+    """
+
+
+class Float8Groups(_Scaled):
+    """q is float8_e4m3fn; a group may be the whole row, which is then cut along out_features only.
+
+    Backends without products of it (the reference, the native one) make it dense at load.
+    """
 
 
 @dataclass(frozen=True)
@@ -192,5 +220,5 @@ class Int4Groups:
 def same_form(weights: Sequence[Layout]) -> bool:
     """Whether `fuse` takes these together: one layout, one group size, one in_features. Files mix types, so the parts
     of one fused product may differ (Q4_K for q and k beside Q6_K for v)."""
-    groups = [weight.group if isinstance(weight, (Int8Groups, Int4Groups)) else 0 for weight in weights]
+    groups = [weight.group if isinstance(weight, (_Scaled, Int4Groups)) else 0 for weight in weights]
     return len({(type(weight), weight.shape[1], group) for weight, group in zip(weights, groups, strict=True)}) == 1

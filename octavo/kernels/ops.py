@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from octavo.kernels.layouts import Layout, Prepared
+from octavo.kernels.layouts import Layout, Prepared, PreparedExperts
 from octavo.kernels.recorded import PermanentRows, Recorded, StepModel
 from octavo.kernels.step import Step
 
@@ -36,6 +36,10 @@ class Ops(Protocol):
 
     def prepare_table(self, table: Layout) -> Prepared:
         """The same for a matrix of which only `embedding` reads some rows."""
+        ...
+
+    def prepare_experts(self, experts: Sequence[Sequence[Layout]]) -> PreparedExperts:
+        """One matrix per expert of a mixture, each of parts as in `prepare`, all of one shape; what `experts` takes."""
         ...
 
     def kv_page(self, block_size: int, kv_heads: int, head_dim: int) -> tuple[tuple[int, ...], torch.dtype]:
@@ -94,6 +98,23 @@ class Ops(Protocol):
 
     def silu_mul(self, x: Tensor) -> Tensor:
         """[tokens, 2 * n] → [tokens, n]: silu(first half) * second half."""
+        ...
+
+    def route(self, logits: Tensor, k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
+        """Each token's k experts: logits [tokens, experts] f32 → (weights [tokens, k] f32, ids [tokens, k] int32).
+
+        The largest k of softmax(logits), largest first, the lowest id of equal ones first; `renormalize`: divided by
+        their sum (Mixtral, Qwen3-MoE), else as they are (Qwen2-MoE). Ids are below `experts` even where logits are NaN.
+        """
+        ...
+
+    def experts(
+        self, x: Tensor, weights: Tensor, ids: Tensor, gate_up: PreparedExperts, down: PreparedExperts
+    ) -> Tensor:
+        """A mixture of gated MLPs: x [tokens, hidden], weights [tokens, k] f32, ids [tokens, k] int32, gate_up
+        [experts, 2 * inner, hidden], down [experts, hidden, inner] → [tokens, hidden]: the sum over j of
+        weights[:, j] * down[e] @ silu_mul(gate_up[e] @ x), e = ids[:, j], summed in f32. Products as in `linear`. An
+        expert may have any number of tokens, or none."""
         ...
 
     def gather_rows(self, x: Tensor, index: Tensor) -> Tensor:

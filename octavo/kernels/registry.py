@@ -6,44 +6,15 @@ Adding a backend: its folder, one entry in BACKENDS, in order of preference. Bac
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.util import find_spec
 
 from octavo.errors import ConfigError
+from octavo.kernels import choice
+from octavo.kernels.choice import Backend, Choice, Spec
 from octavo.kernels.layouts import DTYPES
 from octavo.kernels.ops import Ops
 
-
-@dataclass(frozen=True)
-class Spec:
-    """What is asked of a backend. `device` as in ResolvedConfig ("cpu", "cuda:0"), `dtype` a key of DTYPES."""
-
-    device: str
-    dtype: str
-    kv_cache_dtype: str | None = None
-    """A key of DTYPES, or int8; None: dtype."""
-    threads: int = 1
-    isa: str | None = None
-    """Instruction set that is forced (OCTAVO_CPU_ISA); None: the best."""
-
-
-@dataclass(frozen=True)
-class Backend:
-    name: str
-    describe: Callable[[Spec], str]
-    supports: Callable[[Spec], str | None]
-    """None, or the reason why not."""
-    load: Callable[[Spec], Ops]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What `octavo doctor` prints about one backend."""
-
-    name: str
-    chosen: bool
-    reason: str
+__all__ = ["BACKENDS", "Backend", "Choice", "Spec", "attention_report", "choose", "report"]
 
 
 def _reference_supports(spec: Spec) -> str | None:
@@ -88,25 +59,51 @@ def _load_native(spec: Spec) -> Ops:
     return CpuOps(DTYPES[spec.dtype], spec.kv_cache_dtype or spec.dtype, isa, spec.threads)
 
 
-BACKENDS = [
+def _triton_supports(spec: Spec) -> str | None:
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    from octavo.kernels.triton.launch import INTERPRETED
+
+    if not spec.device.startswith("cuda"):
+        return None if INTERPRETED and spec.device == "cpu" else f"runs on an NVIDIA GPU, not on {spec.device}"
+    import torch
+
+    if not torch.cuda.is_available():
+        return "PyTorch finds no NVIDIA GPU with a driver it can use"
+    from octavo.kernels.triton.backend import KV_TYPES
+
+    kv = spec.kv_cache_dtype or spec.dtype
+    return None if kv in KV_TYPES else f"has no KV cache of {kv}; there are {', '.join(KV_TYPES)}"
+
+
+def _load_triton(spec: Spec) -> Ops:
+    from octavo.kernels import attention
+    from octavo.kernels.triton.backend import KV_TYPES, TritonOps
+
+    chosen, notes = attention.choose(spec)
+    ops = TritonOps(DTYPES[spec.dtype], KV_TYPES[spec.kv_cache_dtype or spec.dtype], spec.device, chosen)
+    ops.notes = [*ops.notes, *notes]
+    return ops
+
+
+BACKENDS: list[Backend[Ops]] = [
     Backend("cpu", _describe_native, _native_supports, _load_native),
     Backend("reference", lambda spec: "plain PyTorch", _reference_supports, _load_reference),
+    # Last: on a CPU, where it can only be interpreted, it has to be asked for.
+    Backend("triton", lambda spec: "Triton kernels for NVIDIA GPUs", _triton_supports, _load_triton),
 ]
 
 
 def report(spec: Spec, forced: str | None = None) -> list[Choice]:
     """One entry per backend, in order of preference; at most one is chosen."""
-    choices, taken = [], False
-    for backend in BACKENDS:
-        reason = backend.supports(spec)
-        if reason is None and forced is not None and backend.name != forced:
-            reason = f"OCTAVO_BACKEND={forced}"
-        elif reason is None and taken:
-            reason = "a faster one was chosen"
-        chosen = reason is None
-        taken = taken or chosen
-        choices.append(Choice(backend.name, chosen, reason or backend.describe(spec)))
-    return choices
+    return choice.report(BACKENDS, spec, forced, "OCTAVO_BACKEND=")
+
+
+def attention_report(spec: Spec) -> list[Choice]:
+    """The same for attention, which has a choice of its own on a GPU only; [] elsewhere."""
+    from octavo.kernels import attention
+
+    return attention.report(spec) if spec.device.startswith("cuda") else []
 
 
 def choose(spec: Spec, forced: str | None = None) -> Ops:
@@ -116,13 +113,12 @@ def choose(spec: Spec, forced: str | None = None) -> Ops:
     if forced is not None and forced not in known:
         raise ConfigError(f"OCTAVO_BACKEND={forced}: no such backend; there are {', '.join(known)}")
     choices = report(spec, forced)
-    for backend, choice in zip(BACKENDS, choices, strict=True):
-        if choice.chosen:
+    for backend, found in zip(BACKENDS, choices, strict=True):
+        if found.chosen:
             ops = backend.load(spec)
-            better = choices[: choices.index(choice)]
-            ops.notes = [*ops.notes, *(f"not the {other.name} kernels: {other.reason}" for other in better)]
+            ops.notes = [*ops.notes, *choice.not_the_better(choices, "kernels")]
             return ops
-    reasons = "; ".join(f"{choice.name}: {choice.reason}" for choice in choices)
+    reasons = "; ".join(f"{found.name}: {found.reason}" for found in choices)
     wanted = (
         spec.dtype if spec.kv_cache_dtype in (None, spec.dtype) else f"{spec.dtype}, KV cache {spec.kv_cache_dtype}"
     )

@@ -70,9 +70,9 @@ class Worker:
 
     def _start(self) -> WorkerInfo:
         resolved, began = self._resolved, time.monotonic()
-        ops = registry.choose(_spec(resolved), forced_backend())
-        self.state = State.LOADING
         facts = read_facts(self._files)
+        ops = registry.choose(_spec(resolved, facts), forced_backend())
+        self.state = State.LOADING
         with open_checkpoint(self._files) as checkpoint:
             model = build(facts, checkpoint, ops, resolved)
         loaded = time.monotonic()
@@ -103,8 +103,11 @@ class Worker:
         )
 
 
-def _spec(resolved: ResolvedConfig) -> registry.Spec:
-    return registry.Spec(resolved.device, resolved.dtype, resolved.kv_cache_dtype, resolved.threads, forced_isa())
+def _spec(resolved: ResolvedConfig, facts: ModelFacts) -> registry.Spec:
+    return registry.Spec(
+        resolved.device, resolved.dtype, resolved.kv_cache_dtype, resolved.threads, forced_isa(),
+        attention=resolved.attention_backend, head_dim=facts.head_dim,
+    )  # fmt: skip
 
 
 class _Parts:

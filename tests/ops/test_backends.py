@@ -10,20 +10,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_layouts import int4, int8
+from test_layouts import fp8, int4, int8
 from test_reference import BLOCKS, ROWS, make_step, naive_attention, randn
 from torch import Tensor
+from triton_ops import HAS_TRITON, triton_ops
 
 from octavo.errors import ConfigError
 from octavo.kernels import registry
-from octavo.kernels.layouts import Dense, Int4Groups, Int8Groups, Layout
+from octavo.kernels.layouts import Dense, Float8Groups, Int4Groups, Int8Groups, Layout
 from octavo.kernels.ops import Ops
 from octavo.kernels.registry import Spec
 from octavo.kernels.step import Step
 
 F32 = torch.float32
 FEW = settings(max_examples=25, deadline=None)
-NATIVE = next(choice for choice in registry.report(Spec("cpu", "float32")) if choice.name == "cpu").chosen
+NATIVE = next(choice for choice in registry.report(Spec("cpu", "float32"), "cpu") if choice.name == "cpu").chosen
 
 
 def _isas() -> list[str]:
@@ -43,8 +44,10 @@ def native(isa: str, dtype: str = "float32", kv: str | None = None, threads: int
     return registry.choose(Spec("cpu", dtype, kv, threads, isa), "cpu")
 
 
-@pytest.fixture(params=["reference", *ISAS], scope="module")
+@pytest.fixture(params=["reference", *ISAS, *(["triton"] if HAS_TRITON else [])], scope="module")
 def ops(request: pytest.FixtureRequest) -> Ops:
+    if request.param == "triton":
+        return triton_ops()
     return REFERENCE if request.param == "reference" else native(request.param)
 
 
@@ -78,11 +81,17 @@ WEIGHTS: dict[str, tuple[Callable[[int, int], Layout], float]] = {
     "int8 by 64, bf16 scales": (
         lambda n, k: Int8Groups(ints(n, k * 2, -127, 128), randn(n, k // 32, seed=2).bfloat16()), 2**-6,
     ),
+    "fp8": (lambda n, k: Float8Groups(floats8(n, k), randn(n, k // 32, seed=2)), 1e-5),
+    "fp8 by rows": (lambda n, k: Float8Groups(floats8(n, k), randn(n, 1, seed=2).half()), 1e-5),
 }  # fmt: skip
 
 
 def ints(n: int, k: int, low: int, high: int) -> Tensor:
     return torch.randint(low, high, (n, k), generator=torch.Generator().manual_seed(4), dtype=torch.int8)
+
+
+def floats8(n: int, k: int) -> Tensor:
+    return (randn(n, k, seed=4) * 40).to(torch.float8_e4m3fn)
 
 
 def bytes_(n: int, k: int) -> Tensor:
@@ -143,7 +152,7 @@ def test_a_row_of_a_product_is_the_same_alone(isa: str, kind: str) -> None:
 
 def test_embedding(ops: Ops) -> None:
     ids = torch.tensor([5, 0, 11, 0, 3])
-    for weight in (Dense(randn(12, 70)), int8(0), int4(0), int4(1, 16, F32)):
+    for weight in (Dense(randn(12, 70)), int8(0), fp8(0), fp8(1, 256), int4(0), int4(1, 16, F32)):
         table = ops.prepare_table(weight)
         assert torch.equal(ops.embedding(ids, table), weight.dequantize(F32)[ids])
         assert ops.embedding(ids[:0], table).shape == (0, weight.shape[1])
@@ -237,6 +246,7 @@ CASES = given(
 )
 
 
+@pytest.mark.parametrize("ops", ["reference", *ISAS], indirect=True)
 @pytest.mark.parametrize(("kv", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.03), ("int8", 0.06)])
 @FEW
 @CASES

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels import layouts
-from octavo.kernels.layouts import Dense, Int4Groups, Int8Groups, Layout, same_form
+from octavo.kernels.layouts import Dense, Float8Groups, Int4Groups, Int8Groups, Layout, same_form
 
 ROWS, COLUMNS = 12, 256
 
@@ -24,6 +24,12 @@ def int8(seed: int, group: int = 32, dtype: torch.dtype = torch.float16) -> Int8
     return Int8Groups(q, torch.randn(ROWS, COLUMNS // group, generator=random).to(dtype))
 
 
+def fp8(seed: int, group: int = 128, dtype: torch.dtype = torch.float32) -> Float8Groups:
+    random = torch.Generator().manual_seed(seed)
+    q = torch.randn(ROWS, COLUMNS, generator=random).mul(30).to(torch.float8_e4m3fn)
+    return Float8Groups(q, torch.rand(ROWS, COLUMNS // group, generator=random).to(dtype))
+
+
 def int4(seed: int, group: int = 32, dtype: torch.dtype = torch.float16) -> Int4Groups:
     random = torch.Generator().manual_seed(seed)
     packed = torch.randint(0, 256, (ROWS, COLUMNS // 2), generator=random, dtype=torch.uint8)
@@ -36,6 +42,8 @@ MAKERS: dict[str, Callable[[int], Layout]] = {
     "dense bf16": lambda seed: dense(seed, torch.bfloat16),
     "int8": int8,
     "int8 groups of 16, f32": lambda seed: int8(seed, 16, torch.float32),
+    "fp8": fp8,
+    "fp8 groups of 32, f16": lambda seed: fp8(seed, 32, torch.float16),
     "int4": int4,
     "int4 groups of 128, bf16": lambda seed: int4(seed, 128, torch.bfloat16),
 }
@@ -74,6 +82,19 @@ def test_int4_means_q_times_scale_plus_minimum() -> None:
             scale, minimum = weight.scales[row, column // 32].float(), weight.minimums[row, column // 32].float()
             expected[row, column] = q * scale + minimum
     same(weight, expected)
+
+
+def test_fp8_means_q_times_scale() -> None:
+    weight = fp8(0, COLUMNS)
+    assert weight.group == COLUMNS and weight.q.dtype == torch.float8_e4m3fn
+    same(weight, weight.q.float() * weight.scales)
+
+
+def test_a_group_of_the_whole_row_is_cut_along_rows_only() -> None:
+    weight = fp8(0, COLUMNS)
+    same(weight.shard(0, 1, 2), full(weight)[ROWS // 2 :])
+    with pytest.raises(AssertionError, match="does not divide"):
+        weight.shard(1, 0, 2)
 
 
 def test_shape_group_and_bytes() -> None:
@@ -126,6 +147,7 @@ def test_same_form() -> None:
     assert same_form([int8(0), int8(1), int8(2)]) and same_form([dense(0), dense(1)]) and same_form([int4(0)])
     assert not same_form([int8(0), int8(1, 16)])
     assert not same_form([int4(0), int8(0)])
+    assert same_form([fp8(0, 32), fp8(1, 32)]) and not same_form([fp8(0, 32), int8(0, 32)])
     assert not same_form([dense(0), Dense(torch.zeros(3, 5))])
 
 

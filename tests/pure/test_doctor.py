@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from gguf_bytes import File, tensor
 from test_resolve import FACTS, HARDWARE
 
-from octavo.cli.doctor import MIB, count_weights, memory_plan
+from octavo.cli.doctor import MIB, count_weights, kernel_choices, memory_plan
 from octavo.config.engine import EngineConfig
 from octavo.config.resolve import resolve
 from octavo.modelfiles.files import locate
@@ -44,3 +45,15 @@ def test_numbers_by_type(tmp_path: Path) -> None:
     tensors = [tensor("a", [32, 2], Q8_0, 0), tensor("b", [3, 5], F16, 96), tensor("c", [2], F16, 128)]
     path.write_bytes(File(tensors=tensors, data=bytes(132)).build())
     assert count_weights(locate(path)) == {"Q8_0": 64, "F16": 17}
+
+
+def test_on_a_gpu_the_choice_of_attention_is_shown_with_reasons() -> None:
+    resolved = msgspec.structs.replace(resolve(EngineConfig(), HARDWARE, FACTS, "tiny"), device="cuda:0")
+    table, chosen = kernel_choices(resolved, FACTS)
+    names, said = ([str(cell) for cell in column.cells] for column in table.columns)
+    attention = {name: text for name, text in zip(names, said, strict=True) if name.startswith("attention, ")}
+    assert list(attention) == ["attention, flashinfer", "attention, triton", "attention, torch"]
+    assert sum(text.startswith("chosen: ") for text in attention.values()) == 1
+    assert chosen in (None, "triton"), "the CPU's kernels are not for a GPU"
+    table, _ = kernel_choices(resolve(EngineConfig(), HARDWARE, FACTS, "tiny"), FACTS)
+    assert not any("attention" in str(cell) for cell in table.columns[0].cells)

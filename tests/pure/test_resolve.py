@@ -79,3 +79,10 @@ def test_this_machine() -> None:
     hardware = detect()
     assert 1 <= hardware.cores == usable_cores()
     assert 0 < hardware.memory_available <= hardware.memory_total
+
+
+@pytest.mark.parametrize("name", ["flashinfer", "triton", "torch"])
+def test_attention_has_a_choice_on_a_gpu_only(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"--attention-backend {name} is for a GPU: .* leave it out"):
+        resolve(EngineConfig(attention_backend=name), HARDWARE, FACTS, "tiny")  # type: ignore[arg-type]
+    assert resolve(EngineConfig(), HARDWARE, FACTS, "tiny").attention_backend == "auto"

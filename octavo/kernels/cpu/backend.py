@@ -18,8 +18,9 @@ from octavo.kernels.cpu.immediate import Immediate
 from octavo.kernels.cpu.layouts import Packed, pack
 from octavo.kernels.cpu.nodes import Attend, Embed, GatherRows, Linear, Norm, Pages, Rope, SiluMul, Sink, padded
 from octavo.kernels.cpu.record import RecordedStep, Recording, StepRecording
-from octavo.kernels.layouts import Dense, Layout, Prepared
+from octavo.kernels.layouts import Dense, Layout, Prepared, PreparedExperts
 from octavo.kernels.recorded import PermanentRows, Recorded, StepModel
+from octavo.kernels.reference import moe
 from octavo.kernels.step import Step
 
 KV_KINDS = {"float32": 0, "bfloat16": 1, "int8": 2}
@@ -53,6 +54,10 @@ def supports(dtype: str, kv_dtype: str) -> str | None:
     return None if kv_dtype in KV_KINDS else f"KV pages are {', '.join(KV_KINDS)}, not {kv_dtype}"
 
 
+class _NotRecordable(Exception):
+    """What an operation does hangs on values that are not there while a step is recorded."""
+
+
 class CpuOps:
     name = "cpu"
     activations = torch.float32
@@ -75,13 +80,19 @@ class CpuOps:
     def prepare_table(self, table: Layout) -> Packed:
         return pack([table], self.dtype)
 
+    def prepare_experts(self, experts: Sequence[Sequence[Layout]]) -> PreparedExperts:
+        return moe.ListedExperts(tuple(self.prepare(parts) for parts in experts))
+
     def kv_page(self, block_size: int, kv_heads: int, head_dim: int) -> tuple[tuple[int, ...], torch.dtype]:
         return (_native.kv_page_bytes(self._kv_kind, block_size, kv_heads, head_dim),), torch.uint8
 
     def record(
         self, model: StepModel, kv: Sequence[Tensor], rows: PermanentRows, max_tokens: int, block_size: int
-    ) -> Recorded:
-        recordings = self._record(model, kv, block_size), self._record(model, kv, block_size)
+    ) -> Recorded | None:
+        try:
+            recordings = self._record(model, kv, block_size), self._record(model, kv, block_size)
+        except _NotRecordable:
+            return None
         return RecordedStep(self, *recordings, rows, max_tokens)
 
     def _record(self, model: StepModel, kv: Sequence[Tensor], block_size: int) -> StepRecording:
@@ -161,6 +172,19 @@ class CpuOps:
         out, target = sink.output(source.width // 2, source.samples, padded(source.width // 2))
         sink.add(SiluMul(source, target))
         return out.contiguous()
+
+    def route(self, logits: Tensor, k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
+        if self._recording:
+            raise _NotRecordable
+        return moe.route(logits, k, renormalize)
+
+    def experts(
+        self, x: Tensor, weights: Tensor, ids: Tensor, gate_up: PreparedExperts, down: PreparedExperts
+    ) -> Tensor:
+        """One product for each expert with tokens, chosen on the host: steps of such a model are not recorded."""
+        if self._recording:
+            raise _NotRecordable
+        return moe.experts(x, (weights, ids), gate_up, down, self.linear, self.silu_mul)
 
     def gather_rows(self, x: Tensor, index: Tensor) -> Tensor:
         sink = self._sink(x.shape[0])

@@ -50,7 +50,8 @@ class Packed:
 
 
 def pack(parts: Sequence[Layout], dtype: torch.dtype) -> Packed:
-    """Neighbours of one form become one matrix. Dense ones are taken in `dtype`, float32 or bfloat16."""
+    """Neighbours of one form become one matrix. Dense ones are taken in `dtype`, float32 or bfloat16, and so are fp8
+    ones and groups that the kernels do not know."""
     return Packed(tuple(_pack(run[0].fuse(run[1:]) if len(run) > 1 else run[0], dtype) for run in _runs(parts)))
 
 

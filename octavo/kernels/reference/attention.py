@@ -1,4 +1,5 @@
-"""Paged causal attention in plain PyTorch. Called by ReferenceOps.
+"""Paged causal attention in plain PyTorch, on the device of its tensors. Called by ReferenceOps, and as a GPU's last
+choice (kernels/attention.py).
 
 `AttentionPlan` is what all layers of a step share: which pages each row gathers, padded, and the masks. It is made
 once per step. Rows with one new token are batched in groups of similar length, so that padding at most doubles the
@@ -77,7 +78,7 @@ class AttentionPlan:
         key = (0, index, window)
         if key not in self.masks:
             group = self.groups[index]
-            keys = torch.arange(group.pages.shape[0] // group.num_rows * block_size)
+            keys = torch.arange(group.pages.shape[0] // group.num_rows * block_size, device=group.pages.device)
             context = group.context_lens.unsqueeze(1)
             hidden = keys >= context
             if window is not None:
@@ -85,13 +86,13 @@ class AttentionPlan:
             self.masks[key] = _mask(hidden, dtype)[:, None, None]
         return self.masks[key]
 
-    def chunk_mask(self, chunk: QueryChunk, window: int | None, dtype: torch.dtype) -> Tensor:
+    def chunk_mask(self, chunk: QueryChunk, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
         """[queries, keys, both padded] of one chunk, likewise; the padding sees everything."""
         key = (1, chunk.start, window)
         if key not in self.masks:
-            keys = torch.arange(chunk.num_keys)
+            keys = torch.arange(chunk.num_keys, device=device)
             first, queries = chunk.context - (chunk.end - chunk.start), chunk.end - chunk.start
-            last = torch.arange(first, first + queries + -queries % QUERY_MULTIPLE).unsqueeze(1)
+            last = torch.arange(first, first + queries + -queries % QUERY_MULTIPLE, device=device).unsqueeze(1)
             hidden = keys > last
             if window is not None:
                 hidden |= keys <= last - window
@@ -100,7 +101,7 @@ class AttentionPlan:
 
 
 def _mask(hidden: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -torch.inf)
+    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
 
 
 def make_plan(step: Step) -> AttentionPlan:
@@ -132,7 +133,7 @@ def _padded_pages(step: Step, spans: Tensor) -> Tensor:
     as for the longest and whole KEY_MULTIPLEs, int64, flat."""
     first, count = spans[..., :1], spans[..., 1:] - spans[..., :1]
     longest = _padded(int(count.max()) * step.block_size, KEY_MULTIPLE) // step.block_size
-    place = torch.minimum(torch.arange(longest), count - 1) + first
+    place = torch.minimum(torch.arange(longest, device=count.device), count - 1) + first
     return step.page_ids[place.flatten()].long()
 
 
@@ -162,7 +163,9 @@ def attention(
     out = torch.empty_like(q) if plan.prefills or len(plan.groups) != 1 else None
     kv_heads, head_dim = kv.shape[3], kv.shape[4]
     for i, group in enumerate(plan.groups):
-        k, v = (x.view(group.num_rows, -1, kv_heads, head_dim).transpose(1, 2) for x in _gather(kv, group.pages))
+        k, v = (
+            x.view(group.num_rows, -1, kv_heads, head_dim).transpose(1, 2) for x in _gather(kv, group.pages, q.dtype)
+        )
         mask = plan.decode_mask(i, kv.shape[2], window, q.dtype)
         queries = q if group.tokens is None else q.index_select(0, group.tokens)
         # The heads that share a KV head are the "positions" of one attention problem over it.
@@ -174,20 +177,23 @@ def attention(
             out.index_copy_(0, group.tokens, found)
     for row in plan.prefills:
         assert out is not None
-        k, v = (x.view(-1, kv_heads, head_dim).transpose(0, 1).unsqueeze(1) for x in _gather(kv, row.pages))
+        k, v = (x.view(-1, kv_heads, head_dim).transpose(0, 1).unsqueeze(1) for x in _gather(kv, row.pages, q.dtype))
         for chunk in row.chunks:
             length = chunk.end - chunk.start
             queries = q[chunk.start : chunk.end].view(length, kv_heads, -1, head_dim).permute(1, 2, 0, 3)
             seen = (kv_heads, queries.shape[1], chunk.num_keys, head_dim)
             keys, values = k[:, :, : chunk.num_keys].expand(seen), v[:, :, : chunk.num_keys].expand(seen)
-            mask = plan.chunk_mask(chunk, window, q.dtype)
+            mask = plan.chunk_mask(chunk, window, q.dtype, q.device)
             found = _attend(queries, keys, values, mask, scale, soft_cap)  # [kv_heads, group, queries, head_dim]
             out[chunk.start : chunk.end] = found.permute(2, 0, 1, 3).reshape(-1, q.shape[1], head_dim)
     assert out is not None
     return out.reshape(q.shape[0], -1)
 
 
-def _gather(kv: Tensor, pages: Tensor) -> tuple[Tensor, Tensor]:
+def _gather(kv: Tensor, pages: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    if kv.dtype.itemsize == 1:  # fp8: not every device can gather it as such
+        k, v = (x.view(torch.uint8).index_select(0, pages).view(kv.dtype).to(dtype) for x in kv)
+        return k, v
     return kv[0].index_select(0, pages), kv[1].index_select(0, pages)
 
 
@@ -201,3 +207,17 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, soft_ca
     scores = torch.matmul(q.float(), k.float().transpose(-1, -2)).mul_(scale)
     scores = scores.div_(soft_cap).tanh_().mul_(soft_cap).add_(mask.float())
     return torch.matmul(scores.softmax(-1), v.float()).to(q.dtype)[:, :, :num_queries]
+
+
+class PlannedAttention:
+    """See Ops.attention. Keeps the plan of the step it was last given."""
+
+    def __init__(self) -> None:
+        self._planned: tuple[Step, AttentionPlan] | None = None
+
+    def __call__(
+        self, q: Tensor, kv: Tensor, step: Step, scale: float, window: int | None = None, soft_cap: float | None = None
+    ) -> Tensor:
+        if self._planned is None or self._planned[0] is not step:
+            self._planned = step, make_plan(step)
+        return attention(q, kv, self._planned[1], scale, window, soft_cap)

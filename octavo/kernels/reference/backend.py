@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from octavo.kernels.layouts import Dense, Layout, Prepared
+from octavo.kernels.layouts import Dense, Layout, Prepared, PreparedExperts
 from octavo.kernels.recorded import PermanentRows, StepModel
-from octavo.kernels.reference import activation, attention, embedding, linear, norm, rope, sampling
+from octavo.kernels.reference import activation, attention, embedding, linear, moe, norm, rope, sampling
 from octavo.kernels.step import Step
 
 
@@ -60,6 +60,9 @@ class ReferenceOps:
         """A quantized one stays as the file has it: only the rows of a step are made dense."""
         return self.prepare([table]) if isinstance(table, Dense) else table
 
+    def prepare_experts(self, experts: Sequence[Sequence[Layout]]) -> PreparedExperts:
+        return moe.ListedExperts(tuple(self.prepare(parts) for parts in experts))
+
     def kv_page(self, block_size: int, kv_heads: int, head_dim: int) -> tuple[tuple[int, ...], torch.dtype]:
         return (block_size, kv_heads, head_dim), self.dtype
 
@@ -95,6 +98,14 @@ class ReferenceOps:
 
     def silu_mul(self, x: Tensor) -> Tensor:
         return activation.silu_mul(x)
+
+    def route(self, logits: Tensor, k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
+        return moe.route(logits, k, renormalize)
+
+    def experts(
+        self, x: Tensor, weights: Tensor, ids: Tensor, gate_up: PreparedExperts, down: PreparedExperts
+    ) -> Tensor:
+        return moe.experts(x, (weights, ids), gate_up, down, self.linear, self.silu_mul)
 
     def gather_rows(self, x: Tensor, index: Tensor) -> Tensor:
         return embedding.gather_rows(x, index)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from octavo.kernels.layouts import Dense, Int4Groups, Int8Groups, Prepared
+from octavo.kernels.layouts import Dense, Float8Groups, Int4Groups, Int8Groups, Prepared
 
 
 def embedding(token_ids: Tensor, table: Prepared, dtype: torch.dtype) -> Tensor:
     """[tokens] int64, [vocab, hidden] → [tokens, hidden] in `dtype`; of a quantized table only these rows are made."""
     if isinstance(table, Dense):
         return table.data.index_select(0, token_ids).to(dtype)
-    assert isinstance(table, (Int8Groups, Int4Groups))
+    assert isinstance(table, (Int8Groups, Float8Groups, Int4Groups))
     return table.take_rows(token_ids).dequantize(dtype)
 
 

@@ -1,0 +1,40 @@
+"""What every launch needs: where Triton's kernels can run, and block shapes from sizes. Used by the files beside it.
+
+Triton is imported with these modules, never by the rest of the house. On a machine without a GPU its interpreter runs
+the same kernels on CPU tensors when TRITON_INTERPRET=1 was set before the import: that is how the tests run here.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+"""Whether kernels of this process are interpreted, on CPU tensors."""
+
+
+def check_device(*tensors: Tensor) -> None:
+    """Raises ValueError unless Triton can reach the tensors: on one GPU, or anywhere when it is interpreted."""
+    first = tensors[0]
+    for tensor in tensors:
+        if tensor.device != first.device:
+            raise ValueError(f"tensors are on {first.device} and {tensor.device}; a kernel needs them on one device")
+    if first.device.type != "cuda" and not INTERPRETED:
+        raise ValueError(
+            f"Triton kernels run on CUDA tensors, not on {first.device}; for tests set TRITON_INTERPRET=1 before import"
+        )
+
+
+def warps_for(elements: int) -> int:
+    """Warps of a program that holds so many elements of a row at once: 8 to 16 of them a thread, 16 bytes a load."""
+    return 1 if elements <= 512 else 2 if elements <= 1024 else 4 if elements <= 2048 else 8 if elements <= 8192 else 16
+
+
+def next_power_of_2(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def processors(device: torch.device) -> int:
+    """Multiprocessors of the device; where kernels are interpreted those of an H200, so that the same paths run."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132

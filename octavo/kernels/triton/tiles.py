@@ -1,0 +1,102 @@
+"""Sums of one tile of a product, of rows of x wherever they lie and rows of a weight as it lies in memory; what
+linear.py and moe.py are made of.
+
+All: `at` [M, 1] pointers to rows of x of which `shown` [M] are there, `rows` [N] int64 rows of the weight of which
+`there` [N] are; k in_features → [M, N] f32. The weight is made dense in registers; a scale is loaded once for its group
+and never once for each element.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def dense_sums(
+    at, shown, w, rows, there, k, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr
+):
+    sums = tl.zeros([M, N], tl.float32)
+    for start in range(0, k, K):
+        columns = start + tl.arange(0, K)
+        inside = columns < k
+        values = tl.load(at + columns[None, :], mask=shown[:, None] & inside[None, :], other=0.0)
+        weights = tl.load(w + rows[None, :] * k + columns[:, None], mask=there[None, :] & inside[:, None], other=0.0)
+        sums = tl.dot(values, weights.to(values.dtype), sums, input_precision=PRECISION)
+    return sums
+
+
+@triton.jit
+def scaled_sums(
+    at, shown, q, scales, rows, there, k, GROUP: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """int8 or fp8, a scale for each GROUP of in_features; GROUP 0: one for the whole row, applied at the end."""
+    GROUPS: tl.constexpr = K // GROUP if GROUP > 0 and GROUP < K else 1
+    sums = tl.zeros([M, N], tl.float32)
+    for start in range(0, k, K):
+        columns = start + tl.arange(0, K)
+        inside = columns < k
+        values = tl.load(at + columns[None, :], mask=shown[:, None] & inside[None, :], other=0.0)
+        weights = tl.load(q + rows[None, :] * k + columns[:, None], mask=there[None, :] & inside[:, None], other=0.0)
+        if GROUP > 0:
+            groups = start // GROUP + tl.arange(0, GROUPS)
+            held = there[None, :] & (groups < k // GROUP)[:, None]
+            scale = tl.load(scales + rows[None, :] * (k // GROUP) + groups[:, None], mask=held, other=0.0)
+            weights = _times(weights.to(tl.float32), scale.to(tl.float32), GROUPS, K, N)
+        sums = tl.dot(values, weights.to(values.dtype), sums, input_precision=PRECISION)
+    if GROUP == 0:
+        sums *= tl.load(scales + rows, mask=there, other=0.0).to(tl.float32)[None, :]
+    return sums
+
+
+@triton.jit
+def int4_sums(
+    at, shown, packed, scales, minimums, rows, there, k, half, GROUP: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """See linear.GroupedInt4; half is k / 2, an argument of its own so that the compiler sees what it divides by."""
+    GROUPS: tl.constexpr = K // GROUP if GROUP < K else 1
+    HALF: tl.constexpr = GROUP // 2
+    sums = tl.zeros([M, N], tl.float32)
+    for start in range(0, half, K // 2):
+        places = start + tl.arange(0, K // 2)
+        inside = places < half
+        columns = places // HALF * GROUP + places % HALF
+        low = tl.load(at + columns[None, :], mask=shown[:, None] & inside[None, :], other=0.0)
+        high = tl.load(at + HALF + columns[None, :], mask=shown[:, None] & inside[None, :], other=0.0)
+        mask = there[None, :] & inside[:, None]
+        pairs = tl.load(packed + rows[None, :] * half + places[:, None], mask=mask, other=0)
+        groups = start // HALF + tl.arange(0, GROUPS)
+        held = there[None, :] & (groups < k // GROUP)[:, None]
+        of_group = rows[None, :] * (k // GROUP) + groups[:, None]
+        scale = tl.load(scales + of_group, mask=held, other=0.0).to(tl.float32)
+        minimum = tl.load(minimums + of_group, mask=held, other=0.0).to(tl.float32)
+        first = _times_plus((pairs & 15).to(tl.float32), scale, minimum, GROUPS, K // 2, N).to(low.dtype)
+        second = _times_plus((pairs >> 4).to(tl.float32), scale, minimum, GROUPS, K // 2, N).to(low.dtype)
+        sums = tl.dot(low, first, sums, input_precision=PRECISION)
+        sums = tl.dot(high, second, sums, input_precision=PRECISION)
+    return sums
+
+
+@triton.jit
+def _times(x, scale, GROUPS: tl.constexpr, K: tl.constexpr, N: tl.constexpr):
+    """x [K, N] * scale [GROUPS, N], each scale for its group of K."""
+    if GROUPS == 1:
+        return x * scale
+    return tl.reshape(tl.reshape(x, [GROUPS, K // GROUPS, N]) * scale[:, None, :], [K, N])
+
+
+@triton.jit
+def _times_plus(x, scale, minimum, GROUPS: tl.constexpr, K: tl.constexpr, N: tl.constexpr):
+    if GROUPS == 1:
+        return x * scale + minimum
+    return tl.reshape(tl.reshape(x, [GROUPS, K // GROUPS, N]) * scale[:, None, :] + minimum[:, None, :], [K, N])
+
+
+@triton.jit
+def store_tile(sums, bias, at, shown, rows, there, BIAS: tl.constexpr):
+    """at [M, 1]: pointers to rows of the result."""
+    if BIAS:
+        sums += tl.load(bias + rows, mask=there, other=0.0).to(tl.float32)[None, :]
+    tl.store(at + rows[None, :], sums.to(at.dtype.element_ty), mask=shown[:, None] & there[None, :])
