@@ -69,6 +69,11 @@ def without_keys() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "OCTAVO_API_KEY"}
 
 
+def triton_is_interpreted() -> bool:
+    """Whether Triton runs kernels on the CPU, slowly: $TRITON_INTERPRET, as its own library reads it."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+
+
 def forced_backend() -> str | None:
     return os.environ.get(BACKEND) or None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from octavo.env import triton_is_interpreted
 from octavo.errors import ConfigError
 from octavo.kernels import choice
 from octavo.kernels.choice import Backend, Choice, Spec
@@ -62,10 +63,10 @@ def _load_native(spec: Spec) -> Ops:
 def _triton_supports(spec: Spec) -> str | None:
     if find_spec("triton") is None:
         return "triton is not installed"
-    from octavo.kernels.triton.launch import INTERPRETED
-
+    if spec.device == "cpu" and triton_is_interpreted():
+        return None if spec.dtype == "float32" else "is interpreted on the CPU, in float32 only"
     if not spec.device.startswith("cuda"):
-        return None if INTERPRETED and spec.device == "cpu" else f"runs on an NVIDIA GPU, not on {spec.device}"
+        return f"runs on an NVIDIA GPU, not on {spec.device}"
     import torch
 
     if not torch.cuda.is_available():

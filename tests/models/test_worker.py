@@ -205,20 +205,21 @@ def test_too_little_memory_is_refused_with_numbers() -> None:
 
 def test_backends_are_chosen_with_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     names = {choice.name: choice for choice in registry.report(Spec("cpu", "bfloat16"))}
-    assert list(names) == ["cpu", "reference"]
-    assert [choice.chosen for choice in names.values()] == ([True, False] if "cpu" in BACKENDS else [False, True])
-    assert all(
-        "cuda:0" in choice.reason and not choice.chosen for choice in registry.report(Spec("cuda:0", "bfloat16"))
-    )
+    assert list(names) == ["cpu", "reference", "triton"]
+    chosen = [choice.chosen for choice in names.values()]
+    assert chosen == ([True, False, False] if "cpu" in BACKENDS else [False, True, False])
+    on_gpu = registry.report(Spec("cuda:0", "bfloat16"))
+    assert all("cuda:0" in choice.reason and not choice.chosen for choice in on_gpu[:2])
+    assert "GPU" in on_gpu[2].reason and not on_gpu[2].chosen
     with pytest.raises(ConfigError, match="float16 is slow"):
         registry.choose(Spec("cpu", "float16"))
-    with pytest.raises(ConfigError, match="OCTAVO_BACKEND=fast: no such backend; there are cpu, reference"):
+    with pytest.raises(ConfigError, match="OCTAVO_BACKEND=fast: no such backend; there are cpu, reference, triton"):
         registry.choose(Spec("cpu", "bfloat16"), "fast")
     with pytest.raises(ConfigError, match=r"KV cache int8.*reference: has no KV cache of int8"):
         registry.choose(Spec("cpu", "bfloat16", "int8"), "reference")
     assert registry.choose(Spec("cpu", "float32"), "reference").name == "reference"
     monkeypatch.setattr(registry, "find_spec", lambda name: None)
-    (native, _) = registry.report(Spec("cpu", "bfloat16"))
+    (native, *_) = registry.report(Spec("cpu", "bfloat16"))
     why = "the native kernels were not built at installation; they need a C++ compiler and Python's headers"
     assert native.reason == why
     assert registry.choose(Spec("cpu", "float32")).notes == [f"not the cpu kernels: {why}"]

@@ -168,10 +168,10 @@ def test_tools_make_channels_and_where_needed_a_grammar() -> None:
 
 
 def test_schemas_are_refused_by_their_place() -> None:
-    wrong = Tool(name="x", parameters={"type": "object", "properties": {"a": {"not": {}}}})
+    wrong = Tool(name="x", parameters={"type": "object", "properties": {"a": {"uniqueItems": True}}})
     with pytest.raises(RequestError) as refused:
         prompter(PLAIN).prompt(asked(tools=[F, wrong], tool_choice="required"), 1000)
-    assert refused.value.param == "tools[1].function.parameters" and "not" in refused.value.message
+    assert refused.value.param == "tools[1].function.parameters" and "uniqueItems" in refused.value.message
     prompter(PLAIN).prompt(asked(tools=[F, wrong]), 1000)
     whole = RequestError("too much", param="grammar")
     assert blamed(whole, asked(tools=[F, G], tool_choice="required")).param == "tools"
