@@ -92,7 +92,7 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
     assert set(error) == {"message", "type", "param", "code"}
     assert isinstance(error["message"], str) and error["message"]
     assert error["code"] is None or isinstance(error["code"], str)
-    assert "Traceback" not in error["message"] and "/work" not in error["message"] and "0x" not in error["message"]
+    assert "Traceback" not in error["message"] and "/octavo/" not in error["message"] and "0x" not in error["message"]
     return error
 
 
