@@ -79,6 +79,9 @@ def counters(octavo: Octavo) -> dict[str, float]:
 def test_a_request_is_found_by_its_id_in_every_process_and_its_failure_in_all_of_them(octavo: Octavo) -> None:
     assert post(octavo, "good-one") == 200
     assert post(octavo, "bad-one", max_tokens=60) == 500
+    # The answer is read before the server writes its line.
+    said = {("server", "bad-one"), ("server", "good-one")}
+    wait_until(lambda: said <= {(line["process"], line.get("request_id")) for line in lines(octavo)}, "the last line")
     found = lines(octavo)
     assert {line["process"] for line in found} == {"supervisor", "server", "engine"}
     (good,) = [line for line in found if line.get("request_id") == "good-one" and line["process"] == "server"]
