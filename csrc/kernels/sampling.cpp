@@ -315,7 +315,7 @@ void top(const float* logits, int64_t vocab, int64_t count, float* values, int64
 
 void mask(float* logits, int64_t vocab, const uint32_t* allowed) {
   const i32x16 lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  const i32x16 bits = i32x16{} + 1 << lanes;
+  const i32x16 bits = (i32x16{} + 1) << lanes;
   const f32x16 lowest = set1(LOWEST);
   for (int64_t at = 0; at < vocab; at += 16) {
     const int32_t half = int32_t(allowed[at / 32] >> (at % 32) & 0xffff);

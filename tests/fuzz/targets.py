@@ -109,12 +109,14 @@ def tokenizer(data: bytes) -> None:
 
 def template(data: bytes) -> None:
     text = data.decode("utf-8", "replace")
-    sandbox.CPU_SECONDS = 0.2
     messages = [Message("system", "be kind"), Message("user", "hi <|im_start|>"), Message("assistant", None)]
+    seconds, sandbox.CPU_SECONDS = sandbox.CPU_SECONDS, 0.2
     try:
         ChatTemplate({"default": text}, _tokenizer()).render(messages, add_generation_prompt=True)
     except (RequestError, ModelFileError):
         return
+    finally:
+        sandbox.CPU_SECONDS = seconds
 
 
 class _App:
