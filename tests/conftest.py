@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 
 # Two busy cores make single examples slow at random; the suite's own time-out guards against hanging.
-settings.register_profile("octavo", deadline=None)
+settings.register_profile("octavo", deadline=None, max_examples=50)
 settings.load_profile("octavo")
 
 # Without a GPU Triton's interpreter runs its kernels, on CPU tensors; it has to know before the first import.
