@@ -160,9 +160,9 @@ class Prompter:
         content = None if structured is None else grammar_of(structured, conversation.structured_param)
         if channels is None:
             return content
-        if enforced:
+        if enforced and channels.tool_parser is not None:
             content = tool_grammars.calls_grammar(
-                self._family(channels.tools, enforced).form,
+                by_name(channels.tool_parser).form,
                 [(i, tool) for i, tool in enumerate(conversation.tools) if tool in channels.tools],
                 self._tokenizer,
                 content=content,

@@ -3,6 +3,11 @@ for, not with this module."""
 
 from __future__ import annotations
 
+from octavo.types import SamplingParams
+
+EMBEDDING = SamplingParams(max_tokens=0, temperature=0.0)
+"""What a request for an embedding runs with."""
+
 
 def finished(pooled: bytes, dimensions: int | None = None) -> bytes:
     """[n] f32, little-endian → the first `dimensions` of it (all by default), at length 1, in the same form."""

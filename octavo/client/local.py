@@ -40,8 +40,6 @@ from octavo.wire.messages import Abort, Add, Bye, Failed, Hello, Outputs, ToClie
 
 DEFAULT_MAX_TOKENS = 16
 """When a request names none, as in vLLM's offline API."""
-EMBEDDING = SamplingParams(max_tokens=0, temperature=0.0)
-"""What a request for an embedding runs with."""
 IDLE_S = 0.05
 """How long a turn without work waits for some."""
 

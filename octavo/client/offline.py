@@ -26,7 +26,8 @@ from octavo.client.arguments import (
     prompt_list,
 )
 from octavo.client.base import Prompt
-from octavo.client.local import EMBEDDING, IDLE_S, LocalEngine, LocalRequest
+from octavo.client.embedding import EMBEDDING
+from octavo.client.local import IDLE_S, LocalEngine, LocalRequest
 from octavo.client.offline_async import AsyncLLMEngine
 from octavo.config.engine import EngineConfig
 from octavo.executor.base import Executor

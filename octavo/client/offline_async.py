@@ -15,7 +15,8 @@ from typing import Any
 
 from octavo.client.arguments import Messages, OnePrompt, Tools, chat_options, conversation, engine_config, one_params
 from octavo.client.base import Prompt
-from octavo.client.local import EMBEDDING, LocalEngine, LocalRequest
+from octavo.client.embedding import EMBEDDING
+from octavo.client.local import LocalEngine, LocalRequest
 from octavo.config.engine import EngineConfig
 from octavo.errors import EngineError
 from octavo.executor.base import Executor

@@ -15,7 +15,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from queue import SimpleQueue
 
 from octavo.grammar.matcher import GrammarError, Matcher, Vocabulary
@@ -64,13 +65,8 @@ class Constraint:
     def consume(self, token: int) -> None:
         """The next token; a mask has to be computed anew, unless it is finished. Sets `error`."""
         assert self._matcher is not None
-        try:
+        with self._keeping_error("a grammar cannot be followed"):
             self._matcher.consume(token)
-        except GrammarError as error:
-            self.error = error
-        except Exception:
-            logger.exception("a grammar cannot be followed")
-            self.error = GrammarError(_INTERNAL, is_users=False)
 
     def mask(self) -> bytes | None:
         """Of the tokens that may come next, once it is computed. None: any, as the token will not count."""
@@ -84,15 +80,10 @@ class Constraint:
     def compile(self, vocabulary: Callable[[], Vocabulary]) -> None:
         add = self.add
         assert add.grammar is not None
-        try:
+        with self._keeping_error("a grammar cannot be compiled"):
             self._matcher = vocabulary().matcher(add.grammar, add.stop_ids)
             for token in add.output_ids:
                 self._matcher.consume(token)
-        except GrammarError as error:
-            self.error = error
-        except Exception:
-            logger.exception("a grammar cannot be compiled")
-            self.error = GrammarError(_INTERNAL, is_users=False)
         self.compute()
 
     def compute(self) -> None:
@@ -100,14 +91,20 @@ class Constraint:
         if self.error is not None or self._matcher is None or self._matcher.is_finished:
             return
         began = time.thread_time()
-        try:
+        with self._keeping_error("a mask cannot be computed"):
             self._mask = self._matcher.mask()
             self.exhausted = self._mask is None
             self.took = time.thread_time() - began
+
+    @contextmanager
+    def _keeping_error(self, what: str) -> Iterator[None]:
+        """Whatever goes wrong inside is this request's alone; `what`: for the log, where it is our own fault."""
+        try:
+            yield
         except GrammarError as error:
             self.error = error
         except Exception:
-            logger.exception("a mask cannot be computed")
+            logger.exception(what)
             self.error = GrammarError(_INTERNAL, is_users=False)
 
 

@@ -222,3 +222,14 @@ def same_form(weights: Sequence[Layout]) -> bool:
     of one fused product may differ (Q4_K for q and k beside Q6_K for v)."""
     groups = [weight.group if isinstance(weight, (_Scaled, Int4Groups)) else 0 for weight in weights]
     return len({(type(weight), weight.shape[1], group) for weight, group in zip(weights, groups, strict=True)}) == 1
+
+
+def fused_neighbours(parts: Sequence[Layout]) -> list[Layout]:
+    """The parts of one matrix, in order, those that `fuse` takes joined: as few products as their forms allow."""
+    runs: list[list[Layout]] = []
+    for part in parts:
+        if runs and same_form([runs[-1][0], part]):
+            runs[-1].append(part)
+        else:
+            runs.append([part])
+    return [run[0].fuse(run[1:]) if len(run) > 1 else run[0] for run in runs]

@@ -104,7 +104,7 @@ class Work:
 
     async def wait(self) -> None:
         """Until `take` has something to give or to raise, or all has ended."""
-        while not self._arrived and self._error is None and self._open:
+        while self.is_silent:
             await self._news.wait()
 
     def take(self) -> list[Arrived]:

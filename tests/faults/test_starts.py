@@ -56,10 +56,13 @@ def _tensor_missing(model: Path) -> str:
     return "up_proj"
 
 
-def _shape_differs(model: Path) -> str:
+def _configure(model: Path, **values: int) -> None:
     config = json.loads((model / "config.json").read_text())
-    config["intermediate_size"] = 48
-    (model / "config.json").write_text(json.dumps(config))
+    (model / "config.json").write_text(json.dumps({**config, **values}))
+
+
+def _shape_differs(model: Path) -> str:
+    _configure(model, intermediate_size=48)
     return "mlp"
 
 
@@ -69,9 +72,7 @@ def _config_is_no_json(model: Path) -> str:
 
 
 def _no_heads(model: Path) -> str:
-    config = json.loads((model / "config.json").read_text())
-    config["num_attention_heads"] = 0
-    (model / "config.json").write_text(json.dumps(config))
+    _configure(model, num_attention_heads=0)
     return "num_attention_heads"
 
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -94,6 +94,22 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
     assert error["code"] is None or isinstance(error["code"], str)
     assert "Traceback" not in error["message"] and "/octavo/" not in error["message"] and "0x" not in error["message"]
     return error
+
+
+async def prompt_seen(api: Api, asking: Awaitable[httpx.Response]) -> str:
+    """What the model sees of a request that is answered well, its special tokens made short."""
+    seen: list[str] = []
+    generate = api.engine.generate
+
+    async def spy(prompt: Any, params: Any) -> Any:
+        seen.append(api.engine.tokenizer.decode(prompt.token_ids, skip_special_tokens=False))
+        return await generate(prompt, params)
+
+    api.engine.generate = spy  # type: ignore[method-assign]
+    response = await asking
+    api.engine.generate = generate  # type: ignore[method-assign]
+    assert response.status_code == 200, response.text
+    return seen[0].replace("<|im_start|>", "<").replace("<|im_end|>\n", ">")
 
 
 class Call:

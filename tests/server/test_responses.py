@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from server_harness import TEXT, Api, Call, api, error_of, run
+from server_harness import TEXT, Api, Call, api, error_of, prompt_seen, run
 
 from octavo.config import ServerConfig
 
@@ -34,18 +34,7 @@ def named_events(text: str) -> list[dict[str, Any]]:
 
 async def prompt(api: Api, **body: Any) -> str:
     """What the model sees of a request."""
-    seen: list[str] = []
-    generate = api.engine.generate
-
-    async def spy(prompt: Any, params: Any) -> Any:
-        seen.append(api.engine.tokenizer.decode(prompt.token_ids, skip_special_tokens=False))
-        return await generate(prompt, params)
-
-    api.engine.generate = spy  # type: ignore[method-assign]
-    response = await respond(api, max_output_tokens=1, **body)
-    api.engine.generate = generate  # type: ignore[method-assign]
-    assert response.status_code == 200, response.text
-    return seen[0].replace("<|im_start|>", "<").replace("<|im_end|>\n", ">")
+    return await prompt_seen(api, respond(api, max_output_tokens=1, **body))
 
 
 def test_an_answer_has_the_shape_of_openai() -> None:

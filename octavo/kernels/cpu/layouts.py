@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.cpu._native import Matrix
-from octavo.kernels.layouts import Int4Groups, Int8Groups, Layout, same_form
+from octavo.kernels.layouts import Int4Groups, Int8Groups, Layout, fused_neighbours
 
 GROUPS = (16, 32)
 """Group sizes the kernels know; multiples of the last are cut to it."""
@@ -52,17 +52,7 @@ class Packed:
 def pack(parts: Sequence[Layout], dtype: torch.dtype) -> Packed:
     """Neighbours of one form become one matrix. Dense ones are taken in `dtype`, float32 or bfloat16, and so are fp8
     ones and groups that the kernels do not know."""
-    return Packed(tuple(_pack(run[0].fuse(run[1:]) if len(run) > 1 else run[0], dtype) for run in _runs(parts)))
-
-
-def _runs(parts: Sequence[Layout]) -> list[list[Layout]]:
-    runs: list[list[Layout]] = []
-    for part in parts:
-        if runs and same_form([runs[-1][0], part]):
-            runs[-1].append(part)
-        else:
-            runs.append([part])
-    return runs
+    return Packed(tuple(_pack(part, dtype) for part in fused_neighbours(parts)))
 
 
 def _pack(weight: Layout, dtype: torch.dtype) -> Matrix:

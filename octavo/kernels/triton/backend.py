@@ -1,8 +1,7 @@
 """The CUDA backend: every operation by the Triton kernels beside this file, dense products of many rows by cuBLASLt.
 
 Made by kernels/registry.py. Activations, weights and pages are on one device; a quantized matrix stays as small as the
-file has it. Invariant: holds no state between operations but what
-the chosen attention keeps, a plan of the step at hand.
+file has it. Invariant: holds no state between operations but what the chosen attention keeps, a plan of the step.
 """
 
 from __future__ import annotations
@@ -23,9 +22,11 @@ from octavo.kernels.layouts import (
     Layout,
     Prepared,
     PreparedExperts,
+    fused_neighbours,
     same_form,
 )
 from octavo.kernels.recorded import PermanentRows, StepModel
+from octavo.kernels.reference import sampling as reference
 from octavo.kernels.step import Step
 from octavo.kernels.triton import activation, attention, edits, embedding, linear, moe, norm, rope, sampling
 
@@ -78,13 +79,7 @@ class TritonOps:
         self._attend = attend
 
     def prepare(self, parts: Sequence[Layout]) -> Prepared:
-        joined: list[Layout] = []
-        for part in parts:  # neighbours of one form become one product
-            if joined and same_form([joined[-1], part]):
-                joined[-1] = joined[-1].fuse([part])
-            else:
-                joined.append(part)
-        prepared = [self._on_device(part) for part in joined]
+        prepared = [self._on_device(part) for part in fused_neighbours(parts)]
         return prepared[0] if len(prepared) == 1 else Stacked(prepared)
 
     def prepare_table(self, table: Layout) -> Prepared:
@@ -202,10 +197,7 @@ class TritonOps:
         return sampling.sample(logits, temperature, top_k, top_p, min_p, seeds, indices)
 
     def logprobs(self, logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor]:
-        total = logits.logsumexp(-1, keepdim=True)
-        chosen = logits.gather(-1, token_ids.unsqueeze(-1)).sub_(total).squeeze(-1)
-        top, top_ids = logits.topk(num_top, dim=-1)
-        return chosen, top - total, top_ids
+        return reference.logprobs(logits, token_ids, num_top)
 
 
 def _dense(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -7,10 +7,11 @@ the same kernels on CPU tensors when TRITON_INTERPRET=1 was set before the impor
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
 
-INTERPRETED = bool(triton.knobs.runtime.interpret)
+from octavo.env import triton_is_interpreted
+
+INTERPRETED = triton_is_interpreted()
 """Whether kernels of this process are interpreted, on CPU tensors."""
 
 

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo.client.base import Prompt
-from octavo.client.embedding import finished, numbers
+from octavo.client.embedding import EMBEDDING, finished, numbers
 from octavo.errors import ApiError, RequestError
 from octavo.server.decode import read
 from octavo.server.errors import refuse_nul
@@ -26,10 +26,8 @@ from octavo.server.openai.protocol.embeddings import (
 )
 from octavo.server.serving import Serving, renamed, request_id, serving
 from octavo.server.work import Work
-from octavo.types import SamplingParams
 
 _decoder = msgspec.json.Decoder(EmbeddingRequest)
-_PARAMS = SamplingParams(max_tokens=0, temperature=0.0)
 
 
 async def embeddings(request: Request) -> Response:
@@ -95,7 +93,7 @@ async def _computed(serve: Serving, prompts: list[Prompt]) -> list[bytes]:
     wave = serve.info().max_num_seqs
     for at in range(0, len(prompts), wave):
         part = prompts[at : at + wave]
-        async with await Work.start(serve.client, part, _PARAMS, serve.metrics) as work:
+        async with await Work.start(serve.client, part, EMBEDDING, serve.metrics) as work:
             await work.finish()
             found += [work.embedding(index) for index in range(len(part))]
     return found
