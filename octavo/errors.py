@@ -5,6 +5,7 @@
     ├── ModelFileError         a model file is corrupt, truncated or inconsistent         exit 3
     ├── DownloadError          a model could not be fetched                               exit 4
     ├── OutOfMemory            weights or KV pages do not fit                             exit 5
+    ├── DeviceLost             the GPU can do no more work for this process               exit 6
     └── ApiError               ends a request; carries its HTTP status
         ├── RequestError       400: the request is wrong; `param` names the field
         │   ├── ContextLengthExceeded
@@ -57,6 +58,12 @@ class OutOfMemory(OctavoError):
     """The weights or one full sequence of KV pages do not fit; the message says what to change."""
 
     exit_code = 5
+
+
+class DeviceLost(OctavoError):
+    """A CUDA error after which nothing works any more: the engine process ends, and a new one goes on."""
+
+    exit_code = 6
 
 
 class ApiError(OctavoError):

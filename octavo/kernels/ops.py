@@ -15,6 +15,7 @@ from torch import Tensor
 
 from octavo.kernels.layouts import Layout, Prepared, PreparedExperts
 from octavo.kernels.recorded import PermanentRows, Recorded, StepModel
+from octavo.kernels.rows import DeviceRows
 from octavo.kernels.step import Step
 
 
@@ -25,6 +26,9 @@ class Ops(Protocol):
 
     activations: torch.dtype
     """Type of x, biases and results: the engine's dtype in the reference, f32 in native kernels whatever the dtype."""
+
+    device: torch.device
+    """Where all tensors are."""
 
     notes: Sequence[str]
     """What a user may want to know of the kernels in use: instruction set, threads."""
@@ -162,4 +166,15 @@ class Ops(Protocol):
 
     def logprobs(self, logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor]:
         """log-softmax of [samples, vocab] f32 → chosen [samples], top values and ids [samples, num_top]."""
+        ...
+
+    def decode_step(self, rows: Tensor, state: DeviceRows, block_size: int, max_context_len: int) -> Step:
+        """The inputs of one new token of each of `rows` [n] int32, which may name the padding row repeatedly, made from
+        the device's state alone: its last token at position num_computed. Page tables are not copied: page_ids is all
+        of block_tables, and `tight` is False. Nothing is read back, so a graph can hold it."""
+        ...
+
+    def decode_done(self, rows: Tensor, token_ids: Tensor, state: DeviceRows) -> None:
+        """After such a step sampled token_ids [n] int64: last_token[rows] = token_ids (0 where one is -1), and one more
+        is computed, and one more output. The padding row stays as it is."""
         ...

@@ -25,6 +25,8 @@ class Step:
     block_size: int
     max_query_len: int
     max_context_len: int
+    tight: bool = True
+    """Row i's pages end where those of row i + 1 start. Else page_start tells starts alone, and page_ids has gaps."""
 
     @property
     def num_tokens(self) -> int:
