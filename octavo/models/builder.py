@@ -1,0 +1,118 @@
+"""Puts a decoder of the usual structure together: embedding, blocks of attention and gated MLP with RMS norms, head.
+Called by the model files, which say in a `Family` what the facts do not.
+
+Reads layer after layer, so that only one tensor at a time exists in two forms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from octavo.errors import ModelFileError
+from octavo.kernels.layouts import Layout
+from octavo.kernels.ops import Ops
+from octavo.layers.attention import Attention, AttentionShape
+from octavo.layers.embedding import Embedding
+from octavo.layers.linear import Head, Linear
+from octavo.layers.mlp import GatedMLP
+from octavo.layers.norm import RMSNorm
+from octavo.layers.rope import cos_sin_table
+from octavo.modelfiles.facts import ModelFacts
+from octavo.models.decoder import Block, Decoder
+from octavo.models.reader import Reader
+
+SCALINGS = (None, "linear", "llama3", "factors")
+
+IGNORABLE = (".rotary_emb.inv_freq",)
+"""Old checkpoints store the frequencies, which follow from the config."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """How the models of a family differ from one another in structure. `permuted`: the file stores the rows of q and k
+    in the order of the interleaved rotary convention."""
+
+    qkv_bias: bool = False
+    out_bias: bool = False
+    permuted: bool = False
+
+
+class DecoderBuilder:
+    def __init__(self, facts: ModelFacts, reader: Reader, ops: Ops, num_positions: int, family: Family) -> None:
+        self.facts, self.reader, self.ops = facts, reader, ops
+        self.num_positions, self.family = num_positions, family
+        scale = facts.head_dim**-0.5
+        self.shape = AttentionShape(facts.num_heads, facts.num_kv_heads, facts.head_dim, scale, facts.sliding_window)
+
+    def build(self, file: str) -> Decoder:
+        """Raises ModelFileError for what the file asks and this structure has not, and for tensors left over."""
+        facts, reader = self.facts, self.reader
+        if facts.hidden_act not in (None, "silu"):
+            raise ModelFileError(file, f"hidden_act {facts.hidden_act!r}: this architecture is served with silu only")
+        if facts.rope.scaling not in SCALINGS:
+            raise ModelFileError(
+                file, f"rope scaling {facts.rope.scaling!r} is not supported yet; linear and llama3 are"
+            )
+        factors = None
+        if facts.rope.scaling == "factors":
+            factors = reader.vector("rope_freqs.weight", facts.rope.rotary_dim // 2)
+        cos_sin = cos_sin_table(facts.rope, self.num_positions, factors)
+        table = reader.matrix("model.embed_tokens.weight", facts.vocab_size, facts.hidden_size)
+        if facts.tie_embeddings:
+            reader.ignore("lm_head.weight")
+            head = Head(self.ops, table)
+            embedding = Embedding(self.ops, head.weight)
+        else:
+            head = Head(self.ops, reader.matrix("lm_head.weight", facts.vocab_size, facts.hidden_size))
+            embedding = Embedding(self.ops, self.ops.prepare_table(table))
+        blocks = [self.block(f"model.layers.{i}", cos_sin) for i in range(facts.num_layers)]
+        norm = self.norm("model.norm")
+        reader.finish(IGNORABLE)
+        return Decoder(embedding, blocks, norm, head, facts.tie_embeddings)
+
+    def block(self, at: str, cos_sin: Tensor) -> Block:
+        facts = self.facts
+        hidden, inner = facts.hidden_size, facts.intermediate_size
+        attention = Attention(self.ops, self.shape, self.qkv(f"{at}.self_attn"), self.out(f"{at}.self_attn"), cos_sin)
+        gate_up = self.linear([f"{at}.mlp.gate_proj", f"{at}.mlp.up_proj"], inner, hidden, facts.mlp_bias)
+        down = self.linear([f"{at}.mlp.down_proj"], hidden, inner, facts.mlp_bias)
+        return Block(
+            self.norm(f"{at}.input_layernorm"),
+            attention,
+            self.norm(f"{at}.post_attention_layernorm"),
+            GatedMLP(self.ops, gate_up, down),
+        )
+
+    def qkv(self, at: str) -> Linear:
+        facts = self.facts
+        weights: list[Layout] = []
+        biases: list[Tensor] = []
+        for part, heads in (("q", facts.num_heads), ("k", facts.num_kv_heads), ("v", facts.num_kv_heads)):
+            rows = heads * facts.head_dim
+            order = self.unpermuted(heads) if self.family.permuted and part != "v" else None
+            weight = self.reader.matrix(f"{at}.{part}_proj.weight", rows, facts.hidden_size)
+            weights.append(weight if order is None else weight.take_rows(order))
+            if self.family.qkv_bias:
+                bias = self.reader.vector(f"{at}.{part}_proj.bias", rows, self.ops.activations)
+                biases.append(bias if order is None else bias[order])
+        return Linear(self.ops, weights, biases)
+
+    def out(self, at: str) -> Linear:
+        facts = self.facts
+        return self.linear([f"{at}.o_proj"], facts.hidden_size, facts.num_heads * facts.head_dim, self.family.out_bias)
+
+    def linear(self, names: list[str], rows: int, columns: int, bias: bool) -> Linear:
+        weights = [self.reader.matrix(f"{name}.weight", rows, columns) for name in names]
+        biases = [self.reader.vector(f"{name}.bias", rows, self.ops.activations) for name in names] if bias else []
+        return Linear(self.ops, weights, biases)
+
+    def norm(self, name: str) -> RMSNorm:
+        return RMSNorm(self.ops, self.reader.vector(f"{name}.weight", self.facts.hidden_size), self.facts.norm_eps)
+
+    def unpermuted(self, heads: int) -> Tensor:
+        """Row order that turns pairs (x0, y0, x1, y1, ...) of each head into halves (x0, x1, ..., y0, y1, ...)."""
+        rows = torch.arange(heads * self.facts.head_dim)
+        return rows.view(heads, self.facts.head_dim // 2, 2).transpose(1, 2).flatten()
