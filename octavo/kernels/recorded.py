@@ -42,7 +42,8 @@ class PermanentRows:
 
 
 class Steps(Protocol):
-    """One step after the other: `begin`, then `hidden` and `logits` as wanted, then `advance`."""
+    """One step after the other: `begin`, then `hidden` and `logits` as wanted, then `advance`; or `begin` and `plain`,
+    where that has an answer."""
 
     chunk: int
     """Most samples whose logits are there at once."""
@@ -62,8 +63,13 @@ class Steps(Protocol):
         call."""
         ...
 
-    def advance(self, token_ids: list[int]) -> None:
-        """The step is computed, and these tokens were sampled, one for each sample."""
+    def advance(self, token_ids: Tensor) -> None:
+        """The step is computed, and these tokens [samples] int64 were sampled."""
+        ...
+
+    def plain(self) -> Tensor | None:
+        """[samples] int64: tokens sampled by the rows' temperature, top_k, top_p and min_p alone, and the rows have
+        advanced; None: this step has no such shortcut. Valid until the next step."""
         ...
 
 

@@ -60,4 +60,6 @@ def _to(value: Any, there: list[tuple[Tensor, Tensor]]) -> Any:
 def _back(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.cpu()
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: _back(getattr(value, f.name)) for f in fields(value)})
     return tuple(map(_back, value)) if isinstance(value, tuple) else value

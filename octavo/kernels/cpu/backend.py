@@ -21,6 +21,8 @@ from octavo.kernels.cpu.record import RecordedStep, Recording, StepRecording
 from octavo.kernels.layouts import Dense, Layout, Prepared, PreparedExperts
 from octavo.kernels.recorded import PermanentRows, Recorded, StepModel
 from octavo.kernels.reference import moe
+from octavo.kernels.reference import rows as of_rows
+from octavo.kernels.rows import DeviceRows
 from octavo.kernels.step import Step
 
 KV_KINDS = {"float32": 0, "bfloat16": 1, "int8": 2}
@@ -61,6 +63,7 @@ class _NotRecordable(Exception):
 class CpuOps:
     name = "cpu"
     activations = torch.float32
+    device = torch.device("cpu")
 
     def __init__(self, dtype: torch.dtype, kv_dtype: str, isa: str, threads: int) -> None:
         self.dtype, self.isa = dtype, isa
@@ -256,6 +259,12 @@ class CpuOps:
             torch.tensor(top, dtype=torch.float32).view(samples, num_top),
             torch.tensor(top_ids, dtype=torch.int64).view(samples, num_top),
         )
+
+    def decode_step(self, rows: Tensor, state: DeviceRows, block_size: int, max_context_len: int) -> Step:
+        return of_rows.decode_step(rows, state, block_size, max_context_len)
+
+    def decode_done(self, rows: Tensor, token_ids: Tensor, state: DeviceRows) -> None:
+        of_rows.decode_done(rows, token_ids, state)
 
 
 def _packed(weight: Prepared) -> Packed:

@@ -148,8 +148,11 @@ class RecordedStep:
         self._begun.program.tail(first, count)
         return self._begun.logits[:count]
 
-    def advance(self, token_ids: list[int]) -> None:
-        self._inputs.advance(token_ids)
+    def advance(self, token_ids: Tensor) -> None:
+        self._inputs.advance(token_ids.tolist())
+
+    def plain(self) -> None:
+        return None
 
 
 def _bound(rows: PermanentRows, max_tokens: int, block_size: int) -> _native.Inputs:

@@ -108,13 +108,15 @@ def make_plan(step: Step) -> AttentionPlan:
     """Groups the rows of a step. Host work in proportion to rows, none to tokens."""
     starts = step.query_start.long()
     query_lens = starts[1:] - starts[:-1]
-    page_start = step.page_start.long()
+    # Where a row's pages end follows from its context: page_start need not tell (Step.tight).
+    first = step.page_start[:-1].long()
+    spans = torch.stack((first, first + (step.context_lens.long() + step.block_size - 1) // step.block_size), dim=-1)
     singles = (query_lens == 1).nonzero().squeeze(1)
-    groups = _decode_groups(step, singles, starts, page_start)
+    groups = _decode_groups(step, singles, starts, spans)
     prefills = []
     for row in (query_lens > 1).nonzero().squeeze(1).tolist():
         start, end = int(starts[row]), int(starts[row + 1])
-        pages = _padded_pages(step, page_start[row : row + 2])
+        pages = _padded_pages(step, spans[row])
         context = int(step.context_lens[row])
         chunks = [
             QueryChunk(at, min(at + QUERY_CHUNK, end), context - (end - min(at + QUERY_CHUNK, end)))
@@ -137,9 +139,9 @@ def _padded_pages(step: Step, spans: Tensor) -> Tensor:
     return step.page_ids[place.flatten()].long()
 
 
-def _decode_groups(step: Step, rows: Tensor, starts: Tensor, page_start: Tensor) -> list[DecodeGroup]:
+def _decode_groups(step: Step, rows: Tensor, starts: Tensor, spans: Tensor) -> list[DecodeGroup]:
     """Rows whose page count has the same next power of two go together."""
-    num_pages = page_start[rows + 1] - page_start[rows]
+    num_pages = spans[rows, 1] - spans[rows, 0]
     buckets = num_pages.clamp_min(MIN_GROUP_PAGES).sub(1).double().log2().floor()
     groups = []
     for bucket in sorted(set(buckets.tolist())):
@@ -149,7 +151,7 @@ def _decode_groups(step: Step, rows: Tensor, starts: Tensor, page_start: Tensor)
         groups.append(
             DecodeGroup(
                 tokens=None if everything else starts[picked],
-                pages=_padded_pages(step, torch.stack((page_start[picked], page_start[picked + 1]), dim=-1)),
+                pages=_padded_pages(step, spans[picked]),
                 context_lens=step.context_lens[picked].long(),
             )
         )

@@ -14,6 +14,8 @@ from torch import Tensor
 from octavo.kernels.layouts import Dense, Layout, Prepared, PreparedExperts
 from octavo.kernels.recorded import PermanentRows, StepModel
 from octavo.kernels.reference import activation, attention, embedding, linear, moe, norm, rope, sampling
+from octavo.kernels.reference import rows as of_rows
+from octavo.kernels.rows import DeviceRows
 from octavo.kernels.step import Step
 
 
@@ -139,3 +141,9 @@ class ReferenceOps:
 
     def logprobs(self, logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor]:
         return sampling.logprobs(logits, token_ids, num_top)
+
+    def decode_step(self, rows: Tensor, state: DeviceRows, block_size: int, max_context_len: int) -> Step:
+        return of_rows.decode_step(rows, state, block_size, max_context_len)
+
+    def decode_done(self, rows: Tensor, token_ids: Tensor, state: DeviceRows) -> None:
+        of_rows.decode_done(rows, token_ids, state)

@@ -27,8 +27,10 @@ from octavo.kernels.layouts import (
 )
 from octavo.kernels.recorded import PermanentRows, StepModel
 from octavo.kernels.reference import sampling as reference
+from octavo.kernels.rows import DeviceRows
 from octavo.kernels.step import Step
 from octavo.kernels.triton import activation, attention, edits, embedding, linear, moe, norm, rope, sampling
+from octavo.kernels.triton import rows as of_rows
 
 KV_TYPES = {
     "float32": torch.float32,
@@ -152,7 +154,9 @@ class TritonOps:
     def attention(
         self, q: Tensor, kv: Tensor, step: Step, scale: float, window: int | None = None, soft_cap: float | None = None
     ) -> Tensor:
-        return self._attend(q, kv, step, scale, window, soft_cap)
+        # A step of the device's own rows may be captured: what plans on the host would read them back.
+        attend = self._attend if step.tight else attention.attention
+        return attend(q, kv, step, scale, window, soft_cap)
 
     def silu_mul(self, x: Tensor) -> Tensor:
         return activation.silu_mul(x)
@@ -198,6 +202,12 @@ class TritonOps:
 
     def logprobs(self, logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor]:
         return reference.logprobs(logits, token_ids, num_top)
+
+    def decode_step(self, rows: Tensor, state: DeviceRows, block_size: int, max_context_len: int) -> Step:
+        return of_rows.decode_step(rows, state, block_size, max_context_len)
+
+    def decode_done(self, rows: Tensor, token_ids: Tensor, state: DeviceRows) -> None:
+        of_rows.decode_done(rows, token_ids, state)
 
 
 def _dense(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
