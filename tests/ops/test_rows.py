@@ -3,11 +3,12 @@ every backend."""
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
 import torch
-from test_backends import ISAS, REFERENCE, filled, native, near, no_turn
+from test_backends import ISAS, REFERENCE, native, near, no_turn
 from test_reference import BLOCKS, randn
 from torch import Tensor
 from triton_ops import HAS_TRITON, triton_ops
@@ -80,14 +81,8 @@ def test_a_step_is_the_next_token_of_each_row(ops: Ops, rows: list[int]) -> None
 def test_attention_over_tables_with_gaps(ops: Ops, rows: list[int], window: int | None, soft_cap: float | None) -> None:
     state = make_rows(1)
     step = ops.decode_step(torch.tensor(rows, dtype=torch.int32), state, BLOCK_SIZE, PAGES * BLOCK_SIZE)
-    whole = Step(  # every place of every page
-        torch.zeros(0), torch.zeros(BLOCKS * BLOCK_SIZE, dtype=torch.int64), torch.arange(BLOCKS * BLOCK_SIZE),
-        torch.tensor([0, BLOCKS * BLOCK_SIZE], dtype=torch.int32), torch.tensor([1], dtype=torch.int32),
-        torch.tensor([0, 1], dtype=torch.int32), torch.tensor([0], dtype=torch.int32),
-        torch.zeros(0, dtype=torch.int64), BLOCK_SIZE, BLOCKS * BLOCK_SIZE, BLOCKS * BLOCK_SIZE,
-    )  # fmt: skip
-    k, v = randn(2, BLOCKS * BLOCK_SIZE, 2, 16, seed=1).unbind(0)
-    kv = filled(ops, whole, k, v, BLOCK_SIZE)
+    shape, dtype = ops.kv_page(BLOCK_SIZE, 2, 16)
+    kv = randn(2 * BLOCKS, math.prod(shape) * dtype.itemsize // 4, seed=1).view(dtype).view(2, BLOCKS, *shape)
     q, k, v = randn(len(rows), 6, 16, seed=2), randn(len(rows), 2, 16, seed=3), randn(len(rows), 2, 16, seed=4)
     if PADDING in rows:  # written by nobody knows which of its tokens last
         k[rows.index(PADDING) :], v[rows.index(PADDING) :] = k[-1].clone(), v[-1].clone()
