@@ -58,8 +58,9 @@ class DecoderBuilder:
             )
         factors = None
         if facts.rope.scaling == "factors":
-            factors = reader.vector("rope_freqs.weight", facts.rope.rotary_dim // 2)
-        cos_sin = cos_sin_table(facts.rope, self.num_positions, factors)
+            factors = reader.vector("rope_freqs.weight", facts.rope.rotary_dim // 2).cpu()
+        # Made on the CPU, so that the table has the same bits on every device.
+        cos_sin = cos_sin_table(facts.rope, self.num_positions, factors).to(self.ops.device)
         table = reader.matrix("model.embed_tokens.weight", facts.vocab_size, facts.hidden_size)
         if facts.tie_embeddings:
             reader.ignore("lm_head.weight")
@@ -114,5 +115,5 @@ class DecoderBuilder:
 
     def unpermuted(self, heads: int) -> Tensor:
         """Row order that turns pairs (x0, y0, x1, y1, ...) of each head into halves (x0, x1, ..., y0, y1, ...)."""
-        rows = torch.arange(heads * self.facts.head_dim)
+        rows = torch.arange(heads * self.facts.head_dim, device=self.ops.device)
         return rows.view(heads, self.facts.head_dim // 2, 2).transpose(1, 2).flatten()

@@ -76,10 +76,6 @@ class Reader:
 
     def _take(self, name: str, shape: tuple[int, ...]) -> str:
         stored = self._stored_name(name)
-        found = self._checkpoint.shape(stored)
-        if found != shape:
-            raise ModelFileError(
-                self._checkpoint.file, f"tensor {stored!r}: shape {list(found)}, the model's is {list(shape)}"
-            )
+        self._checkpoint.expect(stored, shape)
         self._left.discard(stored)
         return stored

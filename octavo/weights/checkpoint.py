@@ -13,12 +13,16 @@ from torch import Tensor
 
 from octavo.kernels.layouts import Layout
 from octavo.modelfiles.files import ModelFiles
-from octavo.weights.gguf import open_gguf
-from octavo.weights.safetensors import open_safetensors
+from octavo.weights.gguf import map_gguf
+from octavo.weights.place import Host, OnDevice, Uploader
+from octavo.weights.progress import Progress
+from octavo.weights.safetensors import map_safetensors
+from octavo.weights.stored import StoredCheckpoint
 
 
 class Checkpoint(Protocol):
-    """Names are those of the file. Every method but close raises ModelFileError that names file and tensor."""
+    """Names are those of the file. Every method but close raises ModelFileError that names file and tensor. What is
+    read is on the device that the checkpoint was opened for."""
 
     file: str
     """Name of the .gguf file or the folder, for error messages."""
@@ -29,6 +33,10 @@ class Checkpoint(Protocol):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """In torch order, rows first."""
+        ...
+
+    def expect(self, name: str, shape: tuple[int, ...]) -> None:
+        """The model will read a tensor of this shape; raises ModelFileError where the file's has another."""
         ...
 
     def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
@@ -50,6 +58,15 @@ class Checkpoint(Protocol):
     ) -> None: ...
 
 
-def open_checkpoint(files: ModelFiles) -> Checkpoint:
-    """Raises ModelFileError when a file is missing, corrupt or of a kind that is never loaded (.bin, .pt)."""
-    return open_gguf(files.path) if files.is_gguf else open_safetensors(files.path)
+def open_checkpoint(
+    files: ModelFiles,
+    device: Uploader | None = None,
+    dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
+) -> Checkpoint:
+    """`device`: where tensors and layouts are wanted, None: in host memory. `dtype`: what the backend computes in;
+    dense matrices come rounded to it, as `Ops.prepare` would do with more memory. Raises ModelFileError when a file
+    is missing, corrupt or of a kind that is never loaded (.bin, .pt)."""
+    tensors = map_gguf(files.path) if files.is_gguf else map_safetensors(files.path)
+    place = Host() if device is None else OnDevice(device)
+    return StoredCheckpoint(files.path.name, tensors, place, dtype, progress)

@@ -1,4 +1,4 @@
-"""Opens a .gguf file as a checkpoint."""
+"""Maps a .gguf file for a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,19 +7,16 @@ from pathlib import Path
 from octavo.errors import ModelFileError
 from octavo.modelfiles.gguf import GGML_TYPES, read_header
 from octavo.weights.mapping import MappedFile
-from octavo.weights.stored import StoredCheckpoint, StoredTensor
+from octavo.weights.stored import StoredTensor
 
 
-def open_gguf(path: Path) -> StoredCheckpoint:
+def map_gguf(path: Path) -> dict[str, StoredTensor]:
     """Names are GGUF's own (blk.0.attn_q.weight, …), shapes in torch order."""
     header = read_header(path)
     if not header.tensors:
         raise ModelFileError(path.name, "holds no tensors, only metadata")
     file = MappedFile(path)
-    return StoredCheckpoint(
-        path.name,
-        {
-            name: StoredTensor(file, GGML_TYPES[info.type].name, info.shape, info.offset)
-            for name, info in header.tensors.items()
-        },
-    )
+    return {
+        name: StoredTensor(file, GGML_TYPES[info.type].name, info.shape, info.offset, info.nbytes)
+        for name, info in header.tensors.items()
+    }

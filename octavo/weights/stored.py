@@ -1,10 +1,12 @@
 """A checkpoint over mapped files: knows for every tensor where its bytes lie and how they are stored.
 
-Made by weights/gguf.py and weights/safetensors.py, which differ only in how they find the tensors. Owns the mappings.
+Made by weights/checkpoint.py of what weights/gguf.py or weights/safetensors.py found. Owns the mappings.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple
 
@@ -15,6 +17,8 @@ from octavo.errors import ModelFileError
 from octavo.kernels.layouts import Layout
 from octavo.weights.formats.convert import FORMATS, read_dense, read_layout
 from octavo.weights.mapping import MappedFile
+from octavo.weights.place import Place
+from octavo.weights.progress import Progress
 
 
 class StoredTensor(NamedTuple):
@@ -24,17 +28,44 @@ class StoredTensor(NamedTuple):
     kind: str
     shape: tuple[int, ...]
     offset: int
+    nbytes: int
 
-    def read(self, out: Tensor, first: int) -> None:
-        """The `Source` of weights/formats."""
-        self.file.read_into(out, self.offset + first)
+
+@dataclass(frozen=True)
+class _Bytes:
+    """The bytes of one tensor, brought to where they are wanted: the `Source` of weights/formats."""
+
+    stored: StoredTensor
+    place: Place
+    tell: Callable[[int], None]
+    """Called with the number of bytes that have come."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.place.where
+
+    def __call__(self, out: Tensor, first: int) -> None:
+        file, begin = self.stored.file, self.stored.offset + first
+        self.place.fill(lambda piece, at: file.read_into(piece, begin + at), out)
+        self.tell(out.numel())
 
 
 class StoredCheckpoint:
-    """Implements weights.checkpoint.Checkpoint. `file` is named in errors about tensors that are not there."""
+    """Implements weights.checkpoint.Checkpoint. `file` is named in errors about tensors that are not there; `place`,
+    `dtype` and `progress` as in open_checkpoint."""
 
-    def __init__(self, file: str, tensors: dict[str, StoredTensor]) -> None:
+    def __init__(
+        self,
+        file: str,
+        tensors: dict[str, StoredTensor],
+        place: Place,
+        dtype: torch.dtype | None = None,
+        progress: Progress | None = None,
+    ) -> None:
         self.file, self._tensors = file, tensors
+        self._place, self._dtype, self._progress = place, dtype, progress
+        self._total = sum(stored.nbytes for stored in tensors.values())
+        self._done = 0
 
     def names(self) -> set[str]:
         return set(self._tensors)
@@ -42,15 +73,20 @@ class StoredCheckpoint:
     def shape(self, name: str) -> tuple[int, ...]:
         return self._find(name).shape
 
+    def expect(self, name: str, shape: tuple[int, ...]) -> None:
+        found = self._find(name).shape
+        if found != shape:
+            raise ModelFileError(self.file, f"tensor {name!r}: shape {list(found)}, the model's is {list(shape)}")
+
     def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
         found = self._readable(name)
-        return read_dense(found.read, found.kind, found.shape, dtype)
+        return read_dense(self._bytes(found), found.kind, found.shape, dtype)
 
     def matrix(self, name: str) -> Layout:
         found = self._readable(name)
         if len(found.shape) != 2:
             raise ModelFileError(found.file.name, f"tensor {name!r}: shape {list(found.shape)} is not a matrix")
-        return read_layout(found.read, found.kind, (found.shape[0], found.shape[1]))
+        return read_layout(self._bytes(found), found.kind, (found.shape[0], found.shape[1]), self._dtype)
 
     def close(self) -> None:
         for file in {found.file for found in self._tensors.values()}:
@@ -64,6 +100,14 @@ class StoredCheckpoint:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _bytes(self, stored: StoredTensor) -> _Bytes:
+        return _Bytes(stored, self._place, self._count)
+
+    def _count(self, num_bytes: int) -> None:
+        self._done = min(self._done + num_bytes, self._total)  # a tensor may be read twice
+        if self._progress is not None:
+            self._progress(self._done, self._total)
 
     def _find(self, name: str) -> StoredTensor:
         if name not in self._tensors:

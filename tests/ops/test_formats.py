@@ -24,6 +24,8 @@ SHAPE = (7, 1024)
 class Bytes:
     """A `Source` over bytes in memory that notes how much was asked for at once."""
 
+    device = torch.device("cpu")
+
     def __init__(self, data: Tensor) -> None:
         self.data, self.largest = data, 0
 

@@ -46,14 +46,19 @@ def _half(raw: Tensor) -> Tensor:
 def _fields(raw: Tensor, bits: int, width: int) -> Tensor:
     """Split bytes into fields of `bits` bits: [n, m * width] → [n, m * (8 / bits) * width] int8, where each run of
     `width` bytes yields all its lowest fields, then all its next ones, and so on."""
-    shifts = torch.arange(0, 8, bits, dtype=torch.uint8)[:, None]
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=raw.device)[:, None]
     fields = (raw.reshape(raw.shape[0], -1, 1, width) >> shifts) & ((1 << bits) - 1)
     return fields.view(raw.shape[0], -1).view(torch.int8)
 
 
 def _bits(raw: Tensor) -> Tensor:
     """[n, m] bytes → [n, 8 * m] int8 of 0 and 1: bit 0 of byte 0, bit 1 of byte 0, …"""
-    return ((raw[:, :, None] >> torch.arange(8, dtype=torch.uint8)) & 1).view(raw.shape[0], -1).view(torch.int8)
+    shifts = torch.arange(8, dtype=torch.uint8, device=raw.device)
+    return ((raw[:, :, None] >> shifts) & 1).view(raw.shape[0], -1).view(torch.int8)
+
+
+def _iq4_values(raw: Tensor) -> Tensor:
+    return _IQ4_VALUES.to(raw.device)[_fields(raw, 4, 16).int()]
 
 
 def _q4_0(b: Tensor) -> Groups:
@@ -113,13 +118,13 @@ def _q6_k(b: Tensor) -> Groups:
 
 
 def _iq4_nl(b: Tensor) -> Groups:
-    return Groups(_IQ4_VALUES[_fields(b[:, 2:], 4, 16).int()], _half(b[:, :2]), None)
+    return Groups(_iq4_values(b[:, 2:]), _half(b[:, :2]), None)
 
 
 def _iq4_xs(b: Tensor) -> Groups:
     high = _fields(b[:, 2:4], 2, 1)  # eight 2-bit fields of a little-endian uint16
     sub = (_fields(b[:, 4:8], 4, 1) | high << 4) - 32
-    return Groups(_IQ4_VALUES[_fields(b[:, 8:], 4, 16).int()], _half(b[:, :2]).float() * sub, None)
+    return Groups(_iq4_values(b[:, 8:]), _half(b[:, :2]).float() * sub, None)
 
 
 BLOCK_FORMATS: dict[str, BlockFormat] = {
