@@ -12,7 +12,7 @@ CACHE = "OCTAVO_CACHE"
 """Folder for downloaded models; default $XDG_CACHE_HOME/octavo or ~/.cache/octavo."""
 
 FAULTS = "OCTAVO_FAULTS"
-"""Test-only fault injection in the engine: raise_at_step=N,hang_at_step=N,step_delay_ms=N; engine/faults.py."""
+"""Test-only fault injection in the engine, as raise_at_step=N,step_delay_ms=N; engine/faults.py has the names."""
 
 BACKEND = "OCTAVO_BACKEND"
 """Forces one kernel backend by name (for tests and comparisons)."""
@@ -35,7 +35,9 @@ def faults() -> dict[str, int]:
     """Parse OCTAVO_FAULTS into {name: number}; unknown names are errors."""
     from octavo.errors import ConfigError
 
-    known = ("raise_at_step", "hang_at_step", "step_delay_ms", "crash_at_step", "crash_at_token")
+    known = (
+        "raise_at_step", "hang_at_step", "step_delay_ms", "crash_at_step", "crash_at_token", "lose_device_at_step",
+    )  # fmt: skip
     found: dict[str, int] = {}
     for item in filter(None, os.environ.get(FAULTS, "").split(",")):
         name, _, value = item.partition("=")
@@ -88,12 +90,28 @@ def forced_isa() -> str | None:
     return isa
 
 
+def visible_gpus() -> list[str] | None:
+    """Numbers or UUIDs of the GPUs that $CUDA_VISIBLE_DEVICES leaves to this process, in its order; None: all."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return None
+    names = [name.strip() for name in named.split(",")]
+    end = next((i for i, name in enumerate(names) if not name or name.startswith("-")), len(names))
+    return names[:end]
+
+
 def visible_gpu(index: int) -> int | str:
     """Which GPU of the machine is the process's `cuda:index`: its number for the driver, or its UUID."""
-    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
-    if index >= len(visible) or not visible[index]:
+    visible = visible_gpus() or []
+    if index >= len(visible):
         return index
     return int(visible[index]) if visible[index].isdigit() else visible[index]
+
+
+def number_gpus_as_the_driver() -> None:
+    """Before CUDA starts: it would number the fastest GPU first, and the driver by their slots. What the user has set
+    stays."""
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
 
 
 def limit_openmp_spinning() -> None:

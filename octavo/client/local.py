@@ -25,8 +25,8 @@ from octavo.config.hardware import detect
 from octavo.config.resolve import resolve
 from octavo.engine.assembly import build_loop
 from octavo.errors import ApiError, EngineError, RequestError
+from octavo.executor import choose
 from octavo.executor.base import Executor
-from octavo.executor.inline import InlineExecutor
 from octavo.grammar.matcher import Vocabulary
 from octavo.grammar.spec import grammar_of
 from octavo.modelfiles.facts import read_facts
@@ -68,7 +68,7 @@ class LocalEngine:
         self.tokenizer = Tokenizer.load(self.files)
         self.template = ChatTemplate.load(self.files, self.tokenizer)
         self.defaults = sampling_defaults(self.files)
-        self._executor = InlineExecutor(resolved, self.files) if executor is None else executor
+        self._executor = choose.make(resolved, self.files) if executor is None else executor
         worker = self._executor.start()
         self._transport = LocalTransport()
         self._connection = self._transport.connect()

@@ -35,6 +35,8 @@ class ResolvedConfig(msgspec.Struct, frozen=True, kw_only=True):
     watchdog_timeout: float
     attention_backend: str = "auto"
     """On a GPU, where auto is resolved by the kernels that are installed (kernels/attention.py)."""
+    async_scheduling: bool = True
+    """On a GPU the host prepares a step while the one before is computed."""
     served_model_name: str
     reasons: list[str]
 

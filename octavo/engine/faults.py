@@ -10,6 +10,7 @@ import os
 import signal
 import time
 
+from octavo.errors import DeviceLost
 from octavo.executor.base import Executor, StepFailed
 from octavo.wire.plan import Masks, Plan, Result, WorkerInfo
 
@@ -18,8 +19,9 @@ logger = logging.getLogger(__name__)
 
 class FaultyExecutor:
     """raise_at_step: that step fails after it ran; hang_at_step: it never ends; crash_at_step: the process dies of a
-    segmentation fault; crash_at_token: so does any step that admits this token or samples it; step_delay_ms: every
-    step takes so much longer."""
+    segmentation fault; crash_at_token: so does any step that admits this token or samples it; lose_device_at_step: the
+    device is lost there; step_delay_ms: every step takes so much longer. Where several plans are in flight, a step is
+    met when it is collected, with others behind it; a token that is admitted when it is submitted."""
 
     def __init__(self, executor: Executor, faults: dict[str, int]) -> None:
         logger.warning("fault injection is on: %s", faults)
@@ -44,6 +46,8 @@ class FaultyExecutor:
                 time.sleep(1.0)
         if self._step == self._faults.get("crash_at_step"):
             os.kill(os.getpid(), signal.SIGSEGV)
+        if self._step == self._faults.get("lose_device_at_step"):
+            raise DeviceLost("injected: the device is lost")
         result = self._executor.collect()
         if self._step == self._faults.get("raise_at_step"):
             raise StepFailed("injected failure")

@@ -155,7 +155,8 @@ class EngineLoop:
         try:
             result = self._executor.collect()
         except StepFailed as error:
-            logger.error("step %d failed, its requests end: %s", plan.index, error, exc_info=error)
+            logger.error("step %d failed: %s", plan.index, error, exc_info=error)
+            self._collected = self._clock()
             self._reply(self._scheduler.fail(plan, _STEP_FAILED))
             return True
         now = self._clock()

@@ -68,6 +68,8 @@ class Flight:
     decodes: int = 0
     """Runs of one token; all other runs compute `prompt_tokens`."""
     prompt_tokens: int = 0
+    shaken: bool = False
+    """It was in flight when another failed: should it fail too, that is not the doing of its own requests."""
 
 
 @dataclass(slots=True)

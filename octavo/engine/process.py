@@ -28,8 +28,7 @@ from octavo.engine.faults import FaultyExecutor
 from octavo.engine.lastwords import LastWords
 from octavo.engine.loop import EngineLoop
 from octavo.engine.watchdog import Watchdog
-from octavo.executor.base import Executor
-from octavo.executor.inline import InlineExecutor
+from octavo.executor import choose
 from octavo.modelfiles.facts import read_facts
 from octavo.modelfiles.hub import fetch
 from octavo.wire.plan import WorkerInfo
@@ -62,7 +61,7 @@ def main(
     try:
         files = fetch(config)
         resolved = resolve(config, detect(), read_facts(files), files.name)
-        executor: Executor = InlineExecutor(resolved, files)
+        executor = choose.make(resolved, files)
         if faults := env.faults():
             executor = FaultyExecutor(executor, faults)
         try:

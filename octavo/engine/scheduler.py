@@ -149,8 +149,9 @@ class Scheduler:
         self.abort(client, list(self._clients.get(client, ())))
 
     def schedule(self, now: float) -> Plan | None:
-        """The next plan, to be submitted in any case; None when there is nothing to compute now."""
-        if not self.has_requests:
+        """The next plan, to be submitted in any case; None when there is nothing to compute now, as while plans are in
+        flight that a failed one may have shaken."""
+        if not self.has_requests or (self._flights and self._flights[0].shaken):
             return None
         flight = self._planner.make(self._num_plans, now)
         if flight is None:
@@ -209,16 +210,23 @@ class Scheduler:
             self._planner.pace.observe(flight.decodes, flight.prompt_tokens, us)
 
     def fail(self, plan: Plan, message: str) -> list[Reply]:
-        """The oldest plan in flight failed: its requests fail, and what it should have computed is forgotten."""
+        """The oldest plan in flight failed: its requests fail, and what it should have computed is forgotten. Of a plan
+        that was in flight when one before it failed, they are computed anew instead."""
         flight = self._flights.popleft()
         assert flight.plan is plan
         self.counters.step_failures += 1
         replies: list[Reply] = []
         for request, epoch, _run, _end in flight.items:
-            if request.epoch == epoch:
-                journal.failed(request, f"step {plan.index} failed")
-                self._finish(request)
-                replies.append((request.client, Failed(request.id, "engine_error", message)))
+            if request.epoch != epoch:
+                continue
+            if flight.shaken:
+                self._planner.preempt(request)
+                continue
+            journal.failed(request, f"step {plan.index} failed")
+            self._finish(request)
+            replies.append((request.client, Failed(request.id, "engine_error", message)))
+        for later in self._flights:
+            later.shaken = True
         # Later plans in flight may build on this one's pages. Those that do are computed anew, and so, as this is
         # rare, are their neighbours in those plans.
         tainted = {page for pages in self._planner.fresh.values() for page in pages}
