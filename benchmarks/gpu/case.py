@@ -8,50 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from sizes import MODELS, TINY, Model
 from torch import Tensor
 
 from octavo.kernels.triton.launch import INTERPRETED
 
+__all__ = ["BF16", "F32", "MODELS", "TINY", "Call", "Case", "Model", "normal", "relative"]
+
 BF16, F32 = torch.float16 if INTERPRETED else torch.bfloat16, torch.float32
 """The interpreter has no products of bf16, so it gets f16."""
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model's sizes. `experts`, `per_token`: of a mixture; `inner` is then one expert's."""
-
-    name: str
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    inner: int
-    vocab: int
-    experts: int = 0
-    per_token: int = 0
-
-    @property
-    def matrices(self) -> dict[str, tuple[int, int]]:
-        """[out, in] of a layer's fused products; of a mixture the experts' are not among them."""
-        both = {
-            "qkv": ((self.heads + 2 * self.kv_heads) * self.head_dim, self.hidden),
-            "o": (self.hidden, self.heads * self.head_dim),
-        }
-        dense = {"gate-up": (2 * self.inner, self.hidden), "down": (self.hidden, self.inner)}
-        return both if self.experts else {**both, **dense}
-
-
-MODELS = [
-    Model("Llama-3.2-1B", 2048, 32, 8, 64, 8192, 128256),
-    Model("Llama-3.1-8B", 4096, 32, 8, 128, 14336, 128256),
-    Model("Qwen3-0.6B", 1024, 16, 8, 128, 3072, 151936),
-    Model("Qwen3-30B-A3B", 2048, 32, 4, 128, 768, 151936, experts=128, per_token=8),
-]
-TINY = [
-    Model("tiny", 64, 4, 2, 16, 96, 300),
-    Model("tiny-mixture", 64, 4, 1, 32, 32, 200, experts=4, per_token=2),
-]
-"""For the interpreter: they test the scripts, not the kernels."""
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,12 @@ import argparse
 import contextlib
 import json
 import os
-import platform
-import re
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -135,26 +132,11 @@ def run_checks(args: argparse.Namespace, until: float) -> dict[str, dict[str, An
 
 def run_tests(args: argparse.Namespace, until: float) -> dict[str, Any]:
     """All operation tests; the interpreter's run takes one file, to test this function."""
-    from importlib.util import find_spec
+    from suite import run_tests as run
 
-    paths = ["tests/ops/test_layouts.py"] if args.interpret else ["tests/ops"]
-    # Other plug-ins that a machine may have are left out: the suite takes warnings for errors, theirs too.
-    plugins = [f"-p{name}" for name in ("pytest_timeout", "xdist.plugin") if find_spec(name.split(".")[0])]
-    parallel = ["-n", str(PROCESSES)] if "-pxdist.plugin" in plugins and not args.interpret else []
-    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-pno:cacheprovider", *plugins, *parallel, *paths]
-    began = time.time()
-    try:
-        environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-        ran = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=max(until - began, 1)
-        )
-        output, code = ran.stdout + ran.stderr, ran.returncode
-    except subprocess.TimeoutExpired as late:
-        output, code = (late.stdout or b"").decode(errors="replace"), None
-    (args.out / "tests.log").write_text(output)
-    last = output.strip().splitlines()[-1:] or [""]
-    numbers = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped|errors?)", last[0])}
-    return {"exit": code, "ended": code is not None, **numbers, "summary": last[0], "seconds": time.time() - began}
+    if args.interpret:
+        return run(["tests/ops/test_layouts.py"], args.out / "tests.log", until)
+    return run(["tests/ops"], args.out / "tests.log", until, PROCESSES)
 
 
 def time_case(case: Any, device: Any, cache: int) -> dict[str, Any]:
@@ -243,22 +225,14 @@ def find_limits(args: argparse.Namespace) -> dict[str, Any]:
 
 def machine(args: argparse.Namespace) -> dict[str, Any]:
     import torch
-    import triton
     from rows import flashinfer
+    from suite import facts
 
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    peer = flashinfer()
-    on_gpu = torch.cuda.is_available() and not args.interpret
-    return {
-        "mode": "interpret" if args.interpret else "gpu",
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit or os.environ.get("COMMIT", "unknown"),
-        "versions": {
-            "python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda,
-            "triton": triton.__version__, "flashinfer": getattr(peer, "__version__", None),
-        },
-        "device": torch.cuda.get_device_name() if on_gpu else "none: Triton's interpreter",
-    }  # fmt: skip
+    found = facts(["triton"], torch.cuda.is_available() and not args.interpret)
+    found["versions"]["flashinfer"] = getattr(flashinfer(), "__version__", None)
+    if args.interpret:
+        found["device"] = "none: Triton's interpreter"
+    return {"mode": "interpret" if args.interpret else "gpu", **found}
 
 
 def main() -> None:
