@@ -23,15 +23,27 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         "huggingface"
     )
     revision: Annotated[str, Meta(description="Branch, tag or commit of a hub id.")] | None = None
-    device: Annotated[str, Meta(description="auto, cpu, cuda or cuda:N.", pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
-    dtype: Annotated[Dtype, Meta(description="Type of weights and activations; auto: bfloat16; float32: exact.")] = (
+    load_format: Annotated[
+        Literal["auto", "dummy"],
+        Meta(description="auto: the model's weights; dummy: random ones of its shapes, to measure speed without them."),
+    ] = "auto"
+    device: Annotated[str, Meta(description="auto, cpu, cuda or cuda:N; auto: a GPU that can be used.", pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    dtype: Annotated[Dtype, Meta(description="Type of weights and activations; auto: bfloat16 where it is known; float32: exact.")] = (
         "auto"
     )
     max_model_len: (
         Annotated[int, Meta(ge=1, description="Longest sequence, prompt + output; default: the model's.")] | None
     ) = None
-    max_num_seqs: Annotated[int, Meta(ge=1, le=4096, description="Most sequences running at once.")] = 64
-    max_num_batched_tokens: Annotated[int, Meta(ge=16, le=65536, description="Token budget of one step.")] = 512
+    max_num_seqs: (
+        Annotated[
+            int, Meta(ge=1, le=4096, description="Most sequences running at once; default: 64, on a GPU 256.")
+        ]
+        | None
+    ) = None
+    max_num_batched_tokens: (
+        Annotated[int, Meta(ge=16, le=65536, description="Token budget of one step; default: 512, on a GPU 8192.")]
+        | None
+    ) = None
     block_size: Annotated[int, Meta(ge=8, le=256, description="Tokens per KV page; a power of two.")] = 16
     kv_cache_memory: (
         Annotated[
@@ -39,14 +51,22 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         ]
         | None
     ) = None
-    gpu_memory_utilization: Annotated[float, Meta(gt=0, le=1, description="Share of GPU memory to use.")] = 0.9
+    gpu_memory_utilization: Annotated[
+        float, Meta(gt=0, le=1, description="Share of GPU memory to use, what other processes use of it included.")
+    ] = 0.9
     kv_cache_dtype: Annotated[
-        Literal["auto", "int8", "fp8"], Meta(description="Type of the KV cache; auto: that of --dtype.")
+        Literal["auto", "int8", "fp8"], Meta(description="Type of the KV cache: int8 on the CPU, fp8 on a GPU; auto: that of --dtype.")
     ] = "auto"
     attention_backend: Annotated[
         Literal["auto", "flashinfer", "triton", "torch"],
         Meta(description="Who computes attention on a GPU; auto: the first that can, in this order."),
     ] = "auto"
+    enforce_eager: Annotated[
+        bool, Meta(description="On a GPU, run every step operation by operation, without CUDA graphs.")
+    ] = False
+    async_scheduling: Annotated[
+        bool, Meta(description="On a GPU, prepare each step while the one before it is computed.")
+    ] = True
     isq: Annotated[str, Meta(description="Quantize the weights at load, e.g. q8_0, q4k, int4, fp8.")] | None = None
     prefix_cache: Annotated[bool, Meta(description="Reuse KV pages of equal prompt prefixes.")] = True
     max_queued_requests: Annotated[int, Meta(ge=0, description="Waiting requests before 429; 0: no limit.")] = 1024

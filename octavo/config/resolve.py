@@ -2,32 +2,50 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import msgspec
 
 from octavo.config.engine import EngineConfig
+from octavo.config.gpus import Gpu, dotted
 from octavo.config.hardware import Hardware
 from octavo.errors import ConfigError
 from octavo.modelfiles.facts import ModelFacts
 
 DEFAULT_GPU_MEMORY_UTILIZATION = EngineConfig().gpu_memory_utilization
 MIN_FREE_MEMORY = 1 << 29
+MIB = 1 << 20
+
+
+class _Sizes(NamedTuple):
+    num_seqs: int
+    batched_tokens: int
+
+
+ON_CPU = _Sizes(64, 512)
+ON_GPU = _Sizes(256, 8192)
+"""The defaults: a GPU is busy only with many tokens at once."""
+BFLOAT16_FROM, FP8_FROM = (8, 0), (8, 9)
+"""Compute capabilities."""
 
 
 class ResolvedConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The engine's values in force. Bytes are ints, nothing is 'auto' any more."""
 
     device: str
+    """cpu or cuda:N."""
     dtype: str
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
     block_size: int
     kv_cache_dtype: str
-    """That of `dtype`, or int8."""
+    """That of `dtype`, or int8 (CPU) or fp8 (GPU)."""
     kv_cache_memory: int | None
     """Bytes for KV pages when given; None: sized by the profile run within `memory_budget`."""
     memory_budget: int
-    """Bytes that weights, workspace and KV pages may take together."""
+    """Bytes that weights, workspace and KV pages may take together; on a GPU what is known of it before anything
+    loads, and worker/kv.py plans with what is measured there."""
     prefix_cache: bool
     max_queued_requests: int
     threads: int
@@ -35,8 +53,10 @@ class ResolvedConfig(msgspec.Struct, frozen=True, kw_only=True):
     watchdog_timeout: float
     attention_backend: str = "auto"
     """On a GPU, where auto is resolved by the kernels that are installed (kernels/attention.py)."""
-    async_scheduling: bool = True
-    """On a GPU the host prepares a step while the one before is computed."""
+    gpu_memory_utilization: float = DEFAULT_GPU_MEMORY_UTILIZATION
+    enforce_eager: bool = False
+    async_scheduling: bool = False
+    """Two steps are in flight; never on the CPU, where nothing runs later than it is asked for."""
     served_model_name: str
     reasons: list[str]
 
@@ -56,34 +76,90 @@ def parse_bytes(text: str, option: str) -> int:
     return size
 
 
-def _refuse_unsupported(config: EngineConfig) -> None:
-    if config.kv_cache_dtype == "fp8":
-        raise ConfigError("--kv-cache-dtype fp8 is for a GPU, and only cpu is supported yet; use int8 or auto")
+def choose_device(config: EngineConfig, hardware: Hardware) -> tuple[str, str]:
+    """cpu or cuda:N, and why: --device, or for auto the first GPU if it can be used. Raises ConfigError."""
+    kind, _, number = config.device.partition(":")
+    index, cuda = int(number or 0), hardware.cuda
+    if kind != "cpu":
+        why_not = cuda.why_not(index)
+        if why_not is None:
+            return f"cuda:{index}", _about(cuda.gpus[index])
+        if kind == "cuda":
+            raise ConfigError(f"--device {config.device}: {why_not}")
+    reason = f"{hardware.cpu_name}, {hardware.cores} cores this process may use"
+    return "cpu", reason if kind == "cpu" else f"{reason}; {why_not}"
+
+
+def _about(gpu: Gpu) -> str:
+    taken = f", {gpu.memory_taken / MIB:.0f} MiB of them taken" if gpu.memory_taken else ""
+    return f"{gpu.name}, compute capability {dotted(gpu.capability)}, {gpu.memory_total / MIB:.0f} MiB{taken}"
+
+
+def _refuse_unsupported(config: EngineConfig, gpu: Gpu | None) -> None:
+    """`gpu`: None on the CPU."""
     if config.isq is not None:
         raise ConfigError(f"--isq {config.isq} is not supported yet; leave it out")
-    if config.device not in ("auto", "cpu"):
-        raise ConfigError(f"--device {config.device}: only cpu is supported yet")
+    if config.block_size & (config.block_size - 1):
+        raise ConfigError(f"--block-size {config.block_size} is not a power of two")
+    if gpu is None:
+        _refuse_on_cpu(config)
+        return
+    here = f"{gpu.name} has compute capability {dotted(gpu.capability)}"
+    if config.kv_cache_dtype == "int8":
+        raise ConfigError("--kv-cache-dtype int8 is for the CPU, and the device is a GPU; use fp8 or auto")
+    if config.kv_cache_dtype == "fp8" and gpu.capability < FP8_FROM:
+        raise ConfigError(f"--kv-cache-dtype fp8 needs compute capability {dotted(FP8_FROM)}, and {here}; use auto")
+    if config.dtype == "bfloat16" and gpu.capability < BFLOAT16_FROM:
+        raise ConfigError(f"--dtype bfloat16 needs compute capability {dotted(BFLOAT16_FROM)}, and {here}; use float16")
+
+
+def _refuse_on_cpu(config: EngineConfig) -> None:
+    if config.kv_cache_dtype == "fp8":
+        raise ConfigError("--kv-cache-dtype fp8 is for a GPU, and the device is the CPU; use int8 or auto")
     if config.gpu_memory_utilization != DEFAULT_GPU_MEMORY_UTILIZATION:
-        raise ConfigError("--gpu-memory-utilization is for a GPU, and only cpu is supported yet; leave it out")
+        raise ConfigError(
+            "--gpu-memory-utilization is for a GPU, and the device is the CPU; leave it out, or give --kv-cache-memory"
+        )
     if config.attention_backend != "auto":
         raise ConfigError(
             f"--attention-backend {config.attention_backend} is for a GPU: on the CPU attention is part of the CPU "
             "kernels; leave it out"
         )
-    if config.block_size & (config.block_size - 1):
-        raise ConfigError(f"--block-size {config.block_size} is not a power of two")
+    if config.enforce_eager:
+        raise ConfigError("--enforce-eager is for a GPU, and the device is the CPU, which has no graphs; leave it out")
+
+
+def _choose_dtype(config: EngineConfig, gpu: Gpu | None) -> tuple[str, str | None]:
+    """And why, where there is something to say."""
+    if config.dtype == "auto" and gpu is not None and gpu.capability < BFLOAT16_FROM:
+        return "float16", f"bfloat16 needs compute capability {dotted(BFLOAT16_FROM)} (--dtype auto)"
+    if config.dtype == "auto":
+        return "bfloat16", "half the memory traffic of float32 (--dtype auto)"
+    if config.dtype == "float32" and gpu is None:
+        return "float32", "no rounding anywhere; quantized weights are held dense, 4 bytes each"
+    return config.dtype, None
+
+
+def _budget(config: EngineConfig, hardware: Hardware, gpu: Gpu | None) -> tuple[int, str]:
+    """Bytes, and why so many."""
+    if gpu is None:
+        budget = max(hardware.memory_available - MIN_FREE_MEMORY, 0)
+        return budget, f"what is available less {MIN_FREE_MEMORY >> 20} MiB"
+    share = config.gpu_memory_utilization
+    budget = max(int(share * gpu.memory_total) - gpu.memory_taken, 0)
+    why = f"{share:g} of the GPU's {gpu.memory_total / MIB:.0f} MiB (--gpu-memory-utilization)"
+    return budget, f"{why}, less {gpu.memory_taken / MIB:.0f} MiB that are taken" if gpu.memory_taken else why
 
 
 def resolve(config: EngineConfig, hardware: Hardware, facts: ModelFacts, model_name: str) -> ResolvedConfig:
     """Raises ConfigError where the options contradict the model, the hardware or what is built so far."""
-    _refuse_unsupported(config)
-    reasons = [f"device cpu: {hardware.cpu_name}, {hardware.cores} cores this process may use"]
-    dtype = config.dtype
-    if dtype == "auto":
-        dtype = "bfloat16"
-        reasons.append("dtype bfloat16: half the memory traffic of float32 (--dtype auto)")
-    elif dtype == "float32":
-        reasons.append("dtype float32: no rounding anywhere; quantized weights are held dense, 4 bytes each")
+    device, why = choose_device(config, hardware)
+    gpu = None if device == "cpu" else hardware.cuda.gpus[int(device.partition(":")[2])]
+    _refuse_unsupported(config, gpu)
+    reasons = [f"device {device}: {why}"]
+    dtype, why_dtype = _choose_dtype(config, gpu)
+    if why_dtype is not None:
+        reasons.append(f"dtype {dtype}: {why_dtype}")
     max_model_len = config.max_model_len or facts.max_position
     if max_model_len > facts.max_position:
         raise ConfigError(
@@ -92,25 +168,28 @@ def resolve(config: EngineConfig, hardware: Hardware, facts: ModelFacts, model_n
     reasons.append(
         f"max_model_len {max_model_len}: " + ("as given" if config.max_model_len else "the model's positions")
     )
-    threads = config.threads or hardware.cores
-    budget = max(hardware.memory_available - MIN_FREE_MEMORY, 0)
-    reasons.append(f"memory budget {budget / 2**20:.0f} MiB: what is available less {MIN_FREE_MEMORY >> 20} MiB")
+    budget, why_budget = _budget(config, hardware, gpu)
+    reasons.append(f"memory budget {budget / MIB:.0f} MiB: {why_budget}")
+    sizes = ON_CPU if gpu is None else ON_GPU
     return ResolvedConfig(
-        device="cpu",
+        device=device,
         dtype=dtype,
         max_model_len=max_model_len,
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_seqs=config.max_num_seqs or sizes.num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens or sizes.batched_tokens,
         block_size=config.block_size,
         kv_cache_dtype=dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype,
         kv_cache_memory=parse_bytes(config.kv_cache_memory, "--kv-cache-memory") if config.kv_cache_memory else None,
         memory_budget=budget,
         prefix_cache=config.prefix_cache,
         max_queued_requests=config.max_queued_requests,
-        threads=threads,
+        threads=config.threads or hardware.cores,
         seed=config.seed,
         watchdog_timeout=config.watchdog_timeout,
         attention_backend=config.attention_backend,
+        gpu_memory_utilization=config.gpu_memory_utilization,
+        enforce_eager=config.enforce_eager,
+        async_scheduling=config.async_scheduling and gpu is not None,
         served_model_name=config.served_model_name or model_name,
         reasons=reasons,
     )

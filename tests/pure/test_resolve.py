@@ -86,3 +86,9 @@ def test_attention_has_a_choice_on_a_gpu_only(name: str) -> None:
     with pytest.raises(ConfigError, match=f"--attention-backend {name} is for a GPU: .* leave it out"):
         resolve(EngineConfig(attention_backend=name), HARDWARE, FACTS, "tiny")  # type: ignore[arg-type]
     assert resolve(EngineConfig(), HARDWARE, FACTS, "tiny").attention_backend == "auto"
+
+
+def test_random_weights_are_told() -> None:
+    assert resolve(EngineConfig(), HARDWARE, FACTS, "tiny").load_format == "auto"
+    resolved = resolve(EngineConfig(load_format="dummy"), HARDWARE, FACTS, "tiny")
+    assert resolved.load_format == "dummy" and any("random weights" in reason for reason in resolved.reasons)
