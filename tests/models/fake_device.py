@@ -1,10 +1,11 @@
-"""A device without a GPU for tests: implements worker.device.Device over CPU tensors, and puts off all work until an
-event behind it is waited for.
+"""A device without a GPU for tests: implements worker.device.Device over CPU tensors, and puts off copies and replays
+until an event behind them is waited for, or until operations are launched, which cannot be put off here: they run at
+once, behind all that was given before.
 
-So whatever the host may not do beside a GPU shows: a host buffer that is rewritten before its upload has run fails an
-assertion; a buffer that is read before its event holds POISON; a tensor of the device that the host writes past the
-queue, or reads without waiting, holds values of another time. A `pick` runs some of the work earlier, at random, as a
-fast GPU does: results must not depend on it.
+What the host may not do beside a GPU shows, as it knows of nothing before it waits for an event behind it: a host
+buffer that is rewritten sooner after its upload fails an assertion; one that is read sooner after its download holds
+POISON; a tensor of the device that the host writes past the queue, or reads without waiting, holds values of another
+time. A `pick` runs some of the work earlier, at random, as a fast GPU does: results must not depend on it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,9 +23,10 @@ from octavo.errors import DeviceLost
 from octavo.worker.device import DeviceMemory
 
 POISON = 0xA5
-"""Every byte of a download's target until the copy has run."""
+"""Every byte of a download's target until the host has waited for it."""
 
 _Work = Callable[[], None]
+T = TypeVar("T")
 
 
 class FakeDevice:
@@ -38,15 +41,17 @@ class FakeDevice:
         """What `peak` answers."""
         self.num_launches = self.num_replays = self.num_waits = 0
         self._pick = pick
-        self._queue: deque[_Work] = deque()
-        self._given = self._done = 0
+        self._queue: deque[Callable[[], object]] = deque()
+        self._given = self._done = self._inside = 0
         self._fail_in: int | None = None
         self._lose_in: int | None = None
         self._lost = False
         self._buffers: dict[int, str] = {}
         self._kept: list[Tensor] = []
         self._arriving: list[Tensor] = []
-        """Targets of the downloads that have not run."""
+        """Targets of the downloads of which the host does not know that they have run."""
+        self._landing: deque[tuple[int, _Work]] = deque()
+        """By the number of the work: what shows once the host has waited for it."""
 
     # --- what tests ask for
 
@@ -79,38 +84,49 @@ class FakeDevice:
         self._buffers[_address(buffer)] = f"host buffer {len(self._buffers)} ([{size}] {dtype})"
         return buffer
 
-    def launch(self, work: _Work) -> None:
+    def launch(self, work: Callable[[], T]) -> T:
         self.num_launches += 1
-        self._give_work(work)
+        lost = self._check()
+        self._advance(self._given)
+        self._inside += 1
+        try:
+            return work()
+        finally:
+            self._inside -= 1
+            if lost:
+                self.lose()
 
     def upload(self, source: Tensor, target: Tensor) -> None:
         name = self._name(source)
+        self._check_idle(source, f"{name} is uploaded while a download fills it")
         given = source.clone()
 
-        def run() -> None:
+        def landed() -> None:
             # Bytes are compared: a NaN differs from itself.
             assert torch.equal(_bytes(source), _bytes(given)), f"{name} was rewritten before its upload had run"
-            target.copy_(source)
 
-        self._give(run)
+        self._give(lambda: target.copy_(given), landed)
 
     def download(self, source: Tensor, target: Tensor) -> None:
         name = self._name(target)
-        for other in self._arriving:
-            assert not _overlap(other, target), f"{name} is given to a download while another one fills it"
+        self._check_idle(target, f"{name} is given to a download while another one fills it")
         _poison(target)
         self._arriving.append(target)
+        found: list[Tensor] = []
 
-        def run() -> None:
-            target.copy_(source)
+        def landed() -> None:
+            target.copy_(found.pop())
             self._arriving = [other for other in self._arriving if other is not target]
 
-        self._give(run)
+        self._give(lambda: found.append(source.clone()), landed)
 
     def event(self) -> FakeEvent:
         return FakeEvent(self, self._given)
 
-    def capture(self, work: _Work) -> FakeGraph:
+    def graph_pool(self) -> object:
+        return object()
+
+    def capture(self, work: _Work, pool: object) -> FakeGraph:
         self.synchronize()
         work()
         self.free -= self.graph_bytes
@@ -132,6 +148,10 @@ class FakeDevice:
     # --- the queue
 
     def _give_work(self, work: _Work) -> None:
+        self._give(self.lose if self._check() else work)
+
+    def _check(self) -> bool:
+        """Raises what a launch raises now; → whether the device is lost while this one runs."""
         if self._lost:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         if self._fail_in is not None:
@@ -142,27 +162,39 @@ class FakeDevice:
         if self._lose_in is not None:
             self._lose_in -= 1
             if self._lose_in < 0:
-                self._lose_in, work = None, self.lose
-        self._give(work)
+                self._lose_in = None
+                return True
+        return False
 
-    def _give(self, work: _Work) -> None:
+    def _give(self, work: Callable[[], object], landed: _Work | None = None) -> None:
         if self._lost:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
-        self._queue.append(work)
         self._given += 1
-        if self._pick is not None:
+        if landed is not None:
+            self._landing.append((self._given, landed))
+        self._queue.append(work)
+        if self._inside:
+            self._advance(self._given)
+        elif self._pick is not None:
             self._advance(self._done + self._pick.randint(0, len(self._queue)))
 
     def _run(self, until: int) -> None:
+        """The host waits for the work of this number."""
         self.num_waits += 1
         self._advance(until)
         if self._lost:
             raise DeviceLost("the GPU failed: CUDA error: an illegal memory access was encountered")
+        while self._landing and self._landing[0][0] <= until:
+            self._landing.popleft()[1]()
 
     def _advance(self, until: int) -> None:
         while self._done < until and not self._lost:
             self._done += 1
             self._queue.popleft()()
+
+    def _check_idle(self, buffer: Tensor, otherwise: str) -> None:
+        for other in self._arriving:
+            assert not _overlap(other, buffer), otherwise
 
     def _name(self, buffer: Tensor) -> str:
         name = self._buffers.get(_address(buffer))
