@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -57,6 +57,7 @@ class ResolvedConfig(msgspec.Struct, frozen=True, kw_only=True):
     enforce_eager: bool = False
     async_scheduling: bool = False
     """Two steps are in flight; never on the CPU, where nothing runs later than it is asked for."""
+    load_format: Literal["auto", "dummy"] = "auto"
     served_model_name: str
     reasons: list[str]
 
@@ -170,6 +171,8 @@ def resolve(config: EngineConfig, hardware: Hardware, facts: ModelFacts, model_n
     )
     budget, why_budget = _budget(config, hardware, gpu)
     reasons.append(f"memory budget {budget / MIB:.0f} MiB: {why_budget}")
+    if config.load_format == "dummy":
+        reasons.append("load_format dummy: random weights; what the model says means nothing")
     sizes = ON_CPU if gpu is None else ON_GPU
     return ResolvedConfig(
         device=device,
@@ -187,6 +190,7 @@ def resolve(config: EngineConfig, hardware: Hardware, facts: ModelFacts, model_n
         seed=config.seed,
         watchdog_timeout=config.watchdog_timeout,
         attention_backend=config.attention_backend,
+        load_format=config.load_format,
         gpu_memory_utilization=config.gpu_memory_utilization,
         enforce_eager=config.enforce_eager,
         async_scheduling=config.async_scheduling and gpu is not None,
