@@ -27,17 +27,20 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Literal["auto", "dummy"],
         Meta(description="auto: the model's weights; dummy: random ones of its shapes, to measure speed without them."),
     ] = "auto"
-    device: Annotated[str, Meta(description="auto, cpu, cuda or cuda:N; auto: a GPU that can be used.", pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
-    dtype: Annotated[Dtype, Meta(description="Type of weights and activations; auto: bfloat16 where it is known; float32: exact.")] = (
-        "auto"
-    )
+    device: Annotated[
+        str,
+        Meta(
+            description="auto, cpu, cuda or cuda:N; auto: a GPU that can be used.", pattern=r"^(auto|cpu|cuda(:\d+)?)$"
+        ),
+    ] = "auto"
+    dtype: Annotated[
+        Dtype, Meta(description="Type of weights and activations; auto: bfloat16 where it is known; float32: exact.")
+    ] = "auto"
     max_model_len: (
         Annotated[int, Meta(ge=1, description="Longest sequence, prompt + output; default: the model's.")] | None
     ) = None
     max_num_seqs: (
-        Annotated[
-            int, Meta(ge=1, le=4096, description="Most sequences running at once; default: 64, on a GPU 256.")
-        ]
+        Annotated[int, Meta(ge=1, le=4096, description="Most sequences running at once; default: 64, on a GPU 256.")]
         | None
     ) = None
     max_num_batched_tokens: (
@@ -55,7 +58,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         float, Meta(gt=0, le=1, description="Share of GPU memory to use, what other processes use of it included.")
     ] = 0.9
     kv_cache_dtype: Annotated[
-        Literal["auto", "int8", "fp8"], Meta(description="Type of the KV cache: int8 on the CPU, fp8 on a GPU; auto: that of --dtype.")
+        Literal["auto", "int8", "fp8"],
+        Meta(description="Type of the KV cache: int8 on the CPU, fp8 on a GPU; auto: that of --dtype."),
     ] = "auto"
     attention_backend: Annotated[
         Literal["auto", "flashinfer", "triton", "torch"],

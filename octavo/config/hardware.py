@@ -1,13 +1,15 @@
-"""What the machine offers this process: cores (affinity and cgroup quota respected) and memory. Torch-free."""
+"""What the machine offers this process: cores (affinity and cgroup quota respected), memory and GPUs. Torch-free."""
 
 from __future__ import annotations
 
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+
+from octavo.config.gpus import Cuda, find_gpus
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class Hardware:
     memory_available: int
     """Bytes, the cgroup's limit respected."""
     cpu_flags: frozenset[str]
+    cuda: Cuda = field(default_factory=Cuda)
 
     @property
     def isa(self) -> list[str]:
@@ -94,4 +97,5 @@ def detect() -> Hardware:
         memory_total=memory.total,
         memory_available=min(memory.available, left) if left is not None else memory.available,
         cpu_flags=flags,
+        cuda=find_gpus(),
     )

@@ -1,4 +1,4 @@
-"""How much memory a step takes at its largest: dummy rows through the real path, measured. Called by worker/worker
+"""How much memory a step takes at its largest: dummy rows through the real path, measured. Called by worker/parts
 before KV pages are sized.
 
 All dummy pages are page 0, so that one page is enough to compute with any context.
@@ -15,15 +15,29 @@ import psutil
 from octavo.config.resolve import ResolvedConfig
 from octavo.types import SamplingParams
 from octavo.wire.plan import Admit, Plan, Run
+from octavo.worker.device import Device
 from octavo.worker.runner import Runner
 
 FEW_TOKENS = 16
 SHORT_CONTEXT = 256
 
 
-def _admit(row: int, length: int, computed: int, block_size: int) -> Admit:
+_PLAIN = SamplingParams(temperature=1.0, top_p=0.9, top_k=50)
+_ALL = SamplingParams(
+    temperature=1.0,
+    top_p=0.9,
+    top_k=50,
+    repetition_penalty=1.1,
+    presence_penalty=0.1,
+    allowed_token_ids=[0],
+    logit_bias={0: 1.0},
+    logprobs=20,
+)
+"""Whatever takes memory as wide as the vocabulary, for each row."""
+
+
+def _admit(row: int, length: int, computed: int, block_size: int, params: SamplingParams = _PLAIN) -> Admit:
     pages = [0] * -(-length // block_size)
-    params = SamplingParams(temperature=1.0, top_p=0.9, top_k=50)
     return Admit(row, [0] * length, length, computed, pages, params, row, [], [])
 
 
@@ -57,6 +71,44 @@ def measure(runner: Runner, resolved: ResolvedConfig) -> int:
     prefill, wide, long = (_grown(runner, plan) for plan in _plans(resolved))
     runner.run(Plan(3, release=[0]))
     return max(prefill, wide) + long
+
+
+def measure_on(device: Device, runner: Runner, resolved: ResolvedConfig) -> int:
+    """The same on a device, where tables that rows with such settings need are made, and stay."""
+    plans = device_plans(resolved)
+    largest = 0
+    for plan in plans:
+
+        def work(plan: Plan = plan) -> None:
+            runner.run(plan)
+
+        largest = max(largest, device.peak(work))
+    runner.run(Plan(len(plans), release=[run.row for run in plans[-1].run]))
+    return largest
+
+
+def device_plans(resolved: ResolvedConfig) -> list[Plan]:
+    """The whole budget in as many rows as there can be, which all sample; the whole budget in as few, up to the end of
+    the longest context; as many rows as there can be with a token each; and one token there at the end."""
+    length, budget = resolved.max_model_len, resolved.max_num_batched_tokens
+    many = min(resolved.max_num_seqs, budget)
+    few = min(-(-budget // length), many)
+    short = min(SHORT_CONTEXT, length)
+    # Per plan: (tokens to compute, length) of each row.
+    steps = [
+        [(min(budget // many, length),) * 2] * many,
+        [(min(budget // few, length), length)] * few,
+        [(1, short)] * many,
+        [(1, length)],
+    ]
+    plans: list[Plan] = []
+    for index, rows in enumerate(steps):
+        plan = Plan(index, release=[run.row for run in plans[-1].run] if plans else [])
+        for row, (tokens, ends) in enumerate(rows):
+            plan.admit.append(_admit(row, ends, ends - tokens, resolved.block_size, _ALL))
+            plan.run.append(Run(row, tokens, True))
+        plans.append(plan)
+    return plans
 
 
 def _grown(runner: Runner, plan: Plan) -> int:
