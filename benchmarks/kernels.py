@@ -165,7 +165,7 @@ class Cases:
             places = (qkv, s.qkv, qkv + 4 * q_width, s.qkv, qkv + 4 * (q_width + kv_width), s.qkv)
             for layer in range(layers):
                 kv = (pages[layer], KV_BF16, blocks, 16, s.kv_heads, s.head_dim)
-                program.rope_cache(*places, s.heads, cos_sin, s.head_dim, *kv, out, q_width)
+                program.rope_cache(*places, s.heads, cos_sin, s.head_dim, 0, 0, 0.0, *kv, out, q_width)
             yield self._case("rope_cache", "bf16 pages", count, program, arrays, None)
 
     def _attention(self, rows: list[int]) -> Iterator[Case]:

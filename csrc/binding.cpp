@@ -259,10 +259,12 @@ void bind_operations(nb::class_<Recorded>& c) {
                                     rows_at(out, w->view.n / 2, format)}));
       })
       .def("rope_cache", [](Recorded& r, Address q, int64_t q_ld, Address k, int64_t k_ld, Address v, int64_t v_ld, int32_t heads,
-                            Address cos_sin, int32_t rotary_dim, Address kv, int kind, int32_t blocks, int32_t block_size,
-                            int32_t kv_heads, int32_t head_dim, Address out, int64_t out_ld) {
+                            Address cos_sin, int32_t rotary_dim, Address q_norm, Address k_norm, float eps, Address kv, int kind,
+                            int32_t blocks, int32_t block_size, int32_t kv_heads, int32_t head_dim, Address out, int64_t out_ld) {
+        if (!q_norm != !k_norm) throw std::invalid_argument("norms of both q and k, or of neither");
         r.program.add(make_rope_cache({at<float>(q), at<float>(k), at<float>(v), q_ld, k_ld, v_ld, heads, at<float>(cos_sin),
-                                       rotary_dim, kv_at(kv, kind, blocks, block_size, kv_heads, head_dim), at<float>(out), out_ld}));
+                                       rotary_dim, at<float>(q_norm), at<float>(k_norm), eps,
+                                       kv_at(kv, kind, blocks, block_size, kv_heads, head_dim), at<float>(out), out_ld}));
       })
       .def("attention", [](Recorded& r, Address q, int64_t q_ld, int32_t heads, Address kv, int kind, int32_t blocks,
                            int32_t block_size, int32_t kv_heads, int32_t head_dim, float scale, int32_t window, float soft_cap,

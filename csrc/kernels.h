@@ -50,7 +50,8 @@ struct EmbedArgs {  // rows of a packed matrix, made f32
   int64_t ld = 0;
 };
 
-// Rotates q and k (halves convention, first rotary_dim features) and writes k, v to the pages at the step's slots.
+// Rotates q and k (halves convention, first rotary_dim features) and writes k, v to the pages at the step's slots. With
+// norms each head of q and k is first divided by the root mean square of its features and multiplied by the weight.
 struct RopeArgs {
   const float* q = nullptr;  // [tokens, heads, d], row stride q_ld; k, v [tokens, kv_heads, d] likewise
   const float* k = nullptr;
@@ -59,6 +60,9 @@ struct RopeArgs {
   int32_t heads = 0;
   const float* cos_sin = nullptr;  // [positions, rotary_dim]: cosines then sines
   int32_t rotary_dim = 0;
+  const float* q_norm = nullptr;  // [d] both, or null both
+  const float* k_norm = nullptr;
+  float eps = 0;
   KvPages kv;
   float* q_out = nullptr;  // [tokens, heads, d] f32
   int64_t q_out_ld = 0;

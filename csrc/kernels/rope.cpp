@@ -1,4 +1,4 @@
-// Rotates queries and keys and writes keys and values into the pages, in the arrangement of ../types.h. Tokens of one step
+// Normalizes and rotates queries and keys and writes keys and values into the pages, in the arrangement of ../types.h. Tokens of one step
 // have slots of their own, and every write is of whole elements of its own position, so threads may take any tokens.
 #include "functions.h"
 #include "simd.h"
@@ -22,6 +22,20 @@ void rotate(const float* x, const float* cos_sin, int rotary_dim, int d, float* 
   for (; i + 16 <= half; i += 16) turn(i, 16);
   if (i < half) turn(i, half - i);
   if (rotary_dim < d) std::memcpy(out + rotary_dim, x + rotary_dim, size_t(d - rotary_dim) * 4);
+}
+
+// x / sqrt(mean(x²) + eps) * weight
+void normalize(const float* x, const float* weight, float eps, int d, float* out) {
+  f32x16 squares{};
+  for (int i = 0; i < d; i += 16) {
+    const f32x16 v = load_n(x + i, d - i < 16 ? d - i : 16);
+    squares = fma(v, v, squares);
+  }
+  const f32x16 scale = set1(1.0f / std::sqrt(reduce_add(squares) / float(d) + eps));
+  for (int i = 0; i < d; i += 16) {
+    const int n = d - i < 16 ? d - i : 16;
+    store_n(out + i, load_n(x + i, n) * scale * load_n(weight + i, n), n);
+  }
 }
 
 void round_bf16(const float* x, int d, bf16* out) {
@@ -127,7 +141,14 @@ void put(const KvPages& kv, int64_t slot, int32_t kv_head, const float* k, const
 
 void rope_cache(const RopeArgs& args, const Step& step, int64_t token0, int64_t token1) {
   const int d = args.kv.head_dim;
-  float rotated[MAX_HEAD_DIM];
+  float normed[MAX_HEAD_DIM], rotated[MAX_HEAD_DIM];
+  const auto turn = [&](const float* x, const float* weight, const float* cos_sin, float* out) {
+    if (weight) {
+      normalize(x, weight, args.eps, d, normed);
+      x = normed;
+    }
+    rotate(x, cos_sin, args.rotary_dim, d, out);
+  };
   const auto begins_pair = [&](int64_t t) {
     return args.kv.kind == KvKind::BF16 && step.slots[t] % 2 == 0 && t + 1 < token1 && step.slots[t + 1] == step.slots[t] + 1;
   };
@@ -135,9 +156,9 @@ void rope_cache(const RopeArgs& args, const Step& step, int64_t token0, int64_t 
     const Writes writes{begins_pair(t), t > token0 && begins_pair(t - 1)};
     const float* cos_sin = args.cos_sin + step.positions[t] * args.rotary_dim;
     for (int32_t h = 0; h < args.heads; ++h)
-      rotate(args.q + t * args.q_ld + int64_t{h} * d, cos_sin, args.rotary_dim, d, args.q_out + t * args.q_out_ld + int64_t{h} * d);
+      turn(args.q + t * args.q_ld + int64_t{h} * d, args.q_norm, cos_sin, args.q_out + t * args.q_out_ld + int64_t{h} * d);
     for (int32_t h = 0; h < args.kv.kv_heads; ++h) {
-      rotate(args.k + t * args.k_ld + int64_t{h} * d, cos_sin, args.rotary_dim, d, rotated);
+      turn(args.k + t * args.k_ld + int64_t{h} * d, args.k_norm, cos_sin, rotated);
       put(args.kv, step.slots[t], h, rotated, args.v + t * args.v_ld + int64_t{h} * d, args.v_ld, writes);
     }
   }

@@ -8,6 +8,7 @@ Adding an operation: one method here, one reference, one list of shapes in tests
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -17,6 +18,15 @@ from octavo.kernels.layouts import Layout, Prepared, PreparedExperts
 from octavo.kernels.recorded import PermanentRows, Recorded, StepModel
 from octavo.kernels.rows import DeviceRows
 from octavo.kernels.step import Step
+
+
+@dataclass(frozen=True)
+class HeadNorms:
+    """RMS norms over the features of each head of q and of k, before they are rotated."""
+
+    q: Tensor  # [head_dim] f32
+    k: Tensor  # [head_dim] f32
+    eps: float
 
 
 class Ops(Protocol):
@@ -80,8 +90,18 @@ class Ops(Protocol):
         The residual is f32 in every dtype: what all layers add to is not rounded at each."""
         ...
 
-    def rope_cache(self, q: Tensor, k: Tensor, v: Tensor, cos_sin: Tensor, kv: Tensor, step: Step) -> Tensor:
-        """Rotate q and k by their positions and write k, v into the pages.
+    def rope_cache(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cos_sin: Tensor,
+        kv: Tensor,
+        step: Step,
+        norms: HeadNorms | None = None,
+    ) -> Tensor:
+        """Rotate q and k by their positions, each head normalized first where there are norms (nothing is rounded
+        between the two), and write k, v into the pages.
 
         q [tokens, heads, head_dim], k and v [tokens, kv_heads, head_dim] (may be views of one fused projection);
         cos_sin [max_positions, rotary_dim] f32: cosines then sines, halves convention (NeoX), rotary_dim <= head_dim;

@@ -18,7 +18,7 @@ from triton_ops import HAS_TRITON, triton_ops
 from octavo.errors import ConfigError
 from octavo.kernels import registry
 from octavo.kernels.layouts import Dense, Float8Groups, Int4Groups, Int8Groups, Layout
-from octavo.kernels.ops import Ops
+from octavo.kernels.ops import HeadNorms, Ops
 from octavo.kernels.registry import Spec
 from octavo.kernels.step import Step
 
@@ -237,6 +237,29 @@ def test_rope_turns_queries_and_keys(ops: Ops, rotary_dim: int) -> None:
     q = randn(len(step.positions), 4, head_dim, seed=2)
     pages = naive_pages(whole, turned(fused[:, 5:7], whole.positions), fused[:, 7:], 8)
     near(ops.attention(q, kv, step, 0.3), naive_attention(q, pages, step, 0.3, None, None).float(), 1e-5)
+
+
+@pytest.mark.parametrize(("head_dim", "rotary_dim"), [(12, 4), (12, 12), (128, 128), (80, 32)])
+def test_heads_are_normalized_before_they_are_turned(ops: Ops, head_dim: int, rotary_dim: int) -> None:
+    rows = [(20, 3), (9, 9), (17, 1)]
+    whole, step = make_step([(c, c) for c, _ in rows], 8), make_step(rows, 8)
+    angles = torch.outer(torch.arange(32.0), 1.0 / 10.0 ** torch.arange(rotary_dim // 2))
+    table = torch.cat((angles.cos(), angles.sin()), dim=-1)
+    norms = HeadNorms(randn(head_dim, seed=4), randn(head_dim, seed=5), 0.1)
+
+    def normed(x: Tensor, weight: Tensor) -> Tensor:
+        exact = x.double()
+        return (exact / (exact.square().mean(-1, keepdim=True) + norms.eps).sqrt() * weight).float()
+
+    fused = randn(len(whole.positions), 5 + 2 * 2, head_dim, seed=1)
+    q, k, v = fused[:, :5], fused[:, 5:7], fused[:, 7:]
+    shape, dtype = ops.kv_page(8, 2, head_dim)
+    found, wanted = (torch.zeros(2, BLOCKS, *shape, dtype=dtype) for _ in range(2))
+    turned = ops.rope_cache(q, k, v, table, found, whole, norms)
+    assert turned.is_contiguous()
+    near(turned, ops.rope_cache(normed(q, norms.q), normed(k, norms.k), v, table, wanted, whole), 1e-5)
+    again = randn(len(step.positions), 4, head_dim, seed=2)
+    near(ops.attention(again, found, step, 0.3), ops.attention(again, wanted, step, 0.3), 1e-5)
 
 
 CASES = given(

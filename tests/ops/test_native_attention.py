@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ KINDS = {F32: "f32", BF16: "bf16", INT8: "int8"}
 # Of the largest and of the mean error. K and V rounded to bf16 or int8 (and q to bf16) are rounded in f64() too, but
 # for a few that lie between two values: what is left is mostly the rounding of weights.
 TOLERANCE = {F32: (3e-5, 2e-6), BF16: (3e-2, 1e-3), INT8: (5e-2, 1e-3)}
+EPS = 0.1  # of the norms of heads: large, so that one left out shows
 POISON = 0xFF  # bytes of fresh pages: NaN as f32 and as bf16, NaN scales of int8
 each_isa = pytest.mark.parametrize("isa", native.isas())
 each_kind = pytest.mark.parametrize("kind", KINDS, ids=KINDS.values())
@@ -39,6 +41,7 @@ class Shape:
     window: int = 0
     soft_cap: float = 0.0
     scale: float = 0.125
+    norms: bool = False
 
     @property
     def heads(self) -> int:
@@ -46,7 +49,7 @@ class Shape:
 
 
 def shapes() -> st.SearchStrategy[Shape]:
-    def whole(head_dim: int, half_rotary: bool, **rest: int) -> Shape:
+    def whole(head_dim: int, half_rotary: bool, **rest: Any) -> Shape:
         rotary = head_dim // 4 * 2 if half_rotary else head_dim
         return Shape(head_dim=head_dim, rotary_dim=rotary, scale=head_dim**-0.5, **rest)
 
@@ -59,6 +62,7 @@ def shapes() -> st.SearchStrategy[Shape]:
         block_size=st.sampled_from([8, 16, 32, 128, 256]),
         window=st.sampled_from([0, 0, 1, 5, 40, 130]),
         soft_cap=st.sampled_from([0, 0, 5, 30]),
+        norms=st.booleans(),
     )
 
 
@@ -98,6 +102,7 @@ class Sequences:
         self.pages = (address(self.memory) + 63 & ~63, self.kind, blocks, s.block_size, s.kv_heads, s.head_dim)
         angles = np.arange(max(self.lengths, default=0) + 1)[:, None] / 10000 ** (np.arange(s.rotary_dim // 2) / 32)
         self.cos_sin = np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+        self.norms = rng.uniform(0.5, 1.5, (2, s.head_dim)).astype(np.float32)  # of q and of k
 
     def step(
         self, rows: Sequence[int], starts: Sequence[int], ends: Sequence[int]
@@ -136,9 +141,10 @@ class Sequences:
         inputs.assign(tokens, len(rows), 0, s.block_size, *(address(a) for a in arrays.values()))
         program = native.Program(native.Pool(self.threads), inputs, self.isa)
         q = address(qkv)
+        norms = (address(self.norms[0]), address(self.norms[1]), EPS) if s.norms else (0, 0, 0.0)
         program.rope_cache(
             q, width, q + 4 * q_width, width, q + 4 * (q_width + kv_width), width, s.heads, address(self.cos_sin),
-            s.rotary_dim, *self.pages, address(rotated), q_width,
+            s.rotary_dim, *norms, *self.pages, address(rotated), q_width,
         )  # fmt: skip
         program.attention(
             address(rotated), q_width, s.heads, *self.pages, s.scale, s.window, s.soft_cap, address(out), q_width
@@ -152,9 +158,13 @@ class Sequences:
     def f64(self, row: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Rotated q and the output of one whole sequence, K and V rounded as the pages hold them."""
         s = self.shape
-        q, k = (
-            rotate(x[row].astype(np.float64), self.cos_sin[: len(x[row])].astype(np.float64)) for x in (self.q, self.k)
-        )
+        q, k = (x[row].astype(np.float64) for x in (self.q, self.k))
+        if s.norms:
+            q, k = (
+                x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + EPS) * weight
+                for x, weight in zip((q, k), self.norms, strict=True)
+            )
+        q, k = (rotate(x, self.cos_sin[: len(x)].astype(np.float64)) for x in (q, k))
         k, v = rounded(k, self.kind), rounded(self.v[row], self.kind)
         k, v = (np.repeat(x, s.group, axis=1) for x in (k, v))
         unit = s.scale / s.soft_cap if s.soft_cap else s.scale / np.log(2)

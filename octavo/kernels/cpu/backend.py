@@ -19,6 +19,7 @@ from octavo.kernels.cpu.layouts import Packed, pack
 from octavo.kernels.cpu.nodes import Attend, Embed, GatherRows, Linear, Norm, Pages, Rope, SiluMul, Sink, padded
 from octavo.kernels.cpu.record import RecordedStep, Recording, StepRecording
 from octavo.kernels.layouts import Dense, Layout, Prepared, PreparedExperts
+from octavo.kernels.ops import HeadNorms
 from octavo.kernels.recorded import PermanentRows, Recorded, StepModel
 from octavo.kernels.reference import moe
 from octavo.kernels.reference import rows as of_rows
@@ -147,12 +148,21 @@ class CpuOps:
         sink.add(Norm(source, None if add is None else sink.value(add)[0], weight, eps, target))
         return out.contiguous()
 
-    def rope_cache(self, q: Tensor, k: Tensor, v: Tensor, cos_sin: Tensor, kv: Tensor, step: Step) -> Tensor:
+    def rope_cache(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cos_sin: Tensor,
+        kv: Tensor,
+        step: Step,
+        norms: HeadNorms | None = None,
+    ) -> Tensor:
         heads, head_dim = q.shape[1:]
         sink = self._sink(q.shape[0], step)
         out, target = sink.output(heads * head_dim)
         pages = self._pages(kv, step.block_size, head_dim)
-        sink.add(Rope(sink.value(q), sink.value(k), sink.value(v), heads, cos_sin, pages, target))
+        sink.add(Rope(sink.value(q), sink.value(k), sink.value(v), heads, cos_sin, norms, pages, target))
         return out.view(q.shape)
 
     def attention(

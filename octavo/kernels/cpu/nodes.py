@@ -15,6 +15,7 @@ from torch import Tensor
 
 from octavo.kernels.cpu._native import Matrix, Program
 from octavo.kernels.cpu.layouts import Packed
+from octavo.kernels.ops import HeadNorms
 
 F32 = 0
 """csrc/types.h's Format of plain rows."""
@@ -216,6 +217,7 @@ class Rope:
     v: tuple[Value, int]
     heads: int
     cos_sin: Tensor
+    norms: HeadNorms | None
     pages: Pages
     out: Value
 
@@ -230,9 +232,13 @@ class Rope:
     def emit(self, program: Program, at: Address) -> None:
         q, k, v = (at(value, F32) + 4 * column for value, column in (self.q, self.k, self.v))
         table = self.cos_sin.data_ptr(), self.cos_sin.shape[1]
+        norms = self.norms
+        q_norm, k_norm, eps = (norms.q.data_ptr(), norms.k.data_ptr(), norms.eps) if norms else (0, 0, 0.0)
         out, out_ld = at(self.out, F32), self.out.ld
         q_ld, k_ld, v_ld = self.q[0].ld, self.k[0].ld, self.v[0].ld
-        program.rope_cache(q, q_ld, k, k_ld, v, v_ld, self.heads, *table, *self.pages.arguments(), out, out_ld)
+        sources = q, q_ld, k, k_ld, v, v_ld
+        pages = self.pages.arguments()
+        program.rope_cache(*sources, self.heads, *table, q_norm, k_norm, eps, *pages, out, out_ld)
 
 
 @dataclass(eq=False)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.layouts import Dense, Layout, Prepared, PreparedExperts
+from octavo.kernels.ops import HeadNorms
 from octavo.kernels.recorded import PermanentRows, StepModel
 from octavo.kernels.reference import activation, attention, embedding, linear, moe, norm, rope, sampling
 from octavo.kernels.reference import rows as of_rows
@@ -88,10 +89,22 @@ class ReferenceOps:
     def add_rms_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         return norm.add_rms_norm(x, residual, weight, eps)
 
-    def rope_cache(self, q: Tensor, k: Tensor, v: Tensor, cos_sin: Tensor, kv: Tensor, step: Step) -> Tensor:
+    def rope_cache(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cos_sin: Tensor,
+        kv: Tensor,
+        step: Step,
+        norms: HeadNorms | None = None,
+    ) -> Tensor:
         cos, sin = self._plan(step).angles(cos_sin)
-        rope.write_pages(rope.rotate(k, cos, sin), v, kv, step.slots)
-        return rope.rotate(q, cos, sin).contiguous()
+        dtype = q.dtype
+        if norms is not None:
+            q, k = (norm.rms_norm(x.float(), w, norms.eps) for x, w in ((q, norms.q), (k, norms.k)))
+        rope.write_pages(rope.rotate(k, cos, sin).to(dtype), v, kv, step.slots)
+        return rope.rotate(q, cos, sin).to(dtype).contiguous()
 
     def attention(
         self, q: Tensor, kv: Tensor, step: Step, scale: float, window: int | None = None, soft_cap: float | None = None

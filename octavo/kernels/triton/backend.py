@@ -25,6 +25,7 @@ from octavo.kernels.layouts import (
     fused_neighbours,
     same_form,
 )
+from octavo.kernels.ops import HeadNorms
 from octavo.kernels.recorded import PermanentRows, StepModel
 from octavo.kernels.reference import sampling as reference
 from octavo.kernels.rows import DeviceRows
@@ -148,8 +149,17 @@ class TritonOps:
     def add_rms_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         return norm.add_rms_norm(x, residual, weight, eps)
 
-    def rope_cache(self, q: Tensor, k: Tensor, v: Tensor, cos_sin: Tensor, kv: Tensor, step: Step) -> Tensor:
-        return rope.rope_cache(q, k, v, cos_sin, kv, step.positions, step.slots)
+    def rope_cache(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cos_sin: Tensor,
+        kv: Tensor,
+        step: Step,
+        norms: HeadNorms | None = None,
+    ) -> Tensor:
+        return rope.rope_cache(q, k, v, cos_sin, kv, step.positions, step.slots, norms)
 
     def attention(
         self, q: Tensor, kv: Tensor, step: Step, scale: float, window: int | None = None, soft_cap: float | None = None

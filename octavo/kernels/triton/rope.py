@@ -1,4 +1,5 @@
-"""Rotary embedding of q and k with the write of k and v into the pages, in one launch.
+"""Rotary embedding of q and k, with the RMS norm of their heads before it where a model has one, and the write of k and
+v into the pages, in one launch.
 
 A program takes one token and some of its heads, q's, k's or v's. Bound by memory: each element is read once and written
 once; the angles of a token come from the cache after the first head.
@@ -11,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from octavo.kernels.ops import HeadNorms
 from octavo.kernels.triton.launch import check_device, next_power_of_2
 
 _HEADS = 8
@@ -26,31 +28,56 @@ def _rounded(x, target):
 
 
 @triton.jit
-def _turned(source, heads, cos, sin, num_heads, head_stride, half, HALF: tl.constexpr):
-    """[heads, HALF] twice: the first and second half of the rotated features."""
-    features = tl.arange(0, HALF)[None, :]
-    inside = (heads < num_heads)[:, None] & (features < half)
-    at = source + heads[:, None] * head_stride + features
-    first = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-    second = tl.load(at + half, mask=inside, other=0.0).to(tl.float32)
-    return first * cos - second * sin, second * cos + first * sin, inside
+def _read(source, heads, num_heads, stride, begin, end, WIDTH: tl.constexpr):
+    """[heads, WIDTH] f32: features begin .. end, zero beyond."""
+    features = begin + tl.arange(0, WIDTH)[None, :]
+    inside = (heads < num_heads)[:, None] & (features < end)
+    return tl.load(source + heads[:, None] * stride + features, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _copy(source, target, heads, num_heads, source_stride, target_stride, begin, end, WIDTH: tl.constexpr):
-    """Features begin .. end of some heads as they are."""
+def _write(values, target, heads, num_heads, stride, begin, end, WIDTH: tl.constexpr):
     features = begin + tl.arange(0, WIDTH)[None, :]
     inside = (heads < num_heads)[:, None] & (features < end)
-    values = tl.load(source + heads[:, None] * source_stride + features, mask=inside, other=0.0)
-    at = target + heads[:, None] * target_stride + features
-    tl.store(at, _rounded(values.to(tl.float32), target), mask=inside)
+    tl.store(target + heads[:, None] * stride + features, _rounded(values, target), mask=inside)
+
+
+@triton.jit
+def _weights(weight, begin, end, WIDTH: tl.constexpr):
+    features = begin + tl.arange(0, WIDTH)
+    return tl.load(weight + features, mask=features < end, other=0.0)[None, :]
+
+
+@triton.jit
+def _turn(
+    source, weight, target, cos, sin, heads, num_heads, stride, head_dim, half, eps,
+    HALF: tl.constexpr, REST: tl.constexpr, NORM: tl.constexpr,
+):  # fmt: skip
+    """Some heads, normalized and rotated, the features beyond the rotated ones only normalized."""
+    first = _read(source, heads, num_heads, stride, 0, half, HALF)
+    second = _read(source, heads, num_heads, stride, half, 2 * half, HALF)
+    if REST > 0:
+        rest = _read(source, heads, num_heads, stride, 2 * half, head_dim, REST)
+    if NORM:
+        squares = tl.sum(first * first + second * second, axis=1)
+        if REST > 0:
+            squares += tl.sum(rest * rest, axis=1)
+        scale = tl.rsqrt(squares / head_dim + eps)[:, None]
+        first *= scale * _weights(weight, 0, half, HALF)
+        second *= scale * _weights(weight, half, 2 * half, HALF)
+        if REST > 0:
+            rest *= scale * _weights(weight, 2 * half, head_dim, REST)
+    _write(first * cos - second * sin, target, heads, num_heads, head_dim, 0, half, HALF)
+    _write(second * cos + first * sin, target, heads, num_heads, head_dim, half, 2 * half, HALF)
+    if REST > 0:
+        _write(rest, target, heads, num_heads, head_dim, 2 * half, head_dim, REST)
 
 
 @triton.jit
 def _rope_cache_kernel(
-    q, k, v, cos_sin, positions, slots, q_out, k_pages, v_pages,
-    q_stride, k_stride, v_stride, q_head, k_head, v_head, num_heads, num_kv_heads, head_dim, half, table_stride,
-    HALF: tl.constexpr, REST: tl.constexpr, WIDTH: tl.constexpr, HEADS: tl.constexpr,
+    q, k, v, cos_sin, positions, slots, q_norm, k_norm, q_out, k_pages, v_pages,
+    q_stride, k_stride, v_stride, q_head, k_head, v_head, num_heads, num_kv_heads, head_dim, half, table_stride, eps,
+    HALF: tl.constexpr, REST: tl.constexpr, WIDTH: tl.constexpr, HEADS: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
@@ -59,7 +86,8 @@ def _rope_cache_kernel(
     page_row = tl.load(slots + token) * num_kv_heads * head_dim
     if part >= q_parts + kv_parts:
         heads = (part - q_parts - kv_parts) * HEADS + tl.arange(0, HEADS)
-        _copy(v + token * v_stride, v_pages + page_row, heads, num_kv_heads, v_head, head_dim, 0, head_dim, WIDTH)
+        values = _read(v + token * v_stride, heads, num_kv_heads, v_head, 0, head_dim, WIDTH)
+        _write(values, v_pages + page_row, heads, num_kv_heads, head_dim, 0, head_dim, WIDTH)
     else:
         features = tl.arange(0, HALF)
         angles = cos_sin + tl.load(positions + token) * table_stride + features
@@ -67,31 +95,30 @@ def _rope_cache_kernel(
         sin = tl.load(angles + half, mask=features < half, other=0.0)[None, :]
         if part < q_parts:
             heads = part * HEADS + tl.arange(0, HEADS)
-            source = q + token * q_stride
-            first, second, inside = _turned(source, heads, cos, sin, num_heads, q_head, half, HALF)
-            target = q_out + token * num_heads * head_dim
-            at = target + heads[:, None] * head_dim + features[None, :]
-            tl.store(at, first.to(q_out.dtype.element_ty), mask=inside)
-            tl.store(at + half, second.to(q_out.dtype.element_ty), mask=inside)
-            if REST > 0:
-                _copy(source, target, heads, num_heads, q_head, head_dim, 2 * half, head_dim, REST)
+            _turn(
+                q + token * q_stride, q_norm, q_out + token * num_heads * head_dim, cos, sin, heads, num_heads,
+                q_head, head_dim, half, eps, HALF, REST, NORM,
+            )  # fmt: skip
         else:
             heads = (part - q_parts) * HEADS + tl.arange(0, HEADS)
-            source = k + token * k_stride
-            first, second, inside = _turned(source, heads, cos, sin, num_kv_heads, k_head, half, HALF)
-            # Names of its own: where both branches bind one, its types must agree, and pages may be of another.
-            page = k_pages + page_row
-            place = page + heads[:, None] * head_dim + features[None, :]
-            tl.store(place, _rounded(first, k_pages), mask=inside)
-            tl.store(place + half, _rounded(second, k_pages), mask=inside)
-            if REST > 0:
-                _copy(source, page, heads, num_kv_heads, k_head, head_dim, 2 * half, head_dim, REST)
+            _turn(
+                k + token * k_stride, k_norm, k_pages + page_row, cos, sin, heads, num_kv_heads,
+                k_head, head_dim, half, eps, HALF, REST, NORM,
+            )  # fmt: skip
 
 
 def rope_cache(
-    q: Tensor, k: Tensor, v: Tensor, cos_sin: Tensor, kv: Tensor, positions: Tensor, slots: Tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos_sin: Tensor,
+    kv: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    norms: HeadNorms | None = None,
 ) -> Tensor:
-    """Rotates q and k by their positions and writes k, v into the pages; → rotated q, contiguous.
+    """Rotates q and k by their positions, each head normalized first where there are norms, and writes k, v into the
+    pages; → rotated q, contiguous.
 
     q [tokens, heads, head_dim], k and v [tokens, kv_heads, head_dim] with contiguous features (views of one fused
     projection); cos_sin [max_positions, rotary_dim] f32, cosines then sines, halves convention; kv [2, blocks,
@@ -102,15 +129,18 @@ def rope_cache(
     num_kv_heads, rotary = k.shape[1], cos_sin.shape[1]
     assert q.stride(2) == k.stride(2) == v.stride(2) == 1 and kv.is_contiguous() and cos_sin.stride(1) == 1
     out = torch.empty((tokens, num_heads, head_dim), dtype=q.dtype, device=q.device)
+    # Never read without norms; a launch wants a pointer.
+    q_norm, k_norm = (norms.q, norms.k) if norms else (cos_sin, cos_sin)
+    check_device(q, q_norm, k_norm)
     rest, half = head_dim - rotary, next_power_of_2(rotary // 2)
     parts = triton.cdiv(num_heads, _HEADS) + 2 * triton.cdiv(num_kv_heads, _HEADS)
     if tokens:
         _rope_cache_kernel[(tokens, parts)](
-            q, k, v, cos_sin, positions, slots, out, kv[0], kv[1],
+            q, k, v, cos_sin, positions, slots, q_norm, k_norm, out, kv[0], kv[1],
             q.stride(0), k.stride(0), v.stride(0), q.stride(1), k.stride(1), v.stride(1),
-            num_heads, num_kv_heads, head_dim, rotary // 2, cos_sin.stride(0),
+            num_heads, num_kv_heads, head_dim, rotary // 2, cos_sin.stride(0), norms.eps if norms else 0.0,
             HALF=half, REST=next_power_of_2(rest) if rest else 0,
-            WIDTH=next_power_of_2(head_dim), HEADS=_HEADS,
+            WIDTH=next_power_of_2(head_dim), HEADS=_HEADS, NORM=norms is not None,
             num_warps=max(_HEADS * half // 256, 1),  # 8 elements of each half a thread: 16 bytes
         )  # fmt: skip
     return out
