@@ -28,6 +28,7 @@ class _Worker(Protocol):
 
     def collect(self) -> Result: ...
 
+    @property
     def is_lost(self) -> bool: ...
 
     def shutdown(self) -> None: ...
@@ -94,6 +95,6 @@ class OverlappedExecutor:
         except (DeviceLost, StepFailed):
             raise
         except Exception as error:
-            if self._started().is_lost():
+            if self._started().is_lost:
                 raise DeviceLost(f"the GPU failed in step {index}: {error}") from error
             raise StepFailed(f"step {index}: {type(error).__name__}: {error}") from error

@@ -1,0 +1,139 @@
+"""Workers that are none, for tests of the overlapped executor: one computes with the fake model and can be told to
+fail, one takes time on a clock of the test's own."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections import deque
+from collections.abc import Callable
+
+import pytest
+from fake_model import VOCAB, FakeExecutor
+
+from octavo.errors import DeviceLost
+from octavo.executor.base import StepFailed
+from octavo.executor.overlapped import OverlappedExecutor
+from octavo.wire.plan import Masks, Plan, Result, WorkerInfo
+
+INFO = WorkerInfo(
+    num_blocks=1, vocab_size=VOCAB, max_model_len=64, device="none", dtype="none", backend="scripted",
+    weights_bytes=0, kv_bytes=0,
+)  # fmt: skip
+
+
+def executor_over(worker: object, depth: int = 2) -> OverlappedExecutor:
+    """Started, with this worker instead of the real one."""
+    module = types.ModuleType("octavo.worker.worker")
+    module.Worker = lambda _resolved, _files: worker  # type: ignore[attr-defined]
+    executor = OverlappedExecutor("resolved", "files", depth)  # type: ignore[arg-type]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "octavo.worker.worker", module)
+        executor.start()
+    return executor
+
+
+class ScriptedWorker:
+    """Computes each plan when it is launched, as a device in whose queue it is next; what it sampled shows when it is
+    collected. Requests are told apart by their seeds."""
+
+    def __init__(self, fake: FakeExecutor) -> None:
+        self.fake = fake
+        self.fails: Callable[[Plan], str | None] = lambda _plan: None
+        """When a plan fails: launch, collect, lost, or not at all."""
+        self.is_lost = False
+        self.shutdowns = 0
+        self.in_flight: deque[tuple[Plan, Result | str]] = deque()
+        self.blamed: set[int] = set()
+        """Seeds of the requests of all plans that failed when none before them had."""
+        self._behind: set[int] = set()
+
+    def start(self) -> WorkerInfo:
+        return INFO
+
+    def launch(self, plan: Plan, masks: Masks | None = None) -> None:
+        how = self.fails(plan)
+        self.fake.submit(plan, masks)
+        self.fake.fail_next = how in ("launch", "collect")
+        try:
+            self.in_flight.append((plan, self.fake.collect()))
+        except StepFailed:
+            self.fake._tolerant = 3  # what runs before this is known to anybody is worthless
+            if how == "launch":
+                self._blame(plan)
+                raise RuntimeError("out of memory") from None
+            self.in_flight.append((plan, "nan"))
+        if how == "lost":
+            self.in_flight[-1] = plan, "lost"
+
+    def collect(self) -> Result:
+        plan, result = self.in_flight.popleft()
+        if isinstance(result, Result):
+            return result
+        if result == "lost":
+            self.is_lost = True
+            raise RuntimeError("CUDA error: an illegal memory access")
+        self._blame(plan)
+        raise ValueError("logits are not numbers")
+
+    def shutdown(self) -> None:
+        self.shutdowns += 1
+
+    def _blame(self, plan: Plan) -> None:
+        if plan.index not in self._behind:
+            self.blamed |= {self.fake._rows[run.row].admit.seed for run in plan.run}
+        self._behind |= {later.index for later, _ in self.in_flight if later.index > plan.index}
+
+
+class TimedWorker:
+    """Launching takes the host some of the time, a step the device; tokens count up from 10."""
+
+    def __init__(self, step: Callable[[Plan], float], launch: float = 0.0) -> None:
+        self.now = 100.0
+        self.gaps: list[float] = []
+        """How long the device had nothing to do before each step but the first."""
+        self.steps: list[float] = []
+        self.is_lost = False
+        self._step, self._launch = step, launch
+        self._free_at = 0.0
+        self._flight: deque[tuple[float, Result | Exception]] = deque()
+        self._token = 10
+
+    def start(self) -> WorkerInfo:
+        return INFO
+
+    def launch(self, plan: Plan, masks: Masks | None = None) -> None:
+        self.now += self._launch
+        if self._free_at:
+            self.gaps.append(max(self.now - self._free_at, 0.0))
+        self.steps.append(self._step(plan))
+        self._free_at = max(self.now, self._free_at) + self.steps[-1]
+        samples = sum(run.samples for run in plan.run)
+        self._token = 10 + (self._token - 9) % 80
+        self._flight.append((self._free_at, Result(plan.index, [self._token] * samples, [None] * samples)))
+
+    def collect(self) -> Result:
+        done, result = self._flight.popleft()
+        self.now = max(self.now, done)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def shutdown(self) -> None:
+        pass
+
+
+class LostWorker(TimedWorker):
+    """The device is lost in the step of this index: when it is collected, or when the next is launched."""
+
+    def __init__(self, at: int, on_launch: bool) -> None:
+        super().__init__(lambda _plan: 0.001)
+        self._at, self._on_launch = at, on_launch
+
+    def launch(self, plan: Plan, masks: Masks | None = None) -> None:
+        if self._on_launch and plan.index > self._at:
+            self.is_lost = True
+            raise RuntimeError("CUDA error: unspecified launch failure")
+        super().launch(plan, masks)
+        if plan.index == self._at and not self._on_launch:
+            self._flight[-1] = self._flight[-1][0], DeviceLost("the GPU failed: CUDA error")
