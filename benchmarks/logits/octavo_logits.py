@@ -66,7 +66,7 @@ def main(path: str, ids_path: str, out_path: str, dtype: str, kv_dtype: str, chu
                     logits = model.logits(hidden[at : min(at + steps.chunk, count)])
                     place = window * length + first + at
                     out[place : place + len(logits)] = logits.numpy()
-                steps.advance([])
+                steps.advance(torch.empty(0, dtype=torch.int64))
             batch.release(0)
     out.flush()
     print(json.dumps({"name": "octavo", "version": octavo.__version__, "backend": ops.name, "notes": list(ops.notes)}))

@@ -7,6 +7,8 @@ positions below num_computed have their K and V in them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,6 +18,9 @@ from octavo.kernels.recorded import PermanentRows
 from octavo.wire.plan import Admit, Extend
 
 Ints = NDArray[np.int32]
+
+UNKNOWN = -1
+"""A token that was sampled and that only the device knows."""
 
 
 class Batch:
@@ -63,9 +68,11 @@ class Batch:
         self.prompt_logprobs[row] = -1
         self.scored.discard(row)
 
-    def advance(self, rows: list[int], counts: list[int], samples: list[bool], token_ids: list[int]) -> None:
-        """counts[i] more tokens of rows[i] are computed, and one of `token_ids` was sampled for each with samples[i].
-        (A recorded step does this by itself.)"""
+    def advance(
+        self, rows: list[int], counts: list[int], samples: list[bool], token_ids: Sequence[int] | int = UNKNOWN
+    ) -> None:
+        """counts[i] more tokens of rows[i] are computed, and one of `token_ids` was sampled for each with samples[i];
+        UNKNOWN while they are on their way. (A recorded step does this by itself.)"""
         self.num_computed[rows] += np.array(counts, np.int32)
         sampled = np.array(rows, np.int64)[np.array(samples, np.bool_)]
         self.token_ids[sampled, self.num_tokens[sampled]] = token_ids

@@ -7,14 +7,17 @@ Invariants for callers: whatever touches the device's memory is given with `laun
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from octavo.errors import DeviceLost
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,9 @@ class Device(Protocol):
         """[size] on the host, from and to which copies run beside everything else."""
         ...
 
-    def launch(self, work: Callable[[], None]) -> None:
-        """`work` calls operations; on a GPU they only enter its queue."""
+    def launch(self, work: Callable[[], T]) -> T:
+        """Calls `work`, whose operations enter the queue behind what was given before; the tensors they return are not
+        to be read on the host."""
         ...
 
     def upload(self, source: Tensor, target: Tensor) -> None:
@@ -60,9 +64,13 @@ class Device(Protocol):
         """Stands behind all work given so far."""
         ...
 
-    def capture(self, work: Callable[[], None]) -> Graph:
-        """Runs `work` once to warm it up, then records it, in a memory pool that all graphs share: only one graph's
-        results are valid at a time, unless its work copies them elsewhere."""
+    def graph_pool(self) -> object:
+        """Memory that several graphs use in turn. It is given back with the last of them."""
+        ...
+
+    def capture(self, work: Callable[[], None], pool: object) -> Graph:
+        """Runs `work` once to warm it up, then records it. What it makes is valid until another graph of the pool is
+        replayed, unless `work` copies it elsewhere."""
         ...
 
     def memory(self) -> DeviceMemory:
@@ -79,54 +87,64 @@ class Device(Protocol):
 
 
 class CudaDevice:
-    """Implements Device by PyTorch: everything enters the current stream of the thread that made it."""
+    """Implements Device by PyTorch: everything enters one stream of its own, whichever thread gives it."""
 
     def __init__(self, name: str) -> None:
         self.where = torch.device(name)
         torch.cuda.set_device(self.where)
-        # Graphs cannot be captured on the default stream.
-        torch.cuda.set_stream(torch.cuda.Stream(self.where))
-        self._pool = torch.cuda.graph_pool_handle()
+        # Not the default one, on which no graph can be captured.
+        self._stream = torch.cuda.Stream(self.where)  # type: ignore[no-untyped-call]
+        self._thread = 0
+        self._enter()
 
     def host_buffer(self, size: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(size, dtype=dtype, pin_memory=True)
 
-    def launch(self, work: Callable[[], None]) -> None:
-        work()
+    def launch(self, work: Callable[[], T]) -> T:
+        self._enter()
+        return work()
 
     def upload(self, source: Tensor, target: Tensor) -> None:
+        self._enter()
         target.copy_(source, non_blocking=True)
 
     def download(self, source: Tensor, target: Tensor) -> None:
+        self._enter()
         target.copy_(source, non_blocking=True)
 
     def event(self) -> Event:
-        event = torch.cuda.Event()
-        event.record()
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record(self._stream)
         return _CudaEvent(event)
 
-    def capture(self, work: Callable[[], None]) -> Graph:
+    def graph_pool(self) -> object:
+        return torch.cuda.graph_pool_handle()
+
+    def capture(self, work: Callable[[], None], pool: object) -> Graph:
+        self._enter()
         work()
-        torch.cuda.current_stream().synchronize()
+        self._stream.synchronize()
         graph = torch.cuda.CUDAGraph()
-        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")  # type: ignore[arg-type]
         try:
             work()
         finally:
             graph.capture_end()
-        return graph
+        return _CudaGraph(graph, self._enter)
 
     def memory(self) -> DeviceMemory:
+        self._stream.synchronize()
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(self.where)
         return DeviceMemory(total, free)
 
     def peak(self, work: Callable[[], None]) -> int:
-        torch.cuda.synchronize(self.where)
+        self._enter()
+        self._stream.synchronize()
         torch.cuda.reset_peak_memory_stats(self.where)
         before = torch.cuda.memory_allocated(self.where)
         work()
-        torch.cuda.synchronize(self.where)
+        self._stream.synchronize()
         return int(torch.cuda.max_memory_allocated(self.where)) - before
 
     def is_lost(self) -> bool:
@@ -135,6 +153,21 @@ class CudaDevice:
         except RuntimeError:
             return True
         return False
+
+    def _enter(self) -> None:
+        """The current stream is one of each thread; the engine is started in one and may run in another."""
+        if self._thread != threading.get_ident():
+            torch.cuda.set_stream(self._stream)
+            self._thread = threading.get_ident()
+
+
+class _CudaGraph:
+    def __init__(self, graph: torch.cuda.CUDAGraph, enter: Callable[[], None]) -> None:
+        self._graph, self._enter = graph, enter
+
+    def replay(self) -> None:
+        self._enter()
+        self._graph.replay()
 
 
 class _CudaEvent:

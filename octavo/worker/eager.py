@@ -38,5 +38,8 @@ class EagerSteps:
     def logits(self, first: int, count: int) -> Tensor:
         return self._model.logits(self._sampled[first : first + count])
 
-    def advance(self, token_ids: list[int]) -> None:
-        self._batch.advance(*self._runs, token_ids)
+    def advance(self, token_ids: Tensor) -> None:
+        self._batch.advance(*self._runs, token_ids.tolist())
+
+    def plain(self) -> None:
+        return None

@@ -1,12 +1,18 @@
 """Runs plans: permanent rows, block copies, the step over them, the sampler, in that order. Owned by worker/worker.
 
+A plan has two halves: `launch` gives all of its work, `finish` reads what it sampled. On the CPU all is done by the end
+of the first; on a device the host may launch the next plan in between, so nothing in `launch` hangs on a value that is
+computed there (prompt log-probabilities and embeddings do, and wait).
+
 Invariant: nothing here decides; every state change is one that the plan names, plus the sampled tokens. When a plan
-raises, the rows it touched are to be released; `release` of any row is always allowed.
+raises, its rows are left out of the plans that were made before that was known, until they are released.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import compress
 
 import torch
 from torch import Tensor
@@ -14,14 +20,32 @@ from torch import Tensor
 from octavo.kernels.recorded import Recorded, Steps
 from octavo.models.decoder import Model
 from octavo.types import TokenLogprobs
-from octavo.wire.plan import BlockCopy, Masks, Plan, Result
+from octavo.wire.plan import BlockCopy, Masks, Plan, Result, Run
 from octavo.worker.batch import Batch
+from octavo.worker.lane import HostLane, Lane, Readback
 from octavo.worker.pooling import Pooling
-from octavo.worker.sampler import Sampler
+from octavo.worker.sampler import Sampled, Sampler
+
+
+@dataclass
+class Launched:
+    """A plan whose work is given."""
+
+    plan: Plan
+    sampled: list[Sampled] = field(default_factory=list)
+    readback: Readback | None = None
+    """Of the tensors of `sampled`, in order."""
+    token_ids: list[int] | None = None
+    """Known already, without log-probabilities."""
+    prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
+    embeddings: dict[int, bytes] = field(default_factory=dict)
+    left_out: frozenset[int] = frozenset()
+    """Rows of the plan that were not run."""
 
 
 class Runner:
-    """`kv`: per layer [2, blocks, ...]; `steps` compute over them; `recorded`: the same, when it takes but one call."""
+    """`kv`: per layer [2, blocks, ...]; `steps` compute over them, reached by `lane`; `recorded`: the same, when it
+    takes but one call."""
 
     def __init__(
         self,
@@ -30,68 +54,127 @@ class Runner:
         batch: Batch,
         sampler: Sampler,
         steps: Steps,
+        lane: Lane | None = None,
         recorded: Recorded | None = None,
     ) -> None:
         self._model, self._kv = model, kv
         self._batch, self._sampler = batch, sampler
         self._steps, self._recorded = steps, recorded
+        self._lane = lane or HostLane()
         self._pooling = Pooling()
+        self._broken: set[int] = set()
         self.workspace = recorded.nbytes if recorded is not None else None
         """Bytes the largest step takes; None: it was not recorded, and nobody knows."""
 
     def run(self, plan: Plan, masks: Masks | None = None) -> Result:
         """Applies and computes one plan."""
-        self._apply(plan)
-        if not plan.run:
-            return Result(plan.index)
-        rows = [run.row for run in plan.run]
-        counts = [run.num_tokens for run in plan.run]
-        samples = [run.samples for run in plan.run]
-        sampling = rows if all(samples) else [run.row for run in plan.run if run.samples]
-        plain = self._sampler.is_plain(sampling) and not self._batch.scored and not self._pooling.rows
-        if self._recorded is None or not plain:
-            return self._run_in_parts(plan, (rows, counts, samples), sampling, masks)
-        token_ids = self._recorded.step(rows, counts, samples, masks)
-        self._sampler.check(sampling, token_ids)
-        return Result(plan.index, token_ids, [None] * len(token_ids))
+        return self.finish(self.launch(plan, masks))
+
+    def launch(self, plan: Plan, masks: Masks | None = None) -> Launched:
+        """Gives the plan's work. Raises whatever it raises."""
+        try:
+            self._apply(plan)
+            launched = Launched(plan)
+            if not self._broken:
+                self._launch(launched, plan.run, masks)
+                return launched
+            launched.left_out = left_out = frozenset(self._broken.intersection(run.row for run in plan.run))
+            kept = [run.row not in left_out for run in plan.run if run.samples]
+            of_kept = None if masks is None else (lambda: list(compress(masks(), kept)))
+            self._launch(launched, [run for run in plan.run if run.row not in left_out], of_kept)
+            return launched
+        except BaseException:
+            self._broken.update(run.row for run in plan.run)
+            raise
 
     @torch.inference_mode()
-    def _run_in_parts(
-        self, plan: Plan, runs: tuple[list[int], list[int], list[bool]], sampling: list[int], masks: Masks | None
-    ) -> Result:
+    def finish(self, launched: Launched) -> Result:
+        """Waits for what was sampled. Raises EngineError where logits were not numbers, DeviceLost."""
+        plan, token_ids, logprobs = launched.plan, launched.token_ids, list[TokenLogprobs | None]()
+        if token_ids is None:
+            token_ids = []
+            tensors = iter(() if launched.readback is None else launched.readback.read())
+            for sampled in launched.sampled:
+                found = self._sampler.read(sampled, [next(tensors) for _ in sampled.tensors()])
+                token_ids += found[0]
+                logprobs += found[1]
+        else:
+            logprobs = [None] * len(token_ids)
+        if launched.left_out:
+            token_ids, logprobs = _with_gaps(plan.run, launched.left_out, token_ids, logprobs)
+        return Result(plan.index, token_ids, logprobs, launched.prompt_logprobs, launched.embeddings)
+
+    def _launch(self, launched: Launched, runs: list[Run], masks: Masks | None) -> None:
+        if not runs:
+            return
+        rows = [run.row for run in runs]
+        counts = [run.num_tokens for run in runs]
+        samples = [run.samples for run in runs]
+        sampling = rows if all(samples) else [run.row for run in runs if run.samples]
+        plain = self._sampler.is_plain(sampling) and not self._batch.scored and not self._pooling.rows
+        if self._recorded is None or not plain:
+            self._launch_in_parts(launched, (rows, counts, samples), sampling, masks, plain and masks is None)
+            return
+        launched.token_ids = self._recorded.step(rows, counts, samples, masks)
+        self._sampler.check(sampling, launched.token_ids)
+
+    @torch.inference_mode()
+    def _launch_in_parts(
+        self,
+        launched: Launched,
+        runs: tuple[list[int], list[int], list[bool]],
+        sampling: list[int],
+        masks: Masks | None,
+        plain: bool,
+    ) -> None:
         """Where the sampler needs the logits, or the hidden states of a prompt are wanted."""
-        self._steps.begin(*runs, whole=bool(self._batch.scored or self._pooling.rows))
-        prompt_logprobs = self._prompt_logprobs(*runs[:2]) if self._batch.scored else {}
-        embeddings = self._embeddings(*runs[:2]) if self._pooling.rows else {}
-        allowed = [None] * len(sampling) if masks is None else masks()
-        token_ids: list[int] = []
-        logprobs: list[TokenLogprobs | None] = []
-        for at in range(0, len(sampling), self._steps.chunk):
-            part = sampling[at : at + self._steps.chunk]
-            found = self._sampler.sample(part, self._steps.logits(at, len(part)), allowed[at : at + len(part)])
-            token_ids += found[0]
-            logprobs += found[1]
-        self._steps.advance(token_ids)
-        return Result(plan.index, token_ids, logprobs, prompt_logprobs, embeddings)
+        steps, lane = self._steps, self._lane
+        steps.begin(*runs, whole=bool(self._batch.scored or self._pooling.rows))
+        if self._batch.scored:
+            launched.prompt_logprobs = lane.launch(lambda: self._prompt_logprobs(*runs[:2]))
+        if self._pooling.rows:
+            launched.embeddings = lane.launch(lambda: self._embeddings(*runs[:2]))
+        if plain and (token_ids := steps.plain()) is not None:
+            launched.sampled = [Sampled(sampling, [], [], token_ids)]
+        else:
+            allowed: list[bytes | None] = [None] * len(sampling) if masks is None else masks()
+            launched.sampled = lane.launch(lambda: self._sample(sampling, allowed))
+            token_ids = lane.launch(lambda: _joined(launched.sampled))
+            steps.advance(token_ids)
+        if launched.sampled:
+            launched.readback = lane.download([tensor for part in launched.sampled for tensor in part.tensors()])
+
+    def _sample(self, rows: list[int], allowed: list[bytes | None]) -> list[Sampled]:
+        """As many at a time as the logits of fit."""
+        found = []
+        for at in range(0, len(rows), self._steps.chunk):
+            part = rows[at : at + self._steps.chunk]
+            logits = self._steps.logits(at, len(part))
+            found.append(self._sampler.launch(part, logits, allowed[at : at + len(part)]))
+        return found
 
     def _apply(self, plan: Plan) -> None:
         for row in plan.release:
             self._batch.release(row)
-            self._sampler.release(row)
             self._pooling.release(row)
+            self._broken.discard(row)
         for admit in plan.admit:
             self._batch.admit(admit)
-            self._sampler.admit(admit)
             self._pooling.admit(admit)
         for extend in plan.extend:
             self._batch.extend(extend)
+        self._lane.begin(plan)
+        for row in plan.release:
+            self._sampler.release(row)
+        self._sampler.admit_all(plan.admit)
         if plan.copies:
-            self._copy(plan.copies)
+            self._lane.launch(lambda: self._copy(plan.copies))
 
     def _copy(self, copies: list[BlockCopy]) -> None:
         """All sources are read before any destination is written."""
-        src = torch.tensor([copy.src for copy in copies])
-        dst = torch.tensor([copy.dst for copy in copies])
+        where = self._kv[0].device
+        src = torch.tensor([copy.src for copy in copies], device=where)
+        dst = torch.tensor([copy.dst for copy in copies], device=where)
         for pages in self._kv:
             pages.index_copy_(1, dst, pages.index_select(1, src))
 
@@ -132,3 +215,19 @@ class Runner:
             part = slice(at, at + self._steps.chunk)
             scored += self._sampler.prompt_logprobs(self._model.logits(hidden[part]), following[part], num_top)
         return scored
+
+
+def _joined(parts: list[Sampled]) -> Tensor:
+    """[samples] int64"""
+    if len(parts) == 1:
+        return parts[0].token_ids
+    return torch.cat([part.token_ids for part in parts]) if parts else torch.empty(0, dtype=torch.int64)
+
+
+def _with_gaps(
+    runs: list[Run], left_out: frozenset[int], token_ids: list[int], logprobs: list[TokenLogprobs | None]
+) -> tuple[list[int], list[TokenLogprobs | None]]:
+    """A token that nobody waits for in the place of each row that was left out."""
+    found = iter(zip(token_ids, logprobs, strict=True))
+    filled = [(0, None) if run.row in left_out else next(found) for run in runs if run.samples]
+    return [token_id for token_id, _ in filled], [entry for _, entry in filled]

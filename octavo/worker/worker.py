@@ -9,22 +9,23 @@ from __future__ import annotations
 import enum
 import gc
 import time
+from collections import deque
+
+import torch
 
 from octavo.config.resolve import ResolvedConfig
 from octavo.env import forced_backend, forced_isa
+from octavo.errors import OutOfMemory
 from octavo.kernels import registry
-from octavo.kernels.ops import Ops
 from octavo.modelfiles.facts import ModelFacts, read_facts
 from octavo.modelfiles.files import ModelFiles
-from octavo.models.decoder import Model
 from octavo.models.registry import build
-from octavo.weights.checkpoint import open_checkpoint
 from octavo.wire.plan import Masks, Plan, Result, WorkerInfo
-from octavo.worker import kv, profile
-from octavo.worker.batch import Batch
-from octavo.worker.eager import EagerSteps
-from octavo.worker.runner import Runner
-from octavo.worker.sampler import Sampler
+from octavo.worker import kv
+from octavo.worker.device import Device, open_device
+from octavo.worker.loading import open_weights
+from octavo.worker.parts import DeviceParts, HostParts, Parts
+from octavo.worker.runner import Launched, Runner
 
 
 class State(enum.Enum):
@@ -40,9 +41,12 @@ class State(enum.Enum):
 class Worker:
     """Implements what executors drive. Not thread-safe: one thread starts it, runs plans and shuts it down."""
 
-    def __init__(self, resolved: ResolvedConfig, files: ModelFiles) -> None:
+    def __init__(self, resolved: ResolvedConfig, files: ModelFiles, device: Device | None = None) -> None:
+        """`device`: where to compute, by default as `resolved.device` says."""
         self._resolved, self._files = resolved, files
+        self._device = device
         self._runner: Runner | None = None
+        self._launched: deque[Launched] = deque()
         self.state = State.STARTING
 
     def start(self) -> WorkerInfo:
@@ -50,39 +54,62 @@ class Worker:
         assert self.state is State.STARTING, f"start() of a worker that is {self.state.value}"
         try:
             return self._start()
+        except torch.OutOfMemoryError as error:
+            stage, self.state = self.state, State.FAILED
+            raise OutOfMemory(_NO_MEMORY[stage].format(str(error).partition(". ")[0])) from error
         except BaseException:
             self.state = State.FAILED
             raise
 
     def run(self, plan: Plan, masks: Masks | None = None) -> Result:
-        """`masks`: as wire/plan.py has them. Raises whatever the step raised; the worker stays usable, the plan's rows
-        are to be released."""
-        assert self._runner is not None, f"run() of a worker that is {self.state.value}"
+        """`launch` and `collect` in one."""
+        self.launch(plan, masks)
+        return self.collect()
+
+    def launch(self, plan: Plan, masks: Masks | None = None) -> None:
+        """Gives the plan's work; on a device it goes on while this returns. `masks`: as wire/plan.py has them. Raises
+        whatever the step raised, and then there is nothing to collect; the worker stays usable, the plan's rows are to
+        be released."""
+        assert self._runner is not None, f"launch() of a worker that is {self.state.value}"
         self.state = State.RUNNING
-        return self._runner.run(plan, masks)
+        self._launched.append(self._runner.launch(plan, masks))
+
+    def collect(self) -> Result:
+        """The result of the oldest plan launched. Raises as `launch` does, and DeviceLost."""
+        assert self._runner is not None, f"collect() of a worker that is {self.state.value}"
+        return self._runner.finish(self._launched.popleft())
+
+    @property
+    def is_lost(self) -> bool:
+        """After an error: whether the device can do no more work for this process."""
+        return self._device is not None and self._device.is_lost()
 
     def shutdown(self) -> None:
         """Idempotent; frees weights and pages."""
         if self.state is not State.FAILED:
             self.state = State.DRAINING
         self._runner = None
+        self._launched.clear()
         gc.collect()
 
     def _start(self) -> WorkerInfo:
         resolved, began = self._resolved, time.monotonic()
         facts = read_facts(self._files)
+        self._device = self._device or open_device(resolved.device)
         ops = registry.choose(_spec(resolved, facts), forced_backend())
         self.state = State.LOADING
-        with open_checkpoint(self._files) as checkpoint:
+        with open_weights(resolved, self._files, ops, self._device) as checkpoint:
             model = build(facts, checkpoint, ops, resolved)
         loaded = time.monotonic()
         self.state = State.PROFILING
-        parts = _Parts(facts, resolved, ops, model)
-        workspace = parts.workspace()
-        blocks = kv.num_blocks(resolved, parts.block_bytes, model.nbytes, workspace)
-        self._runner = parts.runner(blocks)
+        parts: Parts
+        if self._device is None:
+            parts = HostParts(facts, resolved, ops, model)
+        else:
+            parts = DeviceParts(facts, resolved, ops, model, self._device)
+        self._runner, blocks, notes = parts.runner()
         self.state = State.READY
-        kv_bytes = blocks * parts.block_bytes
+        kv_bytes = blocks * kv.block_bytes(facts, resolved, ops)
         return WorkerInfo(
             num_blocks=blocks,
             vocab_size=facts.vocab_size,
@@ -96,11 +123,21 @@ class Worker:
             notes=[
                 *ops.notes,
                 f"weights {model.nbytes / kv.MIB:.0f} MiB in {loaded - began:.1f} s",
-                f"workspace {workspace / kv.MIB:.0f} MiB, found in {time.monotonic() - loaded:.1f} s",
+                *notes,
+                f"set up in {time.monotonic() - loaded:.1f} s",
                 f"KV pages {kv_bytes / kv.MIB:.0f} MiB ({resolved.kv_cache_dtype}): {blocks} of {resolved.block_size} "
                 "tokens",
             ],
         )
+
+
+_NO_MEMORY = {
+    State.STARTING: "the GPU has no memory left to start with ({}); end what else runs there",
+    State.LOADING: "the weights do not fit the GPU's memory ({}); take a smaller or a quantized model, or --device cpu",
+    State.PROFILING: "the largest step does not fit beside the weights in the GPU's memory ({}); lower "
+    "--max-num-batched-tokens, --max-num-seqs or --gpu-memory-utilization",
+}
+"""By the state in which memory ran out."""
 
 
 def _spec(resolved: ResolvedConfig, facts: ModelFacts) -> registry.Spec:
@@ -108,26 +145,3 @@ def _spec(resolved: ResolvedConfig, facts: ModelFacts) -> registry.Spec:
         resolved.device, resolved.dtype, resolved.kv_cache_dtype, resolved.threads, forced_isa(),
         attention=resolved.attention_backend, head_dim=facts.head_dim,
     )  # fmt: skip
-
-
-class _Parts:
-    """What a runner is put together from: once over a single page to learn the workspace, then over all of them."""
-
-    def __init__(self, facts: ModelFacts, resolved: ResolvedConfig, ops: Ops, model: Model) -> None:
-        self._facts, self._resolved, self._ops, self._model = facts, resolved, ops, model
-        self._batch = Batch(resolved.max_num_seqs, resolved.max_model_len, resolved.block_size)
-        self._sampler = Sampler(ops, resolved.max_num_seqs, facts.vocab_size, resolved.device)
-        self.block_bytes = kv.block_bytes(facts, resolved, ops)
-
-    def workspace(self) -> int:
-        """Bytes of the largest step: known when steps are recorded, else measured, which also warms libraries up."""
-        runner = self.runner(1)
-        return runner.workspace or profile.measure(runner, self._resolved)
-
-    def runner(self, blocks: int) -> Runner:
-        resolved, model, ops, batch = self._resolved, self._model, self._ops, self._batch
-        pages = kv.allocate(self._facts, resolved, ops, blocks)
-        rows = batch.permanent(*self._sampler.settings)
-        recorded = ops.record(model, pages, rows, resolved.max_num_batched_tokens, resolved.block_size)
-        steps = recorded or EagerSteps(model, ops, pages, batch, self._facts.vocab_size)
-        return Runner(model, pages, batch, self._sampler, steps, recorded)
