@@ -1,4 +1,7 @@
-"""`octavo doctor`: what the machine offers, which kernels would run and why, the memory plan; nothing is loaded."""
+"""`octavo doctor`: what the machine offers, which kernels would run and why, the memory plan; nothing is loaded.
+
+Invariant: what is counted and what is only estimated are told apart.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,11 @@ from rich.text import Text
 from octavo import __version__, env
 from octavo.cli.fetch import fetch_with_progress
 from octavo.config.engine import EngineConfig
+from octavo.config.gpus import Cuda, Gpu, dotted
 from octavo.config.hardware import Hardware, detect
-from octavo.config.resolve import ResolvedConfig, resolve
+from octavo.config.memory import MemoryUse, estimate, num_weights, plan_pages
+from octavo.config.resolve import ResolvedConfig, choose_device, resolve
+from octavo.errors import OutOfMemory
 from octavo.modelfiles import gguf, safetensors
 from octavo.modelfiles.facts import ModelFacts, read_facts
 from octavo.modelfiles.files import ModelFiles
@@ -29,15 +35,34 @@ def _table(title: str, rows: list[tuple[str, str]]) -> Table:
     return table
 
 
-def _hardware(hardware: Hardware) -> Table:
+def hardware_rows(hardware: Hardware) -> list[tuple[str, str]]:
     isa = ", ".join(hardware.isa) or "none known"
-    rows = [
+    return [
         ("octavo", f"{__version__} on Python {platform.python_version()}, {platform.system()} {platform.machine()}"),
         ("cpu", f"{hardware.cpu_name}, {hardware.cores} cores this process may use"),
         ("instructions", isa),
         ("memory", f"{hardware.memory_available / MIB:,.0f} MiB available of {hardware.memory_total / MIB:,.0f}"),
+        *_gpu_rows(hardware.cuda),
     ]
-    return _table("Hardware", rows)
+
+
+def _gpu_rows(cuda: Cuda) -> list[tuple[str, str]]:
+    if not cuda.gpus:
+        return [("gpu", f"none: {cuda.absent}")]
+    driver = "not known" if cuda.driver is None else f"up to {dotted(cuda.driver)}"
+    torch = "PyTorch without CUDA" if cuda.torch is None else f"PyTorch for CUDA {dotted(cuda.torch)}"
+    triton = "Triton" if cuda.has_triton else "no Triton"
+    rows = [(f"cuda:{i}", _about(gpu)) for i, gpu in enumerate(cuda.gpus)]
+    return [*rows, ("cuda", f"{driver} by the driver; installed: {torch}, {triton}")]
+
+
+def _about(gpu: Gpu) -> str:
+    if gpu.problem is not None:
+        return f"{gpu.name}: {gpu.problem}"
+    return (
+        f"{gpu.name}, compute capability {dotted(gpu.capability)}, {gpu.memory_free / MIB:,.0f} MiB free of "
+        f"{gpu.memory_total / MIB:,.0f}"
+    )
 
 
 def kernel_choices(resolved: ResolvedConfig, facts: ModelFacts) -> tuple[Table, str | None]:
@@ -67,9 +92,11 @@ PACKED = {
 """Bits that a weight of a GGUF type takes in native kernels: itself, and its share of the scales of its group."""
 
 
-def count_weights(files: ModelFiles) -> dict[str, int]:
-    """How many numbers of each type the model has, from the headers alone."""
+def count_weights(files: ModelFiles, facts: ModelFacts, resolved: ResolvedConfig) -> dict[str, int]:
+    """How many numbers of each type the model has, from the headers alone; from its shape where they are random."""
     found: dict[str, int] = {}
+    if resolved.load_format == "dummy":
+        return {"random": num_weights(facts)}
     if files.is_gguf:
         kinds = [(gguf.GGML_TYPES[t.type].name, t.shape) for t in gguf.read_header(files.path).tensors.values()]
     else:
@@ -80,40 +107,94 @@ def count_weights(files: ModelFiles) -> dict[str, int]:
     return found
 
 
+def weight_bytes(resolved: ResolvedConfig, weights_by_type: dict[str, int], packed: bool) -> int:
+    """`packed`: quantized weights stay so."""
+    element = _element(resolved)
+    forms = PACKED if packed else {}
+    return int(sum(count * forms.get(kind, 8 * element) / 8 for kind, count in weights_by_type.items()))
+
+
+def _element(resolved: ResolvedConfig) -> int:
+    return 4 if resolved.dtype == "float32" else 2
+
+
+def _kv_per_token(resolved: ResolvedConfig, facts: ModelFacts) -> int:
+    elements = {"int8": 1 + 4 / facts.head_dim, "fp8": 1}
+    return facts.kv_bytes_per_token(elements.get(resolved.kv_cache_dtype, _element(resolved)))
+
+
 def memory_plan(
-    resolved: ResolvedConfig, facts: ModelFacts, weights_by_type: dict[str, int], native: bool
+    resolved: ResolvedConfig, facts: ModelFacts, weights_by_type: dict[str, int], packed: bool, gpu: Gpu | None = None
 ) -> list[tuple[str, str]]:
-    """Rows of the plan: what weights and pages take, and what that holds. `native`: quantized weights stay so."""
-    element = 4 if resolved.dtype == "float32" else 2
-    packed = PACKED if native else {}
-    weights = sum(count * packed.get(kind, 8 * element) / 8 for kind, count in weights_by_type.items())
+    """Rows of the plan: what weights and pages take, and what that holds. `packed`: quantized weights stay so. `gpu`:
+    the one to compute on; None: the CPU."""
+    weights, per_token = weight_bytes(resolved, weights_by_type, packed), _kv_per_token(resolved, facts)
     forms = ", ".join(f"{count / 1e6:,.1f} M {kind}" for kind, count in sorted(weights_by_type.items()))
-    kv_element = 1 + 4 / facts.head_dim if resolved.kv_cache_dtype == "int8" else element
-    per_token = facts.kv_bytes_per_token(kv_element)
-    one_sequence = per_token * resolved.max_model_len
     rows = [
         ("weights", f"{weights / MIB:,.0f} MiB: {forms}, " + ("packed" if packed else f"as {resolved.dtype}")),
         (
             "KV per token",
             f"{per_token / 1024:,.1f} KiB; one page holds {resolved.block_size} tokens of {resolved.kv_cache_dtype}",
         ),
-        ("KV of one sequence", f"{one_sequence / MIB:,.0f} MiB at max_model_len {resolved.max_model_len}"),
+        (
+            "KV of one sequence",
+            f"{per_token * resolved.max_model_len / MIB:,.0f} MiB at max_model_len {resolved.max_model_len}",
+        ),
     ]
+    if gpu is None:
+        return rows + _on_host(resolved, weights, per_token)
+    return rows + _on_gpu(resolved, facts, weights, per_token, gpu)
+
+
+def _on_host(resolved: ResolvedConfig, weights: int, per_token: int) -> list[tuple[str, str]]:
     given = resolved.kv_cache_memory
     if given is not None:
-        rows.append(("KV pages", f"{given / MIB:,.0f} MiB as given: {given / per_token:,.0f} tokens"))
+        pages = f"{given / MIB:,.0f} MiB as given: {given / per_token:,.0f} tokens"
     else:
-        rows.append(("KV pages", "sized at start, out of what the budget leaves"))
-    fits = resolved.memory_budget >= weights + (given or one_sequence)
-    rows.append(("fits", "yes" if fits else "no: lower --max-model-len, or give the process more memory"))
-    return rows
+        pages = "sized at start, out of what the budget leaves"
+    fits = resolved.memory_budget >= weights + (given or per_token * resolved.max_model_len)
+    return [
+        ("KV pages", pages),
+        ("fits", "yes" if fits else "no: lower --max-model-len, or give the process more memory"),
+    ]
+
+
+def _on_gpu(
+    resolved: ResolvedConfig, facts: ModelFacts, weights: int, per_token: int, gpu: Gpu
+) -> list[tuple[str, str]]:
+    about, page = estimate(facts, resolved), per_token * resolved.block_size
+    free = gpu.memory_free - weights - about.tables
+    use = MemoryUse(gpu.memory_total, free, weights, about.activations, about.graphs, page)
+    note = "estimated; measured at start"
+    rows = [
+        ("taken already", f"{gpu.memory_taken / MIB:,.0f} MiB, by other processes and the driver"),
+        ("CUDA and tables", f"about {about.tables / MIB:,.0f} MiB, {note}"),
+        ("largest step", f"about {about.activations / MIB:,.0f} MiB, {note}"),
+        ("graphs", f"about {about.graphs / MIB:,.0f} MiB, {note}" if about.graphs else "none: --enforce-eager"),
+    ]
+    try:
+        plan = plan_pages(resolved, use)
+    except OutOfMemory as error:
+        return [*rows, ("fits", f"no: {error.message}")]
+    tokens = plan.pages * resolved.block_size
+    sequences = tokens / resolved.max_model_len
+    return [
+        *rows,
+        (
+            "KV pages",
+            f"about {plan.kv_bytes / MIB:,.0f} MiB: {tokens:,} tokens, {sequences:,.1f} sequences of max_model_len; "
+            f"at most {resolved.max_num_seqs} run at once",
+        ),
+        ("fits", "yes, by these estimates"),
+    ]
 
 
 def run_doctor(config: EngineConfig) -> None:
     """Print hardware, model, choices with reasons, kernels and memory plan. Loads no weights."""
     console = Console(highlight=False)
     hardware = detect()
-    console.print(_hardware(hardware), "")
+    console.print(_table("Hardware", hardware_rows(hardware)), "")
+    choose_device(config, hardware)  # a model need not be fetched to learn that there is no such GPU
     files = fetch_with_progress(config)
     facts = read_facts(files)
     resolved = resolve(config, hardware, facts, files.name)
@@ -126,8 +207,12 @@ def run_doctor(config: EngineConfig) -> None:
         ("context", f"{facts.max_position:,} tokens"),
     ]  # fmt: skip
     console.print(_table("Model", model), "")
-    choices = [(reason.partition(":")[0], reason.partition(":")[2].strip()) for reason in resolved.reasons]
+    choices = [(what, why) for what, _, why in (reason.partition(": ") for reason in resolved.reasons)]
     console.print(_table("Choices", choices), "")
     kernels, chosen = kernel_choices(resolved, facts)
     console.print(kernels, "")
-    console.print(_table("Memory plan", memory_plan(resolved, facts, count_weights(files), chosen == "cpu")))
+    gpu = None if resolved.device == "cpu" else hardware.cuda.gpus[int(resolved.device.partition(":")[2])]
+    packed = chosen == "cpu" or gpu is not None
+    console.print(
+        _table("Memory plan", memory_plan(resolved, facts, count_weights(files, facts, resolved), packed, gpu))
+    )

@@ -14,13 +14,14 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+import msgspec
 import setproctitle
 
 from octavo import log
 from octavo.config.engine import EngineConfig, ServerConfig
 from octavo.config.hardware import detect
 from octavo.config.keys import with_keys_read
-from octavo.config.resolve import resolve
+from octavo.config.resolve import choose_device, resolve
 from octavo.config.tls import tls_context
 from octavo.modelfiles.facts import read_facts
 from octavo.modelfiles.files import ModelFiles
@@ -56,7 +57,7 @@ def run(config: EngineConfig, server: ServerConfig) -> int:
             check_endpoint(server.connect)
             endpoint = server.connect
         else:
-            files = _check_model(config, as_log=server.log_format == "json")
+            files, config = _check_model(config, as_log=server.log_format == "json")
             endpoint = stack.enter_context(private_endpoint())
         children = [_server_child(server, endpoint, listener.fileno(), files)]
         if server.connect is None:
@@ -72,11 +73,14 @@ def run(config: EngineConfig, server: ServerConfig) -> int:
                 child.wait()
 
 
-def _check_model(config: EngineConfig, *, as_log: bool) -> ModelFiles:
-    """What can be known of the model and the options before a process is started for them."""
+def _check_model(config: EngineConfig, *, as_log: bool) -> tuple[ModelFiles, EngineConfig]:
+    """What can be known of the model and the options before a process is started for them. → and the options with the
+    GPU that was chosen: an engine that starts again because its GPU failed does not go on without one."""
+    hardware = detect()
+    choose_device(config, hardware)  # before a model is fetched
     files = fetch(config, console_progress(as_log=as_log))
-    resolve(config, detect(), read_facts(files), files.name)
-    return files
+    device = resolve(config, hardware, read_facts(files), files.name).device
+    return files, config if device == "cpu" else msgspec.structs.replace(config, device=device)
 
 
 def _server_child(server: ServerConfig, endpoint: str, fd: int, files: ModelFiles | None) -> Child:

@@ -44,7 +44,7 @@ def test_numbers_by_type(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     tensors = [tensor("a", [32, 2], Q8_0, 0), tensor("b", [3, 5], F16, 96), tensor("c", [2], F16, 128)]
     path.write_bytes(File(tensors=tensors, data=bytes(132)).build())
-    assert count_weights(locate(path)) == {"Q8_0": 64, "F16": 17}
+    assert count_weights(locate(path), FACTS, resolve(EngineConfig(), HARDWARE, FACTS, "tiny")) == {"Q8_0": 64, "F16": 17}
 
 
 def test_on_a_gpu_the_choice_of_attention_is_shown_with_reasons() -> None:

@@ -1,0 +1,186 @@
+"""Where a GPU's memory goes: the plan of it, which the worker makes of what it has measured (worker/kv.py) and `octavo
+doctor` of estimates, before anything loads. Pure.
+
+Invariant: what the plan gives to pages is never more than is left of --gpu-memory-utilization of the GPU by everything
+else that is there, other processes included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from octavo.config.resolve import ResolvedConfig
+from octavo.errors import OutOfMemory
+from octavo.modelfiles.facts import ModelFacts
+
+MIB = 1 << 20
+HIGH_UTILIZATION = 0.95
+"""Raising --gpu-memory-utilization beyond it helps little, and fails other things."""
+MUCH = 0.05
+"""From this share of the memory on it is worth telling how to have it back."""
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Bytes of a GPU's memory: `free` when the weights are there and neither graphs nor activations."""
+
+    total: int
+    free: int
+    weights: int
+    activations: int
+    """Of the largest step."""
+    graphs: int
+    page: int
+    """One of KV, over all layers."""
+
+    @property
+    def others(self) -> int:
+        """Other processes, CUDA itself, and the small tables that this process keeps there."""
+        return max(self.total - self.free - self.weights, 0)
+
+    def __str__(self) -> str:
+        graphs = f", graphs {self.graphs / MIB:.0f}" if self.graphs else ""
+        return (
+            f"weights {self.weights / MIB:.0f} MiB, other processes and CUDA {self.others / MIB:.0f}{graphs}, the "
+            f"largest step {self.activations / MIB:.0f}"
+        )
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    use: MemoryUse
+    pages: int
+    """That requests may have. One more is allocated, for the padding of a batch."""
+
+    @property
+    def kv_bytes(self) -> int:
+        return (self.pages + 1) * self.use.page
+
+    def notes(self) -> list[str]:
+        """For the log."""
+        use = self.use
+        rest = use.total - use.others - use.weights - use.graphs - use.activations - self.kv_bytes
+        return [
+            f"of {use.total / MIB:.0f} MiB on the GPU: {use}, KV pages {self.kv_bytes / MIB:.0f}; {rest / MIB:.0f} are "
+            "left free"
+        ]
+
+
+def pages_of_one_sequence(resolved: ResolvedConfig) -> int:
+    """Of max_model_len: the fewest with which every request can end."""
+    return -(-resolved.max_model_len // resolved.block_size)
+
+
+def check_given(resolved: ResolvedConfig, page: int, pages: int) -> int:
+    """The pages that --kv-cache-memory holds, of `page` bytes. Raises OutOfMemory."""
+    one_sequence = pages_of_one_sequence(resolved)
+    if pages < one_sequence:
+        raise OutOfMemory(
+            f"--kv-cache-memory {(resolved.kv_cache_memory or 0) / MIB:.0f}MiB holds {pages * resolved.block_size} "
+            f"tokens, but one sequence of max_model_len {resolved.max_model_len} needs "
+            f"{one_sequence * page / MIB:.0f}MiB; raise --kv-cache-memory or lower --max-model-len"
+        )
+    return pages
+
+
+def plan_pages(resolved: ResolvedConfig, use: MemoryUse) -> MemoryPlan:
+    """As many as there is memory for and requests can have; --kv-cache-memory wins. Raises OutOfMemory, in one line,
+    when one sequence of max_model_len does not fit."""
+    one_sequence = pages_of_one_sequence(resolved)
+    most = one_sequence * resolved.max_num_seqs
+    needed = use.others + use.weights + use.activations + use.graphs
+    if resolved.kv_cache_memory is not None:
+        given = resolved.kv_cache_memory // use.page - 1
+        plan = MemoryPlan(use, min(check_given(resolved, use.page, given), most))
+        room = use.total - needed
+        if plan.kv_bytes > room:
+            raise OutOfMemory(
+                f"{plan.kv_bytes / MIB:.0f} MiB of KV pages do not fit the GPU's {use.total / MIB:.0f} MiB: {use}; "
+                "lower --kv-cache-memory" + (f" to {room // MIB}MiB" if room >= MIB else "")
+            )
+        return plan
+    left = int(resolved.gpu_memory_utilization * use.total) - needed
+    pages = left // use.page - 1
+    if pages < one_sequence:
+        raise OutOfMemory(_no_room(resolved, use, max(left, 0), pages))
+    return MemoryPlan(use, min(pages, most))
+
+
+def _no_room(resolved: ResolvedConfig, use: MemoryUse, left: int, pages: int) -> str:
+    """`left`, `pages`: what there is room for, too little for one sequence; pages <= 0: none."""
+    share = resolved.gpu_memory_utilization
+    limit = share * use.total
+    shortest = pages * resolved.block_size
+    advice = []
+    if shortest > 0:
+        advice.append(f"lower --max-model-len to {shortest}")
+    elif use.weights > MUCH * limit:
+        advice.append("take a smaller or a quantized model")
+    if share < HIGH_UTILIZATION:
+        advice.append("raise --gpu-memory-utilization")
+    if use.activations > MUCH * limit:
+        advice.append("lower --max-num-batched-tokens")
+    if use.graphs > MUCH * limit:
+        advice.append("give --enforce-eager")
+    if use.others > MUCH * limit:
+        advice.append("end other processes on the GPU")
+    last = advice.pop() if advice else "take a smaller model"
+    page_bytes = (pages_of_one_sequence(resolved) + 1) * use.page
+    return (
+        f"KV pages for one sequence of max_model_len {resolved.max_model_len} take {page_bytes / MIB:.0f} MiB, and "
+        f"{left / MIB:.0f} are left of the GPU's {use.total / MIB:.0f} MiB with --gpu-memory-utilization {share:g}: "
+        f"{use}; " + (f"{', '.join(advice)}, or {last}" if advice else last)
+    )
+
+
+CUDA_BYTES = 512 * MIB
+"""A guess: what CUDA and compiled kernels take of a GPU for a process."""
+LIBRARY_BYTES = 64 * MIB
+"""A guess: workspaces of matrix products."""
+LOGITS_BYTES = 128 * MIB
+"""Most of them held at once by a step that is no graph."""
+LOGITS_COPIES = 4
+"""Themselves, as they were for log-probabilities, the logarithms of those, and what the sampler makes of them."""
+GRAPH_EVERY = 8
+"""Rows: about so far apart are the sizes of batches that get a pair of graphs."""
+KERNELS_PER_LAYER = 12
+KERNEL_BYTES = 16 << 10
+"""A guess: what the driver keeps for each kernel of a graph."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes, before anything was measured: by the shapes of the largest tensors, and guesses for what is not ours."""
+
+    activations: int
+    graphs: int
+    tables: int
+    """And CUDA itself."""
+
+
+def estimate(facts: ModelFacts, resolved: ResolvedConfig) -> Estimate:
+    """For a model of attention and a gated MLP on a GPU. At the widest place of a block there are: the residual in f32,
+    twice where one is added; the block's input; and of the MLP gate, up and their product, or of attention q, k, v, the
+    rotated q and the result."""
+    element = 4 if resolved.dtype == "float32" else 2
+    heads, kv_heads, dim = facts.num_heads, facts.num_kv_heads, facts.head_dim
+    inner = max(3 * facts.intermediate_size, (3 * heads + 2 * kv_heads) * dim)
+    per_token = 2 * 4 * facts.hidden_size + element * (facts.hidden_size + inner)
+    tokens = resolved.max_num_batched_tokens
+    rows = min(resolved.max_num_seqs, tokens)
+    logits = 4 * facts.vocab_size * rows
+    activations = tokens * per_token + LOGITS_COPIES * min(logits, LOGITS_BYTES) + LIBRARY_BYTES
+    graphs = 0
+    if not resolved.enforce_eager:
+        num_graphs = 2 * (3 + -(-rows // GRAPH_EVERY))
+        kernels = num_graphs * facts.num_layers * KERNELS_PER_LAYER // 2  # layers are in every other one
+        graphs = rows * per_token + 2 * logits + kernels * KERNEL_BYTES
+    counts_and_sets = 6 * facts.vocab_size * resolved.max_num_seqs  # of penalties and allowed tokens
+    return Estimate(activations, graphs, CUDA_BYTES + counts_and_sets)
+
+
+def num_weights(facts: ModelFacts) -> int:
+    """Of matrices, by the shape of such a model."""
+    attention = 2 * facts.hidden_size * facts.head_dim * (facts.num_heads + facts.num_kv_heads)
+    layers = facts.num_layers * (attention + 3 * facts.hidden_size * facts.intermediate_size)
+    return layers + (1 if facts.tie_embeddings else 2) * facts.vocab_size * facts.hidden_size
