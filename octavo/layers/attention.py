@@ -1,5 +1,5 @@
-"""Self-attention of one layer: fused QKV, rotary embedding, paged attention, output projection. Stateless: keys and
-values live in the pages that the worker owns."""
+"""Self-attention of one layer: fused QKV, rotary embedding (after a norm of each head, where a model has one), paged
+attention, output projection. Stateless: keys and values live in the pages that the worker owns."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from octavo.kernels.ops import Ops
+from octavo.kernels.ops import HeadNorms, Ops
 from octavo.kernels.step import Step
 from octavo.layers.linear import Linear
 
@@ -24,14 +24,23 @@ class AttentionShape:
 
 
 class Attention:
-    def __init__(self, ops: Ops, shape: AttentionShape, qkv: Linear, out: Linear, cos_sin: Tensor) -> None:
+    def __init__(
+        self,
+        ops: Ops,
+        shape: AttentionShape,
+        qkv: Linear,
+        out: Linear,
+        cos_sin: Tensor,
+        norms: HeadNorms | None = None,
+    ) -> None:
         self._ops, self._shape = ops, shape
         self._qkv, self._out = qkv, out
-        self._cos_sin = cos_sin
+        self._cos_sin, self._norms = cos_sin, norms
 
     @property
     def nbytes(self) -> int:
-        return self._qkv.nbytes + self._out.nbytes
+        of_heads = self._norms.q.nbytes + self._norms.k.nbytes if self._norms else 0
+        return self._qkv.nbytes + self._out.nbytes + of_heads
 
     def __call__(self, x: Tensor, kv: Tensor, step: Step) -> Tensor:
         """x [tokens, hidden], kv: the layer's pages → [tokens, hidden]."""
@@ -39,5 +48,5 @@ class Attention:
         heads, kv_heads = shape.num_heads, shape.num_kv_heads
         qkv = self._qkv(x).view(x.shape[0], heads + 2 * kv_heads, shape.head_dim)
         q, k, v = qkv[:, :heads], qkv[:, heads:-kv_heads], qkv[:, -kv_heads:]
-        q = self._ops.rope_cache(q, k, v, self._cos_sin, kv, step)
+        q = self._ops.rope_cache(q, k, v, self._cos_sin, kv, step, self._norms)
         return self._out(self._ops.attention(q, kv, step, shape.scale, shape.window))

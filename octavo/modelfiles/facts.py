@@ -57,9 +57,14 @@ class ModelFacts:
     attention_bias: bool = False
     mlp_bias: bool = False
     sliding_window: int | None = None
+    window_layers: tuple[int, ...] | None = None
+    """Those with the sliding window, in order; None: all."""
     dtype: str = "bfloat16"
     hidden_act: str | None = None
     """The activation's name in config.json; None: the architecture's usual one (GGUF does not say)."""
+
+    def window_of(self, layer: int) -> int | None:
+        return self.sliding_window if self.window_layers is None or layer in self.window_layers else None
 
     def kv_bytes_per_token(self, element_size: float) -> int:
         """Bytes of K and V that one token takes over all layers."""
@@ -173,11 +178,12 @@ def config_facts(config: dict[str, Any], file: str) -> ModelFacts:
     fields = _Fields(file, config)
     hidden = fields.integer("hidden_size")
     heads, kv_heads, head_dim = _heads(fields, hidden, "num_attention_heads", "num_key_value_heads", "head_dim")
-    window = fields.integer("sliding_window") if fields.get("sliding_window") is not None else None
+    num_layers = fields.integer("num_hidden_layers", high=MAX_LAYERS)
+    window, window_layers = _config_window(fields, num_layers, names[0].startswith("Qwen"))
     max_position = fields.integer("max_position_embeddings", high=MAX_POSITIONS)
     return ModelFacts(
         architecture=names[0],
-        num_layers=fields.integer("num_hidden_layers", high=MAX_LAYERS),
+        num_layers=num_layers,
         hidden_size=hidden,
         intermediate_size=fields.integer("intermediate_size"),
         num_heads=heads,
@@ -190,10 +196,26 @@ def config_facts(config: dict[str, Any], file: str) -> ModelFacts:
         tie_embeddings=fields.boolean("tie_word_embeddings", names[0].startswith("Gemma")),
         attention_bias=fields.boolean("attention_bias", False),
         mlp_bias=fields.boolean("mlp_bias", False),
-        sliding_window=window if fields.boolean("use_sliding_window", True) else None,
+        sliding_window=window,
+        window_layers=window_layers,
         dtype=fields.string("dtype") or fields.string("torch_dtype") or "bfloat16",
         hidden_act=fields.string("hidden_act") or fields.string("hidden_activation"),
     )
+
+
+def _config_window(fields: _Fields, num_layers: int, qwen: bool) -> tuple[int | None, tuple[int, ...] | None]:
+    """The sliding window, and the layers that have it when not all have. Qwen's configs name one that is not used
+    unless they say so, and then only from a certain layer on."""
+    window = fields.integer("sliding_window") if fields.get("sliding_window") is not None else None
+    if window is None or not fields.boolean("use_sliding_window", not qwen):
+        return None, None
+    kinds = fields.get("layer_types")
+    if kinds is None:
+        first = fields.integer("max_window_layers", 28 if qwen else 0, low=0)
+        return window, tuple(range(first, num_layers)) if first else None
+    if not isinstance(kinds, list) or len(kinds) != num_layers or not all(isinstance(kind, str) for kind in kinds):
+        fields.fail("layer_types", f"is not a list of {num_layers} names, one for each layer")
+    return window, tuple(i for i, kind in enumerate(kinds) if kind == "sliding_attention")
 
 
 def _config_rope(fields: _Fields, head_dim: int, max_position: int) -> RopeFacts:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from octavo.errors import ModelFileError
 from octavo.kernels.layouts import Layout
-from octavo.kernels.ops import Ops
+from octavo.kernels.ops import HeadNorms, Ops
 from octavo.layers.attention import Attention, AttentionShape
 from octavo.layers.embedding import Embedding
 from octavo.layers.linear import Head, Linear
@@ -32,11 +32,12 @@ IGNORABLE = (".rotary_emb.inv_freq",)
 
 @dataclass(frozen=True)
 class Family:
-    """How the models of a family differ from one another in structure. `permuted`: the file stores the rows of q and k
-    in the order of the interleaved rotary convention."""
+    """What tells this family's attention from others'. `head_norms`: each head of q and k is normalized before it is
+    rotated. `permuted`: the file stores the rows of q and k in the order of the interleaved rotary convention."""
 
     qkv_bias: bool = False
     out_bias: bool = False
+    head_norms: bool = False
     permuted: bool = False
 
 
@@ -44,8 +45,6 @@ class DecoderBuilder:
     def __init__(self, facts: ModelFacts, reader: Reader, ops: Ops, num_positions: int, family: Family) -> None:
         self.facts, self.reader, self.ops = facts, reader, ops
         self.num_positions, self.family = num_positions, family
-        scale = facts.head_dim**-0.5
-        self.shape = AttentionShape(facts.num_heads, facts.num_kv_heads, facts.head_dim, scale, facts.sliding_window)
 
     def build(self, file: str) -> Decoder:
         """Raises ModelFileError for what the file asks and this structure has not, and for tensors left over."""
@@ -69,23 +68,32 @@ class DecoderBuilder:
         else:
             head = Head(self.ops, reader.matrix("lm_head.weight", facts.vocab_size, facts.hidden_size))
             embedding = Embedding(self.ops, self.ops.prepare_table(table))
-        blocks = [self.block(f"model.layers.{i}", cos_sin) for i in range(facts.num_layers)]
+        blocks = [self.block(i, cos_sin) for i in range(facts.num_layers)]
         norm = self.norm("model.norm")
         reader.finish(IGNORABLE)
         return Decoder(embedding, blocks, norm, head, facts.tie_embeddings)
 
-    def block(self, at: str, cos_sin: Tensor) -> Block:
-        facts = self.facts
+    def block(self, layer: int, cos_sin: Tensor) -> Block:
+        facts, at = self.facts, f"model.layers.{layer}"
         hidden, inner = facts.hidden_size, facts.intermediate_size
-        attention = Attention(self.ops, self.shape, self.qkv(f"{at}.self_attn"), self.out(f"{at}.self_attn"), cos_sin)
         gate_up = self.linear([f"{at}.mlp.gate_proj", f"{at}.mlp.up_proj"], inner, hidden, facts.mlp_bias)
         down = self.linear([f"{at}.mlp.down_proj"], hidden, inner, facts.mlp_bias)
         return Block(
             self.norm(f"{at}.input_layernorm"),
-            attention,
+            self.attention(layer, cos_sin),
             self.norm(f"{at}.post_attention_layernorm"),
             GatedMLP(self.ops, gate_up, down),
         )
+
+    def attention(self, layer: int, cos_sin: Tensor) -> Attention:
+        facts, at = self.facts, f"model.layers.{layer}.self_attn"
+        dim, window = facts.head_dim, facts.window_of(layer)
+        shape = AttentionShape(facts.num_heads, facts.num_kv_heads, dim, dim**-0.5, window)
+        norms = None
+        if self.family.head_norms:
+            q, k = (self.reader.vector(f"{at}.{part}_norm.weight", dim) for part in ("q", "k"))
+            norms = HeadNorms(q, k, facts.norm_eps)
+        return Attention(self.ops, shape, self.qkv(at), self.out(at), cos_sin, norms)
 
     def qkv(self, at: str) -> Linear:
         facts = self.facts

@@ -13,6 +13,7 @@ from octavo.kernels.ops import Ops
 from octavo.modelfiles.facts import ModelFacts
 from octavo.models.decoder import Model
 from octavo.models.llama import build_gguf_llama, build_llama
+from octavo.models.qwen import build_gguf_qwen2, build_gguf_qwen3, build_qwen2, build_qwen3
 from octavo.weights.checkpoint import Checkpoint
 
 Builder = Callable[[ModelFacts, Checkpoint, Ops, int], Model]
@@ -20,7 +21,11 @@ Builder = Callable[[ModelFacts, Checkpoint, Ops, int], Model]
 BUILDERS: dict[str, Builder] = {
     "LlamaForCausalLM": build_llama,
     "MistralForCausalLM": build_llama,
+    "Qwen2ForCausalLM": build_qwen2,
+    "Qwen3ForCausalLM": build_qwen3,
     "llama": build_gguf_llama,
+    "qwen2": build_gguf_qwen2,
+    "qwen3": build_gguf_qwen3,
 }
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from test_llama import VARIANTS, agree, expected, random_ids
 from test_mixed_formats import MIXES, write
+from test_qwen import VARIANTS as QWEN_VARIANTS
 from tiny_models import BLOCK_SIZE, VOCAB, Paged, make_reference, resolved_config, save_gguf, save_safetensors
 from torch import Tensor
 
@@ -30,6 +31,7 @@ if not next(choice for choice in registry.report(Spec("cpu", "float32")) if choi
     pytest.skip("the native kernels are not built", allow_module_level=True)
 
 from octavo.kernels.cpu.backend import known_isas
+from octavo.kernels.cpu.record import RecordedStep
 
 MAX_TOKENS = 64
 
@@ -77,9 +79,9 @@ def loaded(files: ModelFiles, ops: Ops, dtype: str = "float32") -> RecordedPaged
     return paged.record(ops)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [*VARIANTS, *QWEN_VARIANTS])
 def test_recorded_logits_are_those_of_transformers(variant: str, tmp_path: Path) -> None:
-    kind, changes = VARIANTS[variant]
+    kind, changes = {**VARIANTS, **QWEN_VARIANTS}[variant]
     reference = make_reference(kind, **changes)
     paged, ids = loaded(save_safetensors(reference, tmp_path), native()), random_ids(77)
     agree(paged.whole(ids), expected(reference, ids))
@@ -90,10 +92,27 @@ def test_recorded_logits_are_those_of_transformers(variant: str, tmp_path: Path)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_recorded_equals_one_operation_at_a_time(isa: str, dtype: str, tmp_path: Path) -> None:
     """To the bit: what is fused computes the same."""
-    for i, changes in enumerate(({"intermediate_size": 64}, {"tie_word_embeddings": True, "attention_bias": True})):
-        files, ops = save_safetensors(make_reference(**changes), tmp_path / str(i)), native(dtype, isa=isa)
+    models: list[tuple[str, dict[str, Any]]] = [
+        ("llama", {"intermediate_size": 64}),
+        ("llama", {"tie_word_embeddings": True, "attention_bias": True}),
+        ("qwen3", {"head_dim": 20}),
+    ]
+    for i, (kind, changes) in enumerate(models):
+        files, ops = save_safetensors(make_reference(kind, **changes), tmp_path / str(i)), native(dtype, isa=isa)
         ids = random_ids(60)
         assert torch.equal(loaded(files, ops, dtype).whole(ids), Paged.load(files, dtype, ops=ops).whole(ids))
+
+
+def test_norms_of_heads_are_no_pass_of_their_own(tmp_path: Path) -> None:
+    found = []
+    for kind in ("llama", "qwen3"):
+        paged = loaded(save_safetensors(make_reference(kind, head_dim=16), tmp_path / kind), native())
+        assert isinstance(paged.recorded, RecordedStep)
+        paged.recorded.program.profiling = True
+        paged.admit(0, random_ids(5))
+        paged.recorded.step([0], [5], [True])
+        found.append([name for name, *_ in paged.recorded.program.profile()])
+    assert found[0] == found[1] and found[0].count("rope_cache") == 2
 
 
 @pytest.mark.parametrize("isa", known_isas())

@@ -10,7 +10,16 @@ import gguf
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from octavo.config.resolve import ResolvedConfig
 from octavo.kernels import registry
@@ -42,7 +51,16 @@ def resolved_config(dtype: str = "float32", max_model_len: int = 128, **changes:
     return ResolvedConfig(**{**values, **changes})
 
 
-def make_reference(kind: str = "llama", **changes: Any) -> LlamaForCausalLM | MistralForCausalLM:
+Reference = LlamaForCausalLM | MistralForCausalLM | Qwen2ForCausalLM | Qwen3ForCausalLM
+KINDS: dict[str, tuple[type[Any], type[Any]]] = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "mistral": (MistralConfig, MistralForCausalLM),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+}
+
+
+def make_reference(kind: str = "llama", **changes: Any) -> Reference:
     """Random weights of a size that makes logits differ clearly; 2 layers, 4 heads over 2 KV heads of 8."""
     torch.manual_seed(1)
     values: dict[str, Any] = {
@@ -52,10 +70,8 @@ def make_reference(kind: str = "llama", **changes: Any) -> LlamaForCausalLM | Mi
         "initializer_range": 0.3, "bos_token_id": 1, "eos_token_id": 2,
     }  # fmt: skip
     values.update(changes)
-    if kind == "mistral":
-        model = MistralForCausalLM(MistralConfig(**values))
-    else:
-        model = LlamaForCausalLM(LlamaConfig(**values))
+    config, architecture = KINDS[kind]
+    model: Reference = architecture(config(**values))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(("bias", "norm.weight")):
@@ -70,16 +86,19 @@ def permuted(rows: np.ndarray, heads: int) -> np.ndarray:
 
 _PARTS = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
+    "self_attn.v_proj": "attn_v", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
     "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
 }  # fmt: skip
 _TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
-def save_gguf(model: LlamaForCausalLM, path: Path, rope_freqs: Tensor | None = None) -> ModelFiles:
+def save_gguf(model: Reference, path: Path, rope_freqs: Tensor | None = None, sliding_window: int = 0) -> ModelFiles:
+    """As llama.cpp's converter does; only Llama's q and k are permuted."""
     config = model.config
-    writer = gguf.GGUFWriter(path, "llama")
+    architecture = "llama" if config.model_type == "mistral" else config.model_type
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -88,7 +107,13 @@ def save_gguf(model: LlamaForCausalLM, path: Path, rope_freqs: Tensor | None = N
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    if sliding_window:
+        writer.add_sliding_window(sliding_window)
+    if architecture == "llama":
+        writer.add_rope_dimension_count(head_dim)
+    if head_dim != config.hidden_size // config.num_attention_heads:
+        writer.add_key_length(head_dim)
+        writer.add_value_length(head_dim)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     if config.rope_parameters["rope_type"] == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
@@ -98,9 +123,9 @@ def save_gguf(model: LlamaForCausalLM, path: Path, rope_freqs: Tensor | None = N
         data = tensor.numpy()
         if part.startswith("model.layers."):
             number, _, rest = part.removeprefix("model.layers.").partition(".")
-            if rest.endswith("q_proj"):
+            if architecture == "llama" and rest.endswith("q_proj"):
                 data = permuted(data, config.num_attention_heads)
-            elif rest.endswith("k_proj"):
+            elif architecture == "llama" and rest.endswith("k_proj"):
                 data = permuted(data, config.num_key_value_heads)
             writer.add_tensor(f"blk.{number}.{_PARTS[rest]}.{kind}", np.ascontiguousarray(data))
         elif not (part == "lm_head" and config.tie_word_embeddings):
@@ -114,7 +139,7 @@ def save_gguf(model: LlamaForCausalLM, path: Path, rope_freqs: Tensor | None = N
     return locate(path)
 
 
-def save_safetensors(model: LlamaForCausalLM, folder: Path) -> ModelFiles:
+def save_safetensors(model: Reference, folder: Path) -> ModelFiles:
     model.save_pretrained(folder)
     return locate(folder)
 

@@ -63,6 +63,23 @@ def test_optional_keys() -> None:
     assert facts(architectures=["Gemma3ForCausalLM"], hidden_activation="gelu").tie_embeddings
 
 
+def test_windows_of_some_layers() -> None:
+    def windows(**changes: Any) -> list[int | None]:
+        found = facts(sliding_window=64, num_hidden_layers=3, **changes)
+        return [found.window_of(layer) for layer in range(found.num_layers)]
+
+    qwen: dict[str, Any] = {"architectures": ["Qwen2ForCausalLM"]}
+    assert windows() == [64, 64, 64]
+    assert windows(**qwen) == windows(**qwen, use_sliding_window=False) == [None, None, None]
+    assert windows(**qwen, use_sliding_window=True) == [None, None, None]  # 28 layers do without, unless it says other
+    assert windows(**qwen, use_sliding_window=True, max_window_layers=1) == [None, 64, 64]
+    assert windows(**qwen, use_sliding_window=True, max_window_layers=0) == [64, 64, 64]
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    assert windows(layer_types=kinds) == [64, None, 64]
+    assert windows(**qwen, use_sliding_window=True, layer_types=kinds, max_window_layers=0) == [64, None, 64]
+    assert facts(num_hidden_layers=3, layer_types=kinds).window_of(0) is None
+
+
 def test_multimodal_config_describes_its_text_part() -> None:
     config = {"architectures": ["SomeForConditionalGeneration"], "text_config": LLAMA, "vision_config": {}}
     found = config_facts(config, "config.json")
@@ -123,6 +140,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"rope_scaling": LLAMA3_ROPE | {"low_freq_factor": 4}}, "low_freq_factor: 4 is not below"),
     ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
     ({"sliding_window": 0}, "sliding_window: 0"),
+    ({"sliding_window": 8, "max_window_layers": -1}, "max_window_layers: -1"),
+    ({"sliding_window": 8, "layer_types": ["full_attention"]}, "layer_types: is not a list of 2 names"),
+    ({"sliding_window": 8, "layer_types": "full_attention"}, "layer_types: is not a list"),
     ({"hidden_act": 3}, "hidden_act"),
     ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
 ]

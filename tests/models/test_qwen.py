@@ -1,0 +1,197 @@
+"""Qwen2 and Qwen3 against Transformers on tiny random models: logits from safetensors and from GGUF, greedy tokens
+through the worker, quantized files; and what is refused. Recorded steps: test_native.py."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType
+from test_llama import agree, expected, random_ids
+from test_mixed_formats import blocks
+from test_worker import BACKENDS, admit, greedy
+from tiny_models import BLOCK_SIZE, Paged, make_reference, resolved_config, save_gguf, save_safetensors
+
+from octavo.errors import ModelFileError
+from octavo.kernels import registry
+from octavo.kernels.registry import Spec
+from octavo.modelfiles.facts import read_facts
+from octavo.modelfiles.files import ModelFiles, locate
+from octavo.wire.plan import Plan, Run
+from octavo.worker.worker import Worker
+
+ROPE = {"rope_type": "default", "rope_theta": 1e6}
+WINDOW = {"use_sliding_window": True, "sliding_window": 11}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2": ("qwen2", {"rope_parameters": ROPE}),
+    "qwen2-tied": ("qwen2", {"tie_word_embeddings": True, "sliding_window": 11}),
+    "qwen2-late-window": ("qwen2", {**WINDOW, "max_window_layers": 1}),
+    "qwen3": ("qwen3", {"head_dim": 16, "rope_parameters": ROPE, "sliding_window": 11}),
+    "qwen3-tied": ("qwen3", {"head_dim": 8, "tie_word_embeddings": True, "rms_norm_eps": 0.1}),
+    "qwen3-biases": ("qwen3", {"head_dim": 16, "attention_bias": True}),
+    "qwen3-odd-heads": ("qwen3", {"num_attention_heads": 5, "num_key_value_heads": 1, "head_dim": 12}),
+    "qwen3-wide-heads": ("qwen3", {"head_dim": 128, "num_attention_heads": 2, "num_key_value_heads": 1}),
+    "qwen3-window": ("qwen3", {"head_dim": 16, **WINDOW, "max_window_layers": 0}),
+    "qwen3-windows-by-layer": (
+        "qwen3", {"head_dim": 16, **WINDOW, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+}  # fmt: skip
+GGUF_VARIANTS = [name for name, (_, changes) in VARIANTS.items() if not changes.get("use_sliding_window")]
+NATIVE = pytest.param("cpu", marks=pytest.mark.skipif("cpu" not in BACKENDS, reason="the native kernels are not built"))
+
+
+def make(variant: str) -> Any:
+    kind, changes = VARIANTS[variant]
+    return make_reference(kind, **changes)
+
+
+@pytest.mark.parametrize("backend", ["reference", NATIVE])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_safetensors_logits(variant: str, backend: str, tmp_path: Path) -> None:
+    reference, ids = make(variant), random_ids(77)
+    ops = registry.choose(Spec("cpu", "float32"), backend)
+    paged = Paged.load(save_safetensors(reference, tmp_path), ops=ops)
+    wanted = expected(reference, ids)
+    agree(paged.whole(ids), wanted)
+    agree(paged.whole(ids, [1, 9, 30, 8, 1, 1, 27]), wanted)
+
+
+@pytest.mark.parametrize("variant", GGUF_VARIANTS)
+def test_gguf_logits(variant: str, tmp_path: Path) -> None:
+    reference, ids = make(variant), random_ids(50)
+    files = save_gguf(reference, tmp_path / "tiny.gguf")
+    assert read_facts(files).architecture == VARIANTS[variant][0]
+    agree(Paged.load(files).whole(ids, [20, 30]), expected(reference, ids))
+
+
+@pytest.mark.parametrize("form", ["safetensors", "gguf"])
+@pytest.mark.parametrize("backend", ["reference", NATIVE])
+@pytest.mark.parametrize("variant", ["qwen2", "qwen3", "qwen3-tied"])
+def test_greedy_tokens_are_those_of_transformers(
+    variant: str, backend: str, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts in chunks beside decodes, through the worker: on the CPU one recorded call a step."""
+    monkeypatch.setenv("OCTAVO_BACKEND", backend)
+    reference = make(variant)
+    files = save_gguf(reference, tmp_path / "m.gguf") if form == "gguf" else save_safetensors(reference, tmp_path)
+    worker = Worker(resolved_config(), files)
+    worker.start()
+    prompts, pages = [random_ids(30, 1), random_ids(17, 2)], 64 // BLOCK_SIZE
+    first = admit(0, prompts[0], list(range(pages)))
+    found = [worker.run(Plan(0, admit=[first], run=[Run(0, len(prompts[0]), True)])).token_ids, []]
+    second = admit(1, prompts[1], list(range(pages, 2 * pages)))
+    found[0] += worker.run(Plan(1, admit=[second], run=[Run(0, 1, True), Run(1, 9, False)])).token_ids
+    for n in (8, *[1] * 28):
+        tokens = worker.run(Plan(2, run=[Run(0, 1, True), Run(1, n, True)])).token_ids
+        found[0].append(tokens[0])
+        found[1].append(tokens[1])
+    for prompt, tokens in zip(prompts, found, strict=True):
+        assert tokens == greedy(reference, prompt, len(tokens))
+
+
+@pytest.mark.parametrize("variant", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("backend", ["reference", NATIVE])
+def test_bfloat16_is_near(variant: str, backend: str, tmp_path: Path) -> None:
+    """No farther from f32 than twice what Transformers is in bf16."""
+    kind, changes = VARIANTS[variant]
+    reference, ids = make_reference(kind, **changes, num_hidden_layers=4), random_ids(60)
+    files = save_safetensors(reference, tmp_path)
+    wanted = expected(reference, ids)
+    theirs = (expected(reference.bfloat16(), ids).float() - wanted).norm()
+    found = Paged.load(files, "bfloat16", ops=registry.choose(Spec("cpu", "bfloat16"), backend)).whole(ids)
+    assert (found - wanted).norm() <= 2 * theirs
+    assert 0 < theirs < 0.2 * wanted.norm()
+
+
+# --- quantized files
+
+HIDDEN, HEADS, KV_HEADS, HEAD_DIM, QUANTIZED_VOCAB = 256, 4, 2, 128, 64
+
+
+def write_quantized(path: Path, kind: str, dense: bool) -> ModelFiles:
+    """One layer of Qwen3, its matrices as blocks or dequantized by the gguf package."""
+    random, number = np.random.default_rng(1), GGMLQuantizationType[kind]
+    writer = gguf.GGUFWriter(path, "qwen3")
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_feed_forward_length(512)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_key_length(HEAD_DIM)
+    writer.add_value_length(HEAD_DIM)
+    writer.add_rope_freq_base(1e6)
+    writer.add_layer_norm_rms_eps(1e-6)
+    for name, shape in {
+        "token_embd": (QUANTIZED_VOCAB, HIDDEN),
+        "blk.0.attn_q": (HEADS * HEAD_DIM, HIDDEN),
+        "blk.0.attn_k": (KV_HEADS * HEAD_DIM, HIDDEN),
+        "blk.0.attn_v": (KV_HEADS * HEAD_DIM, HIDDEN),
+        "blk.0.attn_output": (HIDDEN, HEADS * HEAD_DIM),
+        "blk.0.ffn_gate": (512, HIDDEN),
+        "blk.0.ffn_up": (512, HIDDEN),
+        "blk.0.ffn_down": (HIDDEN, 512),
+    }.items():
+        data = blocks(kind, shape, random)
+        if dense:
+            writer.add_tensor(f"{name}.weight", gguf.quants.dequantize(data, number))
+        else:
+            writer.add_tensor(f"{name}.weight", data, raw_dtype=number)
+    for name, size in (
+        *((name, HIDDEN) for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm")),
+        *((name, HEAD_DIM) for name in ("blk.0.attn_q_norm", "blk.0.attn_k_norm")),
+    ):
+        writer.add_tensor(f"{name}.weight", random.uniform(0.5, 1.5, size).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return locate(path)
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "Q8_0"])
+def test_quantized_files_equal_their_dequantized_weights(kind: str, tmp_path: Path) -> None:
+    ids = [n % QUANTIZED_VOCAB for n in random_ids(40)]
+    quantized = write_quantized(tmp_path / "quantized.gguf", kind, dense=False)
+    wanted = Paged.load(write_quantized(tmp_path / "dense.gguf", kind, dense=True), max_model_len=64).whole(ids)
+    assert wanted.std() > 0.01
+    assert torch.equal(Paged.load(quantized, max_model_len=64).whole(ids), wanted)
+    if "cpu" in BACKENDS:
+        ops = registry.choose(Spec("cpu", "bfloat16", "float32"), "cpu")
+        found = Paged.load(quantized, "bfloat16", max_model_len=64, ops=ops).whole(ids)
+        assert (found - wanted).norm() <= 0.05 * wanted.norm()
+
+
+# --- what is refused
+
+
+def test_yarn_is_refused_by_name(tmp_path: Path) -> None:
+    rope = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32}
+    with pytest.raises(ModelFileError, match="yarn"):
+        Paged.load(save_safetensors(make_reference("qwen3", rope_parameters=rope), tmp_path))
+
+
+def test_a_gguf_window_is_refused_unless_it_holds_the_whole_context(tmp_path: Path) -> None:
+    def file(window: int) -> ModelFiles:
+        path = tmp_path / f"{window}.gguf"
+        return save_gguf(make_reference("qwen2"), path, sliding_window=window)
+
+    Paged.load(file(128))
+    with pytest.raises(ModelFileError, match=r"qwen2\.attention\.sliding_window: 127, but not in which layers"):
+        Paged.load(file(127))
+
+
+def test_norms_and_biases_are_the_architectures(tmp_path: Path) -> None:
+    """A file with one too few or too many means another model than its architecture."""
+    for kind, message in (("qwen2", r"q_proj\.bias.*missing"), ("qwen3", r"q_norm\.weight.*missing")):
+        files = save_safetensors(make_reference("llama", head_dim=8), tmp_path / kind)
+        config = tmp_path / kind / "config.json"
+        name = f"{kind.title()}ForCausalLM"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "architectures": [name]}))
+        with pytest.raises(ModelFileError, match=message):
+            Paged.load(files)
