@@ -3,8 +3,8 @@ they are, pages in its layout NHD. Chosen by kernels/attention.py.
 
 A step is planned once for all layers that ask the same (window, soft cap, scale); layers that ask otherwise get a
 wrapper and a plan of their own. A step of single new tokens goes to its decode kernels, any other to its prefill
-kernels, which take single tokens among them too. Planning is host work over row pointers: three small arrays are read
-back, once per step.
+kernels, which take single tokens among them too. Planning is host work over row pointers, which the worker leaves with
+the step; where they are on the device alone they are read back, once per step.
 """
 
 from __future__ import annotations
@@ -108,8 +108,11 @@ class FlashInferAttention:
 
 
 def _host_tables(step: Step) -> tuple[Tensor, Tensor, Tensor]:
-    """query_start, page_start and the tokens in each row's last page, int32 on the host, by one copy."""
+    """query_start, page_start and the tokens in each row's last page, int32 on the host."""
     rows = step.num_rows
-    last = (step.context_lens - 1) % step.block_size + 1
-    together = torch.cat((step.query_start, step.page_start, last)).cpu()
-    return together[: rows + 1], together[rows + 1 : 2 * rows + 2], together[2 * rows + 2 :]
+    if step.on_host is None:
+        together = torch.cat((step.query_start, step.context_lens, step.page_start)).cpu()
+        query_start, context_lens, page_start = together.split((rows + 1, rows, rows + 1))
+    else:
+        query_start, context_lens, page_start = step.on_host
+    return query_start, page_start, (context_lens - 1) % step.block_size + 1

@@ -25,6 +25,8 @@ class Step:
     block_size: int
     max_query_len: int
     max_context_len: int
+    on_host: tuple[Tensor, Tensor, Tensor] | None = None
+    """query_start, context_lens and page_start once more, for who plans on the host, where the step was made there."""
     tight: bool = True
     """Row i's pages end where those of row i + 1 start. Else page_start tells starts alone, and page_ids has gaps."""
 

@@ -73,7 +73,8 @@ class DeviceSteps:
         moved = dict(zip(_ARRAYS, there, strict=False))
         token_ids = moved["token_ids"]
         moved["token_ids"] = torch.where(token_ids < 0, self._parts.state.last_token[there[-1]], token_ids)
-        step = replace(step, **moved)  # type: ignore[arg-type]  # tensors all
+        on_host = (step.query_start, step.context_lens, step.page_start)
+        step = replace(step, on_host=on_host, **moved)  # type: ignore[arg-type]  # tensors all
         self._hidden = self._parts.model(step, self._parts.kv)
         self._sampled = self._parts.ops.gather_rows(self._hidden, step.logits_index)
 
@@ -86,7 +87,8 @@ class DeviceSteps:
         ]
         at, computed, sampled_at = self._lane.staging.upload(arrays)
         state.num_computed[at] = computed
-        state.last_token[sampled_at] = token_ids.clamp_min(0)
+        if sampled:
+            state.last_token[sampled_at] = token_ids.clamp_min(0)
 
 
 _ARRAYS = (

@@ -170,3 +170,13 @@ def test_a_lost_device_is_told_from_a_failed_step(files: ModelFiles) -> None:
     assert worker.is_lost
 
 
+
+
+def test_with_the_kernels_of_a_gpu(files: ModelFiles) -> None:
+    """Interpreted; the CPU's tokens are those of the reference."""
+    cpu, made = started(files, None), plans(SETTINGS, 5)
+    wanted = [cpu.run(plan) for plan in made]
+    small = {"max_num_seqs": 4, "max_num_batched_tokens": 16, "max_model_len": 48}
+    device = FakeDevice()
+    same(overlapped(started(files, device, "triton", **small), made), wanted)
+    assert device.num_replays

@@ -63,7 +63,7 @@ _MAY_IMPORT = {
     "models": "errors config modelfiles weights.checkpoint layers kernels.ops kernels.layouts kernels.step",
     "worker": (
         f"{BASE} config modelfiles wire weights models distributed worker.sampler"
-        " kernels.ops kernels.layouts kernels.step kernels.recorded kernels.memory kernels.registry"
+        " kernels.ops kernels.layouts kernels.step kernels.recorded kernels.rows kernels.memory kernels.registry"
     ),
     "worker.sampler": "errors types wire kernels.ops",
 }
