@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fake_model import VOCAB, FakeExecutor, expected
 from msgspec import structs
-from scripted_worker import LostWorker, ScriptedWorker, TimedWorker, executor_over
+from scripted_worker import Blaming, LostWorker, ScriptedWorker, TimedWorker, executor_over
 from test_engine_loop import INFO, add, outputs, tokens
 
 from octavo.engine.faults import FaultyExecutor
@@ -191,26 +191,30 @@ def test_a_row_is_given_away_while_its_last_plan_is_in_flight() -> None:
 
 
 @pytest.mark.parametrize("how", ["launch", "collect"])
-@pytest.mark.parametrize("at", [0, 1, 3])
-def test_a_failed_step_ends_its_own_requests_and_no_others(how: str, at: int) -> None:
-    """Those that came with the plan behind it are computed anew, even if that one fails too."""
+@pytest.mark.parametrize("next_too", [False, True])
+@pytest.mark.parametrize("at", [1, 3])
+def test_a_failed_step_ends_its_own_requests_and_no_others(how: str, next_too: bool, at: int) -> None:
+    """What came with the plan behind it is computed anew if that one fails too, as it may for what the first left."""
     house = House()
-    failing = {at: how, at + 1: "collect"}
+    blaming = house.loop._executor = Blaming(house.worker, 2)
+    failing = {at: how, at + 1: "collect" if next_too else None}
     house.worker.fails = lambda plan: failing.get(plan.index)
     adds = [seeded(id, max_tokens=9) for id in range(4)]
-    for id, one in enumerate(adds):
-        house.client.send(one)
-        if id in (1, 2):
-            for _ in range(at + 1 if id == 1 else 1):
-                house.loop.turn(0)
+    house.client.send(adds[0])
+    house.client.send(adds[1])
+    for _ in range(at):
+        house.loop.turn(0)
+    house.client.send(adds[2])
+    house.loop.turn(0)  # submits the plan behind the one that fails, and collects that
+    house.client.send(adds[3])
     messages = house.run()
+    assert house.worker.seeds[at] == {0, 1} == blaming.blamed and house.worker.seeds[at + 1] >= {2}
     failures = [message for message in messages if isinstance(message, Failed)]
-    assert {failure.id for failure in failures} == house.worker.blamed and len(failures) == len(house.worker.blamed) > 0
+    assert sorted(failure.id for failure in failures) == [0, 1]
     assert all(failure.code == "engine_error" for failure in failures)
-    for id, one in enumerate(adds):
-        if id not in house.worker.blamed:
-            assert tokens(messages, id) == expected(one, 64)[0]
-    assert 3 not in house.worker.blamed
+    for id in (2, 3):
+        assert tokens(messages, id) == expected(adds[id], 64)[0]
+    assert house.scheduler.counters.preemptions == next_too
 
 
 def test_steps_that_fail_for_good_come_to_an_end() -> None:

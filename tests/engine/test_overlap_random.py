@@ -10,7 +10,7 @@ from driver import GRAMMARS, STOP, InlineConstraints
 from fake_model import VOCAB, FakeExecutor, expected
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted_worker import ScriptedWorker, executor_over
+from scripted_worker import Blaming, ScriptedWorker
 from test_engine_loop import INFO
 
 from octavo.engine.loop import EngineLoop
@@ -45,8 +45,8 @@ class Crowd:
         failing = pick.choice([0.0, 0.0, 0.02, 0.2])
         self.worker.fails = lambda _plan: pick.choice(["launch", "collect"]) if pick.random() < failing else None
         self.transport = LocalTransport()
-        executor = executor_over(self.worker, depth)
-        self.loop = EngineLoop(self.scheduler, executor, self.transport, INFO, lambda: 100.0, client_timeout=None)
+        self.executor = Blaming(self.worker, depth)
+        self.loop = EngineLoop(self.scheduler, self.executor, self.transport, INFO, lambda: 100.0, client_timeout=None)
         self.clients: list[LocalConnection] = []
         self.adds: dict[int, Add] = {}
         self.owner: dict[int, LocalConnection] = {}
@@ -107,7 +107,7 @@ class Crowd:
             for message in client.receive():
                 if isinstance(message, Failed):
                     assert message.id not in self.ended and message.code == "engine_error", message
-                    assert self.adds[message.id].seed in self.worker.blamed, "failed for another's step"
+                    assert self.adds[message.id].seed in self.executor.blamed, "failed for another's step"
                     self.ended[message.id] = "failed"
                     seen["failed"] += 1
                 elif isinstance(message, Outputs):
