@@ -6,24 +6,31 @@ min_tokens and logit_bias, penalties, then Ops.sample. Log-probabilities are tho
 
 What a mask excludes is never taken. Where the others exclude all that the mask leaves (allowed_token_ids, bad words,
 min_tokens), the mask alone counts for this token, and penalties and logit_bias as little as they.
+
+The host never waits: which rows need what it knows by itself, tokens and tables are the device's, and go there by the
+queue. Only `read` is given what came back. A step is `prepare` (at once, on the host), `enter` (work of the device,
+which may run later), `read`; `sample` is all three.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from octavo.errors import EngineError
 from octavo.kernels.ops import Ops
-from octavo.types import SamplingParams, TokenLogprobs, TopLogprob
+from octavo.types import SamplingParams, TokenLogprobs
 from octavo.wire.plan import Admit
 from octavo.worker.sampler.edits import FOREVER, MASKED, BadWords, LogitEdits
+from octavo.worker.sampler.queue import AtOnce, Queue
+from octavo.worker.sampler.sampled import Draw, Sampled, listed
 from octavo.worker.sampler.tables import VocabTables
-
-LOGPROB_FLOOR = -9999.0
 
 _NOT_FINITE = (
     "the model computed logits that are not finite numbers (batch rows {}); its weights may be damaged or too large "
@@ -38,99 +45,142 @@ _EXCLUDE = _EDITS | _BAD_WORDS | _ALLOWED
 class Sampler:
     """Rows are the worker's permanent rows; `sample` may be given any of them, in any order."""
 
-    def __init__(self, ops: Ops, max_rows: int, vocab_size: int, device: torch.device | str) -> None:
-        device = torch.device(device)
+    def __init__(
+        self, ops: Ops, max_rows: int, vocab_size: int, device: torch.device | str, queue: Queue | None = None
+    ) -> None:
+        """`queue`: None on a CPU."""
+        device, rows = torch.device(device), max_rows + 1
         self._ops = ops
         self.vocab_size = vocab_size
-        self._device = device
-        self._needs = np.zeros(max_rows, dtype=np.uint8)
+        self._queue = queue or AtOnce(device)
+        self._needs = np.zeros(rows, np.uint8)
         self._special: set[int] = set()  # rows that need more than noise
-        self._num_top = np.zeros(max_rows, dtype=np.int64)
+        self._num_top = np.zeros(rows, np.int64)
         # One column per float setting: temperature, top_p, min_p, presence, frequency, repetition.
-        self._floats = torch.zeros((max_rows, 6), dtype=torch.float32, device=device)
+        self._floats = torch.zeros((rows, 6), dtype=torch.float32, device=device)
         # top_k, seed, output tokens so far.
-        self._ints = torch.zeros((max_rows, 3), dtype=torch.int64, device=device)
-        self._penalties = VocabTables(max_rows, vocab_size, (torch.int32, torch.bool), device)
-        self._allowed = VocabTables(max_rows, vocab_size, (torch.bool,), device)
-        self._edits = LogitEdits(max_rows, device)
-        self._bad_words = BadWords(max_rows, device)
-
-    def admit(self, admit: Admit) -> None:
-        """Puts a request on a free row. Settings that are None count as neutral."""
-        row, params = admit.row, admit.params
-        prompt_ids = admit.token_ids[: admit.num_prompt_tokens]
-        output_ids = admit.token_ids[admit.num_prompt_tokens :]
-        temperature = _or(params.temperature, 1.0)
-        repetition = _or(params.repetition_penalty, 1.0)
-        top_k = _or(params.top_k, 0)
-        self._floats[row] = torch.tensor(
-            [temperature, _or(params.top_p, 1.0), _or(params.min_p, 0.0),
-             params.presence_penalty, params.frequency_penalty, repetition]
-        )  # fmt: skip
-        self._ints[row] = torch.tensor([top_k, admit.seed, len(output_ids)])
-        needs = _NOISE if temperature > 0 and top_k != 1 else 0
-        if params.presence_penalty or params.frequency_penalty or repetition != 1:
-            needs |= _PENALTIES
-            counts, seen = self._penalties.claim(row)
-            seen[torch.tensor(prompt_ids, dtype=torch.int64, device=self._device)] = True
-            ids = torch.tensor(output_ids, dtype=torch.int64, device=self._device)
-            counts.index_add_(0, ids, torch.ones_like(ids, dtype=counts.dtype))
-        if params.allowed_token_ids is not None:
-            needs |= _ALLOWED
-            (allowed,) = self._allowed.claim(row)
-            allowed[torch.tensor(params.allowed_token_ids, dtype=torch.int64, device=self._device)] = True
-        needs |= self._admit_edits(row, params, admit, output_ids)
-        if params.logprobs is not None:
-            needs |= _LOGPROBS
-            self._num_top[row] = params.logprobs
-        self._needs[row] = needs
-        if needs & ~_NOISE:
-            self._special.add(row)
-
-    def _admit_edits(self, row: int, params: SamplingParams, admit: Admit, output_ids: list[int]) -> int:
-        needs = 0
-        single = [word[0] for word in admit.bad_word_ids if len(word) == 1]
-        for tokens, values, until in (
-            (list(params.logit_bias or {}), list((params.logit_bias or {}).values()), FOREVER),
-            (single, [MASKED] * len(single), FOREVER),
-            (admit.stop_ids, [MASKED] * len(admit.stop_ids), params.min_tokens),
-        ):
-            if tokens and until > len(output_ids):
-                needs |= _EDITS
-                self._edits.add(row, tokens, values, until)
-        longer = [word for word in admit.bad_word_ids if len(word) > 1]
-        if longer:
-            needs |= _BAD_WORDS
-            self._bad_words.add(row, longer, output_ids)
-        return needs
-
-    def release(self, row: int) -> None:
-        needs = int(self._needs[row])
-        if needs & _PENALTIES:
-            self._penalties.release(row)
-        if needs & _ALLOWED:
-            self._allowed.release(row)
-        if needs & _EDITS:
-            self._edits.release(row)
-        if needs & _BAD_WORDS:
-            self._bad_words.release(row)
-        self._needs[row] = 0
-        self._special.discard(row)
+        self._ints = torch.zeros((rows, 3), dtype=torch.int64, device=device)
+        self._penalties = VocabTables(rows, vocab_size, (torch.int32, torch.bool), device)
+        self._allowed = VocabTables(rows, vocab_size, (torch.bool,), device)
+        self._edits = LogitEdits()
+        self._bad_words = BadWords(rows, device)
 
     @property
     def settings(self) -> tuple[Tensor, Tensor]:
-        """[rows, n] f32 and int64, as kernels.recorded.PermanentRows has them; they never move."""
+        """[rows + 1, n] f32 and int64, as kernels.recorded.PermanentRows has them; they never move. The last row is
+        the padding of a batch, at temperature 0."""
         return self._floats, self._ints
 
     def is_plain(self, rows: list[int]) -> bool:
         """Whether temperature, top_k, top_p and min_p are all that matters to these rows' tokens."""
         return self._special.isdisjoint(rows)
 
-    def check(self, rows: list[int], token_ids: list[int]) -> None:
-        """Raises EngineError when one of the tokens sampled for `rows` is -1: its logits were not numbers."""
-        if token_ids and min(token_ids) < 0:
-            bad = [row for row, token_id in zip(rows, token_ids, strict=True) if token_id < 0]
-            raise EngineError(_NOT_FINITE.format(bad))
+    # --- admission
+
+    def admit(self, admit: Admit) -> None:
+        self.admit_all([admit])
+
+    def admit_all(self, admits: Sequence[Admit]) -> None:
+        """Puts requests on free rows. Settings that are None count as neutral."""
+        if not admits:
+            return
+        rows = np.array([admit.row for admit in admits], np.int64)
+        floats = np.array([_floats(admit.params) for admit in admits], np.float32)
+        ints = np.array([(_or(a.params.top_k, 0), a.seed, len(_outputs(a))) for a in admits], np.int64)
+        for admit in admits:
+            self._needs[admit.row] = needs = self._admit_needs(admit)
+            if needs & ~_NOISE:
+                self._special.add(admit.row)
+        there = self._queue.upload([rows, floats, ints])
+        self._queue.launch(lambda: self._put(*there))
+        self._admit_penalties([admit for admit in admits if self._needs[admit.row] & _PENALTIES])
+        self._admit_allowed([admit for admit in admits if self._needs[admit.row] & _ALLOWED])
+        self._admit_bad_words([admit for admit in admits if self._needs[admit.row] & _BAD_WORDS])
+
+    def release(self, row: int) -> None:
+        """The device hears of it when it matters: the row is in no step until it is admitted anew."""
+        needs = int(self._needs[row])
+        if needs & ~_NOISE:
+            self._penalties.release(row)
+            self._allowed.release(row)
+            self._edits.release(row)
+            self._bad_words.release(row)
+        self._needs[row] = 0
+        self._special.discard(row)
+
+    def _put(self, rows: Tensor, floats: Tensor, ints: Tensor) -> None:
+        self._floats.index_copy_(0, rows, floats)
+        self._ints.index_copy_(0, rows, ints)
+
+    def _admit_needs(self, admit: Admit) -> int:
+        """What the row needs; its single edits are kept."""
+        row, params = admit.row, admit.params
+        needs = _NOISE if _or(params.temperature, 1.0) > 0 and params.top_k != 1 else 0
+        if params.presence_penalty or params.frequency_penalty or _or(params.repetition_penalty, 1.0) != 1:
+            needs |= _PENALTIES
+        if params.allowed_token_ids is not None:
+            needs |= _ALLOWED
+        if any(len(word) > 1 for word in admit.bad_word_ids):
+            needs |= _BAD_WORDS
+        if params.logprobs is not None:
+            needs |= _LOGPROBS
+            self._num_top[row] = params.logprobs
+        single = [word[0] for word in admit.bad_word_ids if len(word) == 1]
+        bias = params.logit_bias or {}
+        for tokens, values, until in (
+            (list(bias), list(bias.values()), FOREVER),
+            (single, [MASKED] * len(single), FOREVER),
+            (admit.stop_ids, [MASKED] * len(admit.stop_ids), params.min_tokens),
+        ):
+            if tokens and until > len(admit.token_ids) - admit.num_prompt_tokens:
+                needs |= _EDITS
+                self._edits.add(row, tokens, values, until)
+        return needs
+
+    def _admit_penalties(self, admits: list[Admit]) -> None:
+        if not admits:
+            return
+        tables = self._penalties
+        claimed = [tables.claim(admit.row) for admit in admits]
+        prompts = [
+            tables.entries(at, a.token_ids[: a.num_prompt_tokens]) for at, a in zip(claimed, admits, strict=True)
+        ]
+        outputs = [tables.entries(at, _outputs(a)) for at, a in zip(claimed, admits, strict=True)]
+        arrays = [np.array(claimed, np.int64), np.concatenate(prompts), np.concatenate(outputs)]
+        places, seen_at, counted_at = self._queue.upload(arrays)
+
+        def put() -> None:
+            tables.clear(places)
+            counts, seen = (table.view(-1) for table in tables.tables)
+            seen.index_fill_(0, seen_at, True)
+            counts.index_add_(0, counted_at, torch.ones_like(counted_at, dtype=counts.dtype))
+
+        self._queue.launch(put)
+
+    def _admit_allowed(self, admits: list[Admit]) -> None:
+        if not admits:
+            return
+        tables = self._allowed
+        claimed = [tables.claim(admit.row) for admit in admits]
+        ids = [tables.entries(at, a.params.allowed_token_ids or []) for at, a in zip(claimed, admits, strict=True)]
+        places, allowed_at = self._queue.upload([np.array(claimed, np.int64), np.concatenate(ids)])
+
+        def put() -> None:
+            tables.clear(places)
+            tables.tables[0].view(-1).index_fill_(0, allowed_at, True)
+
+        self._queue.launch(put)
+
+    def _admit_bad_words(self, admits: list[Admit]) -> None:
+        if not admits:
+            return
+        for admit in admits:
+            self._bad_words.add(admit.row, [word for word in admit.bad_word_ids if len(word) > 1])
+        tails = [self._bad_words.tail(_outputs(admit)) for admit in admits]
+        there = self._queue.upload([np.array([a.row for a in admits], np.int64), np.array(tails, np.int64)])
+        self._queue.launch(lambda: self._bad_words.put(*there))
+
+    # --- a step
 
     def sample(
         self, rows: list[int], logits: Tensor, masks: Sequence[bytes | None] = ()
@@ -138,77 +188,150 @@ class Sampler:
         """One token per row from logits [samples, vocab] f32, which may be overwritten; records the tokens as output
         of their rows. `masks`: none, or one for each row as wire/plan.py has them. Raises EngineError when a row's
         logits are not numbers, or its mask allows nothing."""
-        if not rows:
-            return [], []
-        assert logits.shape == (len(rows), self.vocab_size), f"{tuple(logits.shape)} logits for {len(rows)} rows"
-        places = np.asarray(rows)
-        needs = int(np.bitwise_or.reduce(self._needs[places]))
-        index = torch.from_numpy(places).to(self._device)
-        wanted = np.flatnonzero(self._needs[places] & _LOGPROBS)
-        raw = logits[torch.from_numpy(wanted).to(self._device)] if wanted.size else logits[:0]
-        bound = [i for i, mask in enumerate(masks) if mask is not None]
-        if bound:
-            self._mask(bound, masks, logits)
-        masked = logits[bound] if bound and needs & _EXCLUDE else None
-        self._edit(needs, index, logits)
-        if masked is not None:
-            nothing_left = logits[bound].amax(-1) <= MASKED / 2
-            logits[torch.tensor(bound, device=self._device)[nothing_left]] = masked[nothing_left]
-        temperature, top_p, min_p = self._floats[index, :3].unbind(-1)
-        top_k, seeds, num_outputs = self._ints[index].unbind(-1)
-        chosen = self._ops.sample(logits, temperature, top_k, top_p, min_p, seeds, num_outputs)
-        token_ids: list[int] = chosen.tolist()
-        self.check(rows, token_ids)
-        self._record(needs, index, chosen)
-        logprobs: list[TokenLogprobs | None] = [None] * len(rows)
+        sampled = self.launch(rows, logits, masks)
+        return self.read(sampled, [tensor.cpu() for tensor in sampled.tensors()])
+
+    def launch(self, rows: list[int], logits: Tensor, masks: Sequence[bytes | None] = ()) -> Sampled:
+        """As `sample`, but nothing is read."""
+        return self.enter(self.prepare(rows, masks), logits)
+
+    def prepare(self, rows: list[int], masks: Sequence[bytes | None] = ()) -> Draw:
+        """The host's half: takes note of what the rows need now, and sends what the device has to know for it."""
+        places = np.array(rows, np.int64)
+        needs_of = self._needs[places]
+        needs = int(np.bitwise_or.reduce(needs_of))
+        arrays: dict[str, NDArray[Any]] = {"rows": places}
+        wanted = np.flatnonzero(needs_of & _LOGPROBS)
         if wanted.size:
-            tops = self._num_top[places[wanted]].tolist()
-            chosen_ids = [token_ids[i] for i in wanted]
-            for i, entry in zip(wanted, self._logprobs(raw, chosen_ids, tops), strict=True):
+            arrays["wanted"] = wanted
+        bound = np.array([mask is not None for mask in masks], np.bool_)
+        if bound.any():
+            words = np.frombuffer(bytearray().join(mask for mask in masks if mask is not None), np.int32)
+            arrays["mask_words"] = words.reshape(int(bound.sum()), -1)
+            arrays["mask_at"] = np.where(bound, bound.cumsum() - 1, -1)
+            if needs & _EXCLUDE:
+                arrays["excluding"] = np.flatnonzero(bound & ((needs_of & _EXCLUDE) != 0))
+        if needs & _ALLOWED:
+            at = self._allowed.places(places)
+            arrays["limited"] = np.flatnonzero(at >= 0)
+            arrays["allowed_at"] = at[at >= 0]
+        if needs & (_EDITS | _BAD_WORDS):
+            arrays["place_of_row"] = place_of_row = np.full(self._needs.shape, -1, np.int64)
+            place_of_row[places] = np.arange(len(rows))
+        if needs & _PENALTIES:
+            arrays["penalty_at"] = at = self._penalties.places(places)
+            arrays["penalized"] = np.flatnonzero(at >= 0)
+            arrays["counts_at"] = at[at >= 0] * self.vocab_size
+        self._send_changed(needs)
+        there = dict(zip(arrays, self._queue.upload([*arrays.values()]), strict=True))
+        return Draw(rows, needs, wanted.tolist(), self._num_top[places[wanted]].tolist(), there)
+
+    def enter(self, draw: Draw, logits: Tensor) -> Sampled:
+        """The device's half, called in its turn in the queue; every `draw` once, in the order of their making."""
+        assert logits.shape == (len(draw.rows), self.vocab_size), f"{tuple(logits.shape)} logits, {len(draw.rows)} rows"
+        there = draw.there
+        rows, wanted = there["rows"], there.get("wanted")
+        if not draw.rows:
+            return Sampled([], [], [], rows)
+        raw = logits.index_select(0, wanted) if wanted is not None else None
+        self._mask_and_edit(draw, logits)
+        temperature, top_p, min_p = (self._floats[:, i].index_select(0, rows) for i in range(3))
+        top_k, seeds, num_outputs = (self._ints[:, i].index_select(0, rows) for i in range(3))
+        chosen = self._ops.sample(logits, temperature, top_k, top_p, min_p, seeds, num_outputs)
+        self._ints[:, 2].index_copy_(0, rows, num_outputs.add_(1))
+        if not draw.needs & ~_NOISE:
+            return Sampled(draw.rows, [], [], chosen)
+        taken = chosen.clamp_min(0)  # what is not a token must not become a place in memory
+        if draw.needs & _PENALTIES:
+            at = there["counts_at"] + taken.index_select(0, there["penalized"])
+            counts = self._penalties.tables[0].view(-1)
+            counts.index_add_(0, at, torch.ones_like(at, dtype=counts.dtype))
+        if draw.needs & _BAD_WORDS:
+            self._bad_words.record(rows, taken)
+        if raw is None or wanted is None:
+            return Sampled(draw.rows, [], [], chosen)
+        logprobs = self.scores(raw, taken.index_select(0, wanted), max(draw.num_top))
+        return Sampled(draw.rows, draw.wanted, draw.num_top, chosen, logprobs)
+
+    def read(self, sampled: Sampled, tensors: Sequence[Tensor]) -> tuple[list[int], list[TokenLogprobs | None]]:
+        """What `sample` returns, from sampled.tensors() on the host."""
+        token_ids: list[int] = tensors[0].tolist()
+        self.check(sampled.rows, token_ids)
+        logprobs: list[TokenLogprobs | None] = [None] * len(token_ids)
+        if sampled.wanted:
+            ids = [token_ids[i] for i in sampled.wanted]
+            for i, entry in zip(sampled.wanted, listed(ids, sampled.num_top, tensors[1:]), strict=True):
                 logprobs[i] = entry
         return token_ids, logprobs
 
+    def check(self, rows: list[int], token_ids: list[int]) -> None:
+        """Raises EngineError when one of the tokens sampled for `rows` is -1: its logits were not numbers."""
+        if token_ids and min(token_ids) < 0:
+            bad = [row for row, token_id in zip(rows, token_ids, strict=True) if token_id < 0]
+            raise EngineError(_NOT_FINITE.format(bad))
+
+    # --- log-probabilities of a prompt
+
     def prompt_logprobs(self, logits: Tensor, next_token_ids: list[int], num_top: int) -> list[TokenLogprobs]:
-        """logits [positions, vocab] f32 and the prompt token that followed each position."""
-        return self._logprobs(logits, next_token_ids, [num_top] * len(next_token_ids))
+        """logits [positions, vocab] f32 and the prompt token that followed each position. The host waits."""
+        (ids,) = self._queue.upload([np.array(next_token_ids, np.int64)])
+        return self.read_scores(next_token_ids, num_top, [each.cpu() for each in self.scores(logits, ids, num_top)])
 
-    def _mask(self, bound: list[int], masks: Sequence[bytes | None], logits: Tensor) -> None:
-        joined = bytearray().join(mask for mask in masks if mask is not None)
-        words = torch.frombuffer(joined, dtype=torch.int32).view(len(bound), -1).to(logits.device)
-        places = torch.full((len(masks),), -1, device=logits.device)
-        places[bound] = torch.arange(len(bound), device=logits.device)
-        self._ops.mask(logits, places, words)
+    def scores(self, logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of token_ids [n] and the best: work of the device, for `read_scores`."""
+        return self._ops.logprobs(logits, token_ids, min(num_top, self.vocab_size))
 
-    def _edit(self, needs: int, rows: Tensor, logits: Tensor) -> None:
+    def read_scores(self, token_ids: list[int], num_top: int, scores: Sequence[Tensor]) -> list[TokenLogprobs]:
+        """`scores`, on the host."""
+        return listed(token_ids, [num_top] * len(token_ids), scores)
+
+    # --- parts of a step
+
+    def _send_changed(self, needs: int) -> None:
+        for edits, need in ((self._edits, _EDITS), (self._bad_words, _BAD_WORDS)):
+            if needs & need and edits.changed:
+                self._queue.launch(partial(edits.take, self._queue.upload(edits.news())))
+                edits.changed = False
+
+    def _mask_and_edit(self, draw: Draw, logits: Tensor) -> None:
+        there = draw.there
+        if "mask_words" in there:
+            self._ops.mask(logits, there["mask_at"], there["mask_words"])
+        excluding = there.get("excluding")
+        if excluding is None:
+            self._edit(draw, logits)
+            return
+        masked = logits.index_select(0, excluding)
+        self._edit(draw, logits)
+        edited = logits.index_select(0, excluding)
+        nothing_left = edited.amax(-1, keepdim=True) <= MASKED / 2
+        logits.index_copy_(0, excluding, torch.where(nothing_left, masked, edited))
+
+    def _edit(self, draw: Draw, logits: Tensor) -> None:
+        there, needs = draw.there, draw.needs
         if needs & _ALLOWED:
-            held, at = self._allowed.find(rows)
-            logits[held] = logits[held].masked_fill_(~self._allowed.tables[0][at], -torch.inf)
+            limited = there["limited"]
+            excluded = self._allowed.tables[0].index_select(0, there["allowed_at"]).logical_not_()
+            logits.index_copy_(0, limited, logits.index_select(0, limited).masked_fill_(excluded, -torch.inf))
         if needs & _BAD_WORDS:
-            self._bad_words.apply(rows, logits)
+            self._bad_words.apply(there["place_of_row"], logits)
         if needs & _EDITS:
-            self._edits.apply(rows, self._ints[rows, 2], logits)
+            self._edits.apply(there["place_of_row"], self._ints[:, 2], logits)
         if needs & _PENALTIES:
             counts, seen = self._penalties.tables
-            presence, frequency, repetition = self._floats[rows, 3:].unbind(-1)
-            places = self._penalties.places(rows)
-            self._ops.penalize(logits, places, counts, seen, presence, frequency, repetition)
+            presence, frequency, repetition = (self._floats[:, i].index_select(0, there["rows"]) for i in (3, 4, 5))
+            self._ops.penalize(logits, there["penalty_at"], counts, seen, presence, frequency, repetition)
 
-    def _record(self, needs: int, rows: Tensor, chosen: Tensor) -> None:
-        self._ints[rows, 2] += 1
-        if needs & _PENALTIES:
-            held, at = self._penalties.find(rows)
-            self._penalties.tables[0][at, chosen[held]] += 1
-        if needs & _BAD_WORDS:
-            self._bad_words.record(rows, chosen)
 
-    def _logprobs(self, logits: Tensor, token_ids: list[int], tops: list[int]) -> list[TokenLogprobs]:
-        ids = torch.tensor(token_ids, dtype=torch.int64, device=logits.device)
-        chosen, values, top_ids = self._ops.logprobs(logits, ids, min(max(tops, default=0), self.vocab_size))
-        columns = (chosen.clamp_min(LOGPROB_FLOOR).tolist(), values.clamp_min(LOGPROB_FLOOR).tolist(), top_ids.tolist())
-        return [
-            TokenLogprobs(token_id, logprob, [TopLogprob(i, v) for i, v in zip(best[:n], value[:n], strict=True)])
-            for token_id, n, logprob, value, best in zip(token_ids, tops, *columns, strict=True)
-        ]
+def _floats(params: SamplingParams) -> tuple[float, ...]:
+    return (
+        _or(params.temperature, 1.0), _or(params.top_p, 1.0), _or(params.min_p, 0.0),
+        params.presence_penalty, params.frequency_penalty, _or(params.repetition_penalty, 1.0),
+    )  # fmt: skip
+
+
+def _outputs(admit: Admit) -> list[int]:
+    return admit.token_ids[admit.num_prompt_tokens :]
 
 
 def _or(value: float | int | None, neutral: float | int) -> float | int:

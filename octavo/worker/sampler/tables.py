@@ -1,59 +1,64 @@
 """Tables as wide as the vocabulary, for the few rows that need one; used by penalties and allowed_token_ids.
 
-Owns the place of each row in its tables. A vocabulary times all rows would be large, so tables start empty and
-double when more rows need a place than ever before. Invariant: a place belongs to at most one row.
+Owns the place of each row in its tables, which the host knows, and the tables, which are the device's. A vocabulary
+times all rows would be large, so tables start empty and double when more rows need a place than ever before.
+Invariant: a place belongs to at most one row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+Ints = NDArray[np.int64]
 
 
 class VocabTables:
-    """`tables[i]` is [places, vocab] of dtype i; a claimed place starts as zeros."""
+    """`tables[i]` is [places, vocab] of dtype i; they belong to the device's queue, everything else to the host."""
 
     def __init__(self, max_rows: int, vocab_size: int, dtypes: Sequence[torch.dtype], device: torch.device) -> None:
         self.tables = [torch.zeros((0, vocab_size), dtype=dtype, device=device) for dtype in dtypes]
-        self._place_of_row = torch.full((max_rows,), -1, dtype=torch.int64, device=device)
-        self._places: dict[int, int] = {}
+        self._vocab_size = vocab_size
+        self._place_of_row = np.full(max_rows, -1, np.int64)
         self._free: list[int] = []
+        self._size = 0
 
-    def claim(self, row: int) -> list[Tensor]:
-        """One zeroed [vocab] view of each table for the row."""
-        assert row not in self._places, f"row {row} has a place already"
+    def claim(self, row: int) -> int:
+        """A place for the row; `clear` it before it is used."""
+        assert self._place_of_row[row] < 0, f"row {row} has a place already"
         if not self._free:
-            self._grow()
-        place = self._places[row] = self._free.pop()
+            more = max(self._size, 1)
+            self._free = list(range(self._size + more - 1, self._size - 1, -1))
+            self._size += more
+        place = self._free.pop()
         self._place_of_row[row] = place
-        return [table[place].zero_() for table in self.tables]
+        return place
 
     def release(self, row: int) -> None:
         """Rows without a place are fine."""
-        place = self._places.pop(row, None)
-        if place is not None:
+        place = int(self._place_of_row[row])
+        if place >= 0:
             self._free.append(place)
             self._place_of_row[row] = -1
 
-    def places(self, rows: Tensor) -> Tensor:
-        """[samples] int64: where in the tables each of `rows` [samples] int64 is; -1: nowhere."""
+    def places(self, rows: Ints) -> Ints:
+        """[samples]: where in the tables each of `rows` is; -1: nowhere."""
         return self._place_of_row[rows]
 
-    def find(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Of `rows` [samples] int64 those with a place: (their positions in `rows` [m], their places [m])."""
-        places = self._place_of_row[rows]
-        held = (places >= 0).nonzero().squeeze(-1)
-        return held, places[held]
+    def entries(self, place: int, token_ids: list[int]) -> Ints:
+        """Where these tokens of a place are in a table seen as one line."""
+        ids = np.array(token_ids, np.int64)
+        assert not ids.size or 0 <= ids.min() <= ids.max() < self._vocab_size, "a token id beyond the vocabulary"
+        return ids + place * self._vocab_size
 
-    def _grow(self) -> None:
-        old = self.tables[0].shape[0]
-        more = max(old, 1)
-        self.tables = [
-            torch.cat([table, torch.zeros_like(table[:1]).expand(more, -1)])
-            if old
-            else torch.zeros((more, table.shape[1]), dtype=table.dtype, device=table.device)
-            for table in self.tables
-        ]
-        self._free = list(range(old + more - 1, old - 1, -1))
+    def clear(self, places: Tensor) -> None:
+        """On the device: there is memory for all places that were claimed, and these [n] int64 hold zeros."""
+        more = self._size - self.tables[0].shape[0]
+        if more > 0:
+            self.tables = [torch.cat([table, table.new_zeros((more, table.shape[1]))]) for table in self.tables]
+        for table in self.tables:
+            table.index_fill_(0, places, 0)
