@@ -15,7 +15,6 @@ from octavo.client.base import Prompt
 from octavo.errors import ApiError, RequestError
 from octavo.grammar import tools as tool_grammars
 from octavo.grammar.spec import grammar_of
-from octavo.grammar.wellformed import check_parameters
 from octavo.text.channels import Channels, Tags, ends_inside, reasoning_by_name, reasoning_of_template
 from octavo.text.late_system import in_place
 from octavo.text.template import ChatTemplate
@@ -90,8 +89,8 @@ class Prompter:
 
     def prompt(self, conversation: Conversation, max_tokens: int) -> Prompt:
         """Raises RequestError: for the messages with param "prompt", for a tool's schema with its place."""
-        for index, tool in enumerate(conversation.tools):
-            check_parameters(tool.parameters or {}, tool_grammars.place(index))
+        if conversation.tools:
+            _check_tools(conversation.tools)
         ids = self.encode(conversation, max_tokens)
         budget = self._budget(conversation, max_tokens)
         enforced = _enforces_calls(conversation) or (budget is not None and bool(conversation.callable_tools))
@@ -188,6 +187,13 @@ class Prompter:
             raise RequestError("thinking_budget must be a number of tokens", param="thinking_budget")
         most = max_tokens if conversation.params.max_tokens is None else conversation.params.max_tokens
         return None if given is None or not 0 <= given < most else given
+
+
+def _check_tools(tools: list[Tool]) -> None:
+    from octavo.grammar.wellformed import check_parameters  # which loads all that reads schemas
+
+    for index, tool in enumerate(tools):
+        check_parameters(tool.parameters or {}, tool_grammars.place(index))
 
 
 def _enforces_calls(conversation: Conversation) -> bool:

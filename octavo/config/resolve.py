@@ -9,6 +9,7 @@ import msgspec
 from octavo.config.engine import EngineConfig
 from octavo.config.gpus import Gpu, dotted
 from octavo.config.hardware import Hardware
+from octavo.config.sizes import parse_bytes
 from octavo.errors import ConfigError
 from octavo.modelfiles.facts import ModelFacts
 
@@ -60,21 +61,6 @@ class ResolvedConfig(msgspec.Struct, frozen=True, kw_only=True):
     load_format: Literal["auto", "dummy"] = "auto"
     served_model_name: str
     reasons: list[str]
-
-
-_UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
-
-
-def parse_bytes(text: str, option: str) -> int:
-    """'512MiB' → 536870912. Raises ConfigError that names the option."""
-    number = text.strip().lower().rstrip("kmgib")
-    unit = text.strip().lower()[len(number) :]
-    try:
-        if unit not in _UNITS or (size := int(float(number) * _UNITS[unit])) <= 0:
-            raise ValueError
-    except (ValueError, OverflowError):
-        raise ConfigError(f"{option}: {text!r} is not a size; write it as 512MiB or 4GiB") from None
-    return size
 
 
 def choose_device(config: EngineConfig, hardware: Hardware) -> tuple[str, str]:

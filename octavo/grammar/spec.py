@@ -2,7 +2,8 @@
 
 Called by server/structured.py, grammar/tools.py and the offline clients; pure. Invariant: what cannot be enforced is a
 RequestError that names the field and the keyword, never left out in silence. The pieces (`json_expr`, `regex_expr`,
-`choice_expr`, `literal`) are Lark expressions, for rules of a larger grammar.
+`choice_expr`, `literal`) are Lark expressions, for rules of a larger grammar. What reads schemas,
+regexes and GBNF is imported where it is needed: every server imports this file, and most never meet a grammar.
 """
 
 from __future__ import annotations
@@ -12,10 +13,6 @@ import re
 from typing import Any
 
 from octavo.errors import RequestError
-from octavo.grammar.gbnf import GbnfError, is_gbnf, lark_of_gbnf
-from octavo.grammar.patterns import whole
-from octavo.grammar.regexes import RegexError, characters, parse, union
-from octavo.grammar.schema import Normalizer
 from octavo.types import StructuredOutputs
 
 MAX_CHARS = 1 << 20
@@ -58,6 +55,8 @@ def grammar_of(structured: StructuredOutputs, param: str = "structured_outputs")
 def json_expr(schema: Any, param: str, *, blanks: str | None = BLANKS, closed: bool = False) -> str:
     """A Lark expression for a JSON text that a schema accepts. `schema`: JSON Schema as values, or its text. `blanks`:
     what may stand between its parts, None for nothing; `closed`: objects that name properties have no others."""
+    from octavo.grammar.schema import Normalizer
+
     if isinstance(schema, str):
         schema = _schema_of(schema, param)
     strict = Normalizer(schema, param, closed=closed).normalized()
@@ -69,6 +68,9 @@ def json_expr(schema: Any, param: str, *, blanks: str | None = BLANKS, closed: b
 
 def regex_expr(pattern: str, param: str) -> str:
     """A Lark expression for text that the whole of a regex matches."""
+    from octavo.grammar.patterns import whole
+    from octavo.grammar.regexes import RegexError
+
     try:
         regexes = whole(pattern)
     except RegexError as error:
@@ -100,6 +102,8 @@ def token(token_id: int) -> str:
 
 def lark_of(text: str, param: str) -> str:
     """The Lark grammar that a client gave, as Lark or as GBNF; JSON Schemas in it are as strict as any."""
+    from octavo.grammar.gbnf import GbnfError, is_gbnf, lark_of_gbnf
+
     _checked(text, param)
     if not text.strip():
         raise RequestError(f"{param}: the grammar is empty", param=param)
@@ -155,6 +159,9 @@ def _schema_of(text: str, param: str) -> Any:
 
 
 def _blanks(structured: StructuredOutputs, param: str) -> str | None:
+    from octavo.grammar.patterns import whole
+    from octavo.grammar.regexes import RegexError, characters, parse, union
+
     pattern = structured.whitespace_pattern
     if structured.disable_any_whitespace:
         return None

@@ -20,7 +20,7 @@ from starlette.routing import Route
 from octavo.client.base import Client
 from octavo.config import ServerConfig
 from octavo.config.keys import api_keys
-from octavo.config.resolve import parse_bytes
+from octavo.config.sizes import parse_bytes
 from octavo.errors import ApiError
 from octavo.server.auth import Callers, Gate
 from octavo.server.context import RequestContext

@@ -19,7 +19,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from octavo.config import ServerConfig
-from octavo.config.resolve import parse_bytes
+from octavo.config.sizes import parse_bytes
 from octavo.errors import ApiError, RequestError, Unavailable
 from octavo.server.errors import RequestTimeout, error_body
 
