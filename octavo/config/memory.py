@@ -19,6 +19,9 @@ HIGH_UTILIZATION = 0.95
 MUCH = 0.05
 """From this share of the memory on it is worth telling how to have it back."""
 
+OWN_BYTES = 2048 * MIB
+"""CUDA and our tables alone take no more, so beyond it there is another process."""
+
 
 @dataclass(frozen=True)
 class MemoryUse:
@@ -122,7 +125,7 @@ def _no_room(resolved: ResolvedConfig, use: MemoryUse, left: int, pages: int) ->
         advice.append("lower --max-num-batched-tokens")
     if use.graphs > MUCH * limit:
         advice.append("give --enforce-eager")
-    if use.others > MUCH * limit:
+    if use.others > max(MUCH * limit, OWN_BYTES):
         advice.append("end other processes on the GPU")
     last = advice.pop() if advice else "take a smaller model"
     page_bytes = (pages_of_one_sequence(resolved) + 1) * use.page

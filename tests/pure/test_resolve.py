@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from fake_nvml import A10, GIB, H200, L4, P40, T4, cuda
 
 from octavo.config.engine import EngineConfig
 from octavo.config.hardware import Hardware, detect, usable_cores
@@ -13,6 +15,7 @@ from octavo.errors import ConfigError
 from octavo.modelfiles.facts import ModelFacts, RopeFacts
 
 HARDWARE = Hardware("a cpu", 2, 8 << 30, 6 << 30, frozenset())
+ON_GPUS = replace(HARDWARE, cuda=cuda(H200, L4))
 FACTS = ModelFacts(
     architecture="LlamaForCausalLM",
     num_layers=2,
@@ -34,6 +37,7 @@ def test_defaults_have_reasons() -> None:
     assert (resolved.device, resolved.dtype, resolved.max_model_len, resolved.threads) == ("cpu", "bfloat16", 512, 2)
     assert resolved.served_model_name == "tiny"
     assert resolved.kv_cache_dtype == "bfloat16"
+    assert (resolved.max_num_seqs, resolved.max_num_batched_tokens) == (64, 512)
     assert resolved.memory_budget == (6 << 30) - (512 << 20)
     assert {r.split(":")[0].split()[0] for r in resolved.reasons} == {"device", "dtype", "max_model_len", "memory"}
 
@@ -49,7 +53,8 @@ def test_pages_have_the_dtype_or_int8() -> None:
         ({"kv_cache_dtype": "fp8"}, "--kv-cache-dtype fp8"),
         ({"isq": "q4k"}, "--isq q4k"),
         ({"gpu_memory_utilization": 0.5}, "--gpu-memory-utilization"),
-        ({"device": "cuda"}, "--device cuda"),
+        ({"enforce_eager": True}, "--enforce-eager is for a GPU"),
+        ({"device": "cuda"}, "--device cuda: there is no GPU: none was looked for"),
         ({"max_model_len": 513}, "--max-model-len 513"),
         ({"block_size": 24}, "--block-size 24"),
         ({"kv_cache_memory": "lots"}, "--kv-cache-memory: 'lots'"),
@@ -92,3 +97,64 @@ def test_random_weights_are_told() -> None:
     assert resolve(EngineConfig(), HARDWARE, FACTS, "tiny").load_format == "auto"
     resolved = resolve(EngineConfig(load_format="dummy"), HARDWARE, FACTS, "tiny")
     assert resolved.load_format == "dummy" and any("random weights" in reason for reason in resolved.reasons)
+
+
+def test_a_gpu_is_taken_when_it_can_be_used() -> None:
+    resolved = resolve(EngineConfig(), ON_GPUS, FACTS, "tiny")
+    assert (resolved.device, resolved.dtype, resolved.kv_cache_dtype) == ("cuda:0", "bfloat16", "bfloat16")
+    assert (resolved.max_num_seqs, resolved.max_num_batched_tokens) == (256, 8192)
+    assert (resolved.async_scheduling, resolved.enforce_eager, resolved.gpu_memory_utilization) == (True, False, 0.9)
+    assert resolved.memory_budget == int(0.9 * 140 * GIB) - GIB
+    assert resolved.reasons[0] == (
+        "device cuda:0: NVIDIA H200, compute capability 9.0, 143360 MiB, 1024 MiB of them taken"
+    )
+
+
+@pytest.mark.parametrize(("asked", "device"), [("cuda", "cuda:0"), ("cuda:1", "cuda:1"), ("cpu", "cpu")])
+def test_a_device_that_is_asked_for(asked: str, device: str) -> None:
+    resolved = resolve(EngineConfig(device=asked), ON_GPUS, FACTS, "tiny")
+    assert resolved.device == device
+    assert resolved.reasons[0].startswith(f"device {device}: ")
+    assert resolved.max_num_seqs == (64 if device == "cpu" else 256)
+
+
+def test_auto_says_why_it_is_not_the_gpu_and_a_device_asked_for_is_an_error() -> None:
+    hardware = replace(HARDWARE, cuda=replace(cuda(H200), torch=None))
+    resolved = resolve(EngineConfig(), hardware, FACTS, "tiny")
+    assert resolved.device == "cpu"
+    assert "2 cores this process may use; PyTorch is installed without CUDA" in resolved.reasons[0]
+    with pytest.raises(ConfigError, match="--device cuda:0: PyTorch is installed without CUDA: install it for CUDA"):
+        resolve(EngineConfig(device="cuda:0"), hardware, FACTS, "tiny")
+    with pytest.raises(
+        ConfigError, match=r"--device cuda:2: .* there are cuda:0 \(NVIDIA H200\), cuda:1 \(NVIDIA L4\)"
+    ):
+        resolve(EngineConfig(device="cuda:2"), ON_GPUS, FACTS, "tiny")
+    assert resolve(EngineConfig(), replace(HARDWARE, cuda=cuda(P40)), FACTS, "tiny").device == "cpu"
+
+
+def test_what_a_gpu_can_do_depends_on_its_age() -> None:
+    old, middle = (replace(HARDWARE, cuda=cuda(gpu)) for gpu in (T4, A10))
+    resolved = resolve(EngineConfig(), old, FACTS, "tiny")
+    assert resolved.dtype == resolved.kv_cache_dtype == "float16"
+    assert "dtype float16: bfloat16 needs compute capability 8.0 (--dtype auto)" in resolved.reasons
+    with pytest.raises(ConfigError, match=r"--dtype bfloat16 needs compute capability 8.0, and Tesla T4 has .*7.5"):
+        resolve(EngineConfig(dtype="bfloat16"), old, FACTS, "tiny")
+    with pytest.raises(ConfigError, match=r"--kv-cache-dtype fp8 needs compute capability 8.9, and NVIDIA A10 has"):
+        resolve(EngineConfig(kv_cache_dtype="fp8"), middle, FACTS, "tiny")
+    assert resolve(EngineConfig(kv_cache_dtype="fp8"), ON_GPUS, FACTS, "tiny").kv_cache_dtype == "fp8"
+    with pytest.raises(ConfigError, match="--kv-cache-dtype int8 is for the CPU"):
+        resolve(EngineConfig(kv_cache_dtype="int8"), ON_GPUS, FACTS, "tiny")
+
+
+def test_options_of_a_gpu() -> None:
+    config = EngineConfig(
+        gpu_memory_utilization=0.5, attention_backend="triton", enforce_eager=True, async_scheduling=False,
+        max_num_seqs=3, max_num_batched_tokens=100,
+    )  # fmt: skip
+    resolved = resolve(config, ON_GPUS, FACTS, "tiny")
+    assert (resolved.gpu_memory_utilization, resolved.attention_backend) == (0.5, "triton")
+    assert (resolved.enforce_eager, resolved.async_scheduling) == (True, False)
+    assert (resolved.max_num_seqs, resolved.max_num_batched_tokens) == (3, 100)
+    assert resolved.memory_budget == 70 * GIB - GIB
+    full = replace(H200, memory_free=GIB)
+    assert resolve(config, replace(HARDWARE, cuda=cuda(full)), FACTS, "tiny").memory_budget == 0
