@@ -141,8 +141,8 @@ class Runner:
             launched.sampled = lane.launch(lambda: self._sample(sampling, allowed))
             token_ids = lane.launch(lambda: _joined(launched.sampled))
             steps.advance(token_ids)
-        if launched.sampled:
-            launched.readback = lane.download([tensor for part in launched.sampled for tensor in part.tensors()])
+        # Also where nothing was sampled: that the step is done has to be known.
+        launched.readback = lane.download([tensor for part in launched.sampled for tensor in part.tensors()])
 
     def _sample(self, rows: list[int], allowed: list[bytes | None]) -> list[Sampled]:
         """As many at a time as the logits of fit."""

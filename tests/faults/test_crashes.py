@@ -99,12 +99,12 @@ def test_exception_in_a_step_ends_its_requests_only(folder: Path, model: str) ->
 def test_a_lost_device_ends_the_engine_and_the_streams_go_on(octavo: Octavo, folder: Path, model: str) -> None:
     """What follows a CUDA error: the process ends with its last words, the next one has a device again."""
     prompts = [f"stream {n}" for n in range(6)]
-    undisturbed = [stream.result() for stream in [octavo.stream(120, prompt=prompt) for prompt in prompts]]
-    faults = "step_delay_ms=5,lose_device_at_step=80"
+    undisturbed = [stream.result() for stream in [octavo.stream(160, prompt=prompt) for prompt in prompts]]
+    faults = "step_delay_ms=5,lose_device_at_step=130"
     with served(folder, "serve", model, "--port", "0", *SMALL, faults=faults) as losing:
         losing.started()
         with unharmed(losing):
-            streams = [losing.stream(120, prompt=prompt) for prompt in prompts]
+            streams = [losing.stream(160, prompt=prompt) for prompt in prompts]
             assert [stream.result(90.0) for stream in streams] == undisturbed
             assert all(stream.error is None and stream.finish_reason == "length" for stream in streams)
         assert losing.output.count("the engine ended with code 6") == 1
