@@ -26,39 +26,45 @@ def command(scene: Scene, folder: Path) -> Octavo:
     return Octavo(scene.folder, "serve", str(folder), *options)
 
 
-def begun(scene: Scene, folder: Path) -> tuple[Octavo, float]:
-    began = time.perf_counter()
-    octavo = command(scene, folder).started()
-    return octavo, time.perf_counter() - began
-
-
 def first_words(octavo: Octavo) -> str:
-    """The engine's log lines of its start."""
-    return "\n".join(line for line in octavo.output.splitlines() if "octavo" in line or " in " in line)[-3000:]
+    """The log lines of a start."""
+    return octavo.output[-4000:]
 
 
-def start(scene: Scene, folder: Path, name: str) -> Figure:
-    """The second start: then the page cache holds the file and no kernel is compiled."""
-    seconds = []
-    for _ in range(1 if scene.amount.repeats == 1 else 2):
-        octavo, took = begun(scene, folder)
-        log = first_words(octavo)
-        octavo.close()
-        seconds.append(took)
-    size = (folder / "model.safetensors").stat().st_size
-    details = {"starts": seconds, "file_bytes": size, "log": log}
-    return Figure(START, name, "s", seconds[-1], details=details)
+class Served:
+    """The last start goes on to serve."""
 
+    def __init__(self, scene: Scene, name: str) -> None:
+        self.scene, self.name = scene, name
+        self.folder = model_folder(scene, name, weights=True)
+        self.octavo: Octavo | None = None
 
-def resume(scene: Scene, folder: Path, name: str) -> Figure:
-    """Seconds from the engine's death to the next token of all streams. All of them must end as they were asked to."""
-    octavo, _ = begun(scene, folder)
-    try:
-        tokens = 40 if scene.dry else TOKENS
+    def close(self) -> None:
+        if self.octavo is not None:
+            self.octavo.close()
+
+    def start(self) -> Figure:
+        """Of two starts the second: then the page cache holds the file and no kernel is compiled."""
+        seconds, log = [], ""
+        for _ in range(1 if self.scene.amount.repeats == 1 else 2):
+            self.close()
+            began = time.perf_counter()
+            self.octavo = command(self.scene, self.folder).started()
+            seconds.append(time.perf_counter() - began)
+            log = first_words(self.octavo)
+        size = (self.folder / "model.safetensors").stat().st_size
+        details = {"starts": seconds, "file_bytes": size, "log": log}
+        return Figure(START, self.name, "s", seconds[-1], details=details)
+
+    def resume(self) -> Figure:
+        """Seconds from the engine's death to the next token of all streams, which all end as they were asked to."""
+        octavo = self.octavo
+        assert octavo is not None
+        tokens = 40 if self.scene.dry else TOKENS
         streams = [octavo.stream(tokens, prompt=f"stream {i}: ") for i in range(STREAMS)]
         for stream in streams:
             stream.begun(1)
-        time.sleep(scene.amount.pause)
+        time.sleep(self.scene.amount.pause)
         octavo.child("octavo-engine").kill()
         killed = time.perf_counter()
         time.sleep(0.05)  # what was already sent arrives
@@ -73,14 +79,14 @@ def resume(scene: Scene, folder: Path, name: str) -> Figure:
             stream.result()
         ends = [(stream.finish_reason, stream.error) for stream in streams]
         assert all(end == ("length", None) for end in ends), f"streams ended with {ends}"
-    finally:
-        octavo.close()
-    return Figure(RESUME + f", until {STREAMS} streams go on", name, "s", took)
+        return Figure(f"{RESUME}, until {STREAMS} streams go on", self.name, "s", took)
 
 
 def llama_1b(scene: Scene) -> Iterator[Callable[[], Figure]]:
-    name = "Llama-3.2-1B"
-    folder = model_folder(scene, name, weights=True)
-    yield lambda: start(scene, folder, name)
-    if scene.amount.repeats > 1 or scene.dry:
-        yield lambda: resume(scene, folder, name)
+    served = Served(scene, "Llama-3.2-1B")
+    try:
+        yield served.start
+        if scene.amount.repeats > 1 or scene.dry:
+            yield served.resume
+    finally:
+        served.close()

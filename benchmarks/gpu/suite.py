@@ -40,20 +40,23 @@ def run_tests(paths: Sequence[str], log: Path, until: float, processes: int = 1)
 
 
 def facts(packages: Sequence[str], on_gpu: bool) -> dict[str, Any]:
-    """Date, commit, versions, device. Loads PyTorch."""
-    import torch
-
+    """Date, commit, versions, device. Loads PyTorch on a GPU alone."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    versions: dict[str, str | None] = {"python": platform.python_version(), "torch": torch.__version__}
-    versions["cuda"] = torch.version.cuda
-    for name in packages:
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for name in ("torch", *packages):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = None
+    device = "none"
+    if on_gpu:
+        import torch
+
+        versions["torch"], versions["cuda"] = torch.__version__, torch.version.cuda
+        device = torch.cuda.get_device_name()
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit or os.environ.get("COMMIT", "unknown"),
         "versions": versions,
-        "device": torch.cuda.get_device_name() if on_gpu else "none",
+        "device": device,
     }
