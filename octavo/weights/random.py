@@ -57,7 +57,8 @@ class RandomCheckpoint:
 
     def _noise(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """In its own type at once: nothing else is in memory beside it."""
-        generator = torch.Generator(self._device).manual_seed(self._seed * (1 << 32) + zlib.crc32(name.encode()))
+        seed = zlib.crc32(f"{self._seed} {name}".encode())  # a CPU's generator takes no more bits
+        generator = torch.Generator(self._device).manual_seed(seed)
         return torch.empty(shape, dtype=dtype, device=self._device).normal_(0.0, STD, generator=generator)
 
     def close(self) -> None:

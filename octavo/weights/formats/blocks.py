@@ -58,7 +58,8 @@ def _bits(raw: Tensor) -> Tensor:
 
 
 def _iq4_values(raw: Tensor) -> Tensor:
-    return _IQ4_VALUES.to(raw.device)[_fields(raw, 4, 16).int()]
+    which = _fields(raw, 4, 16)
+    return _IQ4_VALUES.to(raw.device).index_select(0, which.view(-1).int()).view(which.shape)
 
 
 def _q4_0(b: Tensor) -> Groups:
