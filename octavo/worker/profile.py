@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import resource
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -74,22 +75,22 @@ def measure(runner: Runner, resolved: ResolvedConfig) -> int:
 
 
 def measure_on(device: Device, runner: Runner, resolved: ResolvedConfig) -> int:
-    """The same on a device, where tables that rows with such settings need are made, and stay."""
+    """The same on a device. What stays there when a step is done is there before it is measured: the tables that rows
+    with such settings need, libraries' workspaces, compiled kernels."""
+
+    def run(plan: Plan) -> None:
+        runner.run(plan)
+        runner.run(Plan(plan.index, release=[run.row for run in plan.run]))
+
     plans = device_plans(resolved)
-    largest = 0
-    for plan in plans:
-
-        def work(plan: Plan = plan) -> None:
-            runner.run(plan)
-
-        largest = max(largest, device.peak(work))
-    runner.run(Plan(len(plans), release=[run.row for run in plans[-1].run]))
-    return largest
+    run(plans[0])
+    return max(device.peak(partial(run, plan)) for plan in plans)
 
 
 def device_plans(resolved: ResolvedConfig) -> list[Plan]:
     """The whole budget in as many rows as there can be, which all sample; the whole budget in as few, up to the end of
-    the longest context; as many rows as there can be with a token each; and one token there at the end."""
+    the longest context; as many rows as there can be with a token each; and one token there at the end. Each finds all
+    rows free."""
     length, budget = resolved.max_model_len, resolved.max_num_batched_tokens
     many = min(resolved.max_num_seqs, budget)
     few = min(-(-budget // length), many)
@@ -101,14 +102,16 @@ def device_plans(resolved: ResolvedConfig) -> list[Plan]:
         [(1, short)] * many,
         [(1, length)],
     ]
-    plans: list[Plan] = []
-    for index, rows in enumerate(steps):
-        plan = Plan(index, release=[run.row for run in plans[-1].run] if plans else [])
-        for row, (tokens, ends) in enumerate(rows):
-            plan.admit.append(_admit(row, ends, ends - tokens, resolved.block_size, _ALL))
-            plan.run.append(Run(row, tokens, True))
-        plans.append(plan)
-    return plans
+    return [
+        Plan(
+            index,
+            admit=[
+                _admit(row, ends, ends - tokens, resolved.block_size, _ALL) for row, (tokens, ends) in enumerate(rows)
+            ],
+            run=[Run(row, tokens, True) for row, (tokens, _) in enumerate(rows)],
+        )
+        for index, rows in enumerate(steps)
+    ]
 
 
 def _grown(runner: Runner, plan: Plan) -> int:
