@@ -35,7 +35,7 @@ def executor_over(worker: object, depth: int = 2) -> OverlappedExecutor:
 
 class ScriptedWorker:
     """Computes each plan when it is launched, as a device in whose queue it is next; what it sampled shows when it is
-    collected. Requests are told apart by their seeds."""
+    collected."""
 
     def __init__(self, fake: FakeExecutor) -> None:
         self.fake = fake
@@ -44,8 +44,6 @@ class ScriptedWorker:
         self.is_lost = False
         self.shutdowns = 0
         self.in_flight: deque[tuple[Plan, Result | str]] = deque()
-        self.seeds: dict[int, set[int]] = {}
-        """Of the requests that each plan computes, by its index."""
 
     def start(self) -> WorkerInfo:
         return INFO
@@ -63,8 +61,6 @@ class ScriptedWorker:
             self.in_flight.append((plan, "nan"))
         except AssertionError as wrong:  # it is no failure of a step that the fake model finds a plan wrong
             pytest.fail(f"plan {plan.index}: {wrong}")
-        finally:
-            self.seeds[plan.index] = {self.fake._rows[run.row].admit.seed for run in plan.run}
 
     def collect(self) -> Result:
         plan, result = self.in_flight.popleft()
@@ -77,20 +73,25 @@ class ScriptedWorker:
 
 
 class Blaming:
-    """Implements Executor around the overlapped one; notes who may fail."""
+    """Implements Executor around the overlapped one; notes who may fail. Requests are told apart by their seeds."""
 
-    def __init__(self, worker: ScriptedWorker, depth: int) -> None:
+    def __init__(self, worker: object, depth: int) -> None:
         self.depth = depth
         self.blamed: set[int] = set()
-        """Seeds of the requests of plans that failed, unless one failed that was submitted before them, while they were
-        in flight."""
-        self._worker, self._executor = worker, executor_over(worker, depth)
+        """Requests of plans that failed, unless one failed that was submitted before them, while they were in
+        flight."""
+        self.seeds: dict[int, set[int]] = {}
+        """Of the requests that each plan computes, by its index."""
+        self._executor = executor_over(worker, depth)
+        self._rows: dict[int, int] = {}
         self._plans: deque[tuple[int, bool]] = deque()
 
     def start(self) -> WorkerInfo:
         return INFO
 
     def submit(self, plan: Plan, masks: Masks | None = None) -> None:
+        self._rows.update({admit.row: admit.seed for admit in plan.admit})
+        self.seeds[plan.index] = {self._rows[run.row] for run in plan.run}
         self._plans.append((plan.index, False))
         self._executor.submit(plan, masks)
 
@@ -100,7 +101,7 @@ class Blaming:
             return self._executor.collect()
         except StepFailed:
             if not behind:
-                self.blamed |= self._worker.seeds[index]
+                self.blamed |= self.seeds[index]
             self._plans = deque((later, True) for later, _ in self._plans)
             raise
 

@@ -208,7 +208,7 @@ def test_a_failed_step_ends_its_own_requests_and_no_others(how: str, next_too: b
     house.loop.turn(0)  # submits the plan behind the one that fails, and collects that
     house.client.send(adds[3])
     messages = house.run()
-    assert house.worker.seeds[at] == {0, 1} == blaming.blamed and house.worker.seeds[at + 1] >= {2}
+    assert blaming.seeds[at] == {0, 1} == blaming.blamed and blaming.seeds[at + 1] >= {2}
     failures = [message for message in messages if isinstance(message, Failed)]
     assert sorted(failure.id for failure in failures) == [0, 1]
     assert all(failure.code == "engine_error" for failure in failures)
