@@ -124,7 +124,8 @@ def ended(process: subprocess.Popen[bytes], lines: Path, until: float) -> list[d
         late = True
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    found = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
+    text = lines.read_text() if lines.exists() else ""
+    found = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]  # the last may be cut off
     lines.unlink(missing_ok=True)
     if late:
         found.append({"late": True})

@@ -21,6 +21,7 @@ from engine_work import (
     decode_limit,
     requests_limit,
 )
+from measure import elapsed
 from sizes import Model
 from waits import idle_between_launches, traced
 
@@ -117,10 +118,24 @@ def requests(scene: Scene, engine: LLMEngine, name: str) -> Figure:
     return figure
 
 
-def gap(scene: Scene, engine: LLMEngine, name: str, rows: int) -> Figure:
-    """The share of a decode step in which the device waits for the host; and how long a step lasts without a trace."""
+def replay_of(engine: LLMEngine, rows: int) -> Callable[[], None]:
+    """Gives the device the graphs of a decode step of the rows that run now, and nothing else. The rows move on there,
+    and not on the host: whatever runs has to be closed afterwards."""
+    graphs = engine._engine._executor._worker._runner._steps._graphs
+    forward, sample = graphs._pairs[graphs._size(rows)]
+
+    def replay() -> None:
+        forward.replay()
+        sample.replay()
+
+    return replay
+
+
+def gap(scene: Scene, engine: LLMEngine, name: str, rows: int, trace: bool = False) -> Figure:
+    """The share of a decode step that is not the device's: what a step lasts, compared with what its graphs last when
+    they are replayed without a host in between. `trace`: also the idle time that a profiler sees."""
     steps = scene.amount.gap_steps
-    streams = start(scene, engine, scene.model(name), rows, 3 * steps + 32)
+    streams = start(scene, engine, scene.model(name), rows, 4 * steps + 64)
     first = streams[0]
 
     def some(count: int) -> float:
@@ -132,13 +147,17 @@ def gap(scene: Scene, engine: LLMEngine, name: str, rows: int) -> Figure:
     figure = Figure(GAP.format(rows), name, "of the step", None)
     try:
         some(8)
-        untraced = some(steps)
+        whole = min(some(steps), some(steps))
         if scene.device == "cpu":
-            some(steps)
             return figure
-        idle, span = idle_between_launches(traced(lambda: some(steps)))
-        figure.details = {"step_us": untraced * 1e6, "traced_step_us": span / steps * 1e6}
-        figure.value = idle / span if span else None
+        figure.details = {"step_us": whole * 1e6}
+        if trace:
+            idle, span = idle_between_launches(traced(lambda: some(steps)), skip=0.2)
+            figure.details["idle_in_trace"] = idle / span if span else None
+        replay = replay_of(engine, rows)
+        alone = min(elapsed(lambda: [replay() for _ in range(steps)]) for _ in range(2)) / steps
+        figure.details["device_step_us"] = alone * 1e6
+        figure.value = max(1 - alone / whole, 0.0)
         return figure
     finally:
         close(streams)
@@ -170,8 +189,9 @@ def llama_1b(scene: Scene) -> Iterator[Callable[[], Figure]]:
         yield lambda: decode(scene, engine, name, 1)
         yield lambda: prefill(scene, engine, name)
         yield lambda: requests(scene, engine, name)
-        for rows in scene.amount.rows:
-            yield lambda rows=rows: gap(scene, engine, name, rows)
+        every = scene.amount.rows
+        for rows in every:
+            yield lambda rows=rows: gap(scene, engine, name, rows, trace=rows in (every[0], every[-1]))
 
 
 def llama_8b(scene: Scene) -> Iterator[Callable[[], Figure]]:

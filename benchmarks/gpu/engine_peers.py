@@ -61,18 +61,24 @@ def opened(scene: Scene, name: str) -> Iterator[Any]:
             torch.cuda.empty_cache()
 
 
-def generate(scene: Scene, model: Any, ids: Tensor, mask: Tensor, output: int, room: int) -> Clock:
-    """Marks: before, then when the logits of each of `output` tokens were there. `room`: tokens of the cache."""
-    from transformers import LogitsProcessorList, StaticCache
+def make_cache(model: Any, room: int) -> Any:
+    """Of `room` tokens; kept over the runs, so that graphs of its memory are."""
+    from transformers import StaticCache
+
+    return StaticCache(config=model.config, max_cache_len=room)
+
+
+def generate(scene: Scene, model: Any, inputs: tuple[Tensor, Tensor], output: int, cache: Any) -> Clock:
+    """Marks: before, then when the logits of each of `output` tokens were there. inputs: ids and mask."""
+    from transformers import LogitsProcessorList
 
     clock = Clock(scene.device)
-    cache = StaticCache(config=model.config, max_cache_len=room)
+    cache.reset()
     clock.mark()
-    with torch.inference_mode():
-        model.generate(
-            ids, attention_mask=mask, past_key_values=cache, max_new_tokens=output, min_new_tokens=output,
-            do_sample=False, pad_token_id=0, logits_processor=LogitsProcessorList([clock]), disable_compile=scene.dry,
-        )  # fmt: skip
+    model.generate(
+        inputs[0], attention_mask=inputs[1], past_key_values=cache, max_new_tokens=output, min_new_tokens=output,
+        do_sample=False, pad_token_id=0, logits_processor=LogitsProcessorList([clock]), disable_compile=scene.dry,
+    )  # fmt: skip
     return clock
 
 
@@ -83,10 +89,10 @@ def rows_of(scene: Scene, name: str, rows: int, length: int) -> tuple[Tensor, Te
 
 def decode(scene: Scene, model: Any, name: str, rows: int) -> Figure:
     amount = scene.amount
-    seconds = []
+    seconds, cache = [], make_cache(model, amount.prompt + 512)
     for run in range(1 + amount.repeats):
         output = amount.output if run else min(amount.output, 8)  # the first compiles
-        clock = generate(scene, model, *rows_of(scene, name, rows, amount.prompt), output, amount.prompt + 512)
+        clock = generate(scene, model, rows_of(scene, name, rows, amount.prompt), output, cache)
         seconds.append(clock.seconds(1, output))
     steps = amount.output - 1
     value = rows * steps / median(seconds[1:])
@@ -97,9 +103,9 @@ def decode(scene: Scene, model: Any, name: str, rows: int) -> Figure:
 
 def prefill(scene: Scene, model: Any, name: str) -> Figure:
     length = scene.amount.prefill
-    seconds = []
+    seconds, cache = [], make_cache(model, length + 1)
     for _ in range(1 + scene.amount.repeats):
-        clock = generate(scene, model, *rows_of(scene, name, 1, length), 1, length + 1)
+        clock = generate(scene, model, rows_of(scene, name, 1, length), 1, cache)
         seconds.append(clock.seconds(0, 1))
     return Figure(PREFILL.format(length), name, "tok/s", length / median(seconds[1:]), engine=ENGINE)
 
@@ -113,9 +119,9 @@ def requests(scene: Scene, model: Any, name: str) -> Figure:
     for row, (prompt, _) in enumerate(lengths):
         ids[row, : longest - prompt] = 0
         mask[row, : longest - prompt] = 0
-    room = scene.amount.prompts[1] + max(scene.amount.outputs[1], 1024 * (not scene.dry))
-    generate(scene, model, ids, mask, min(4, most), room)
-    clock = generate(scene, model, ids, mask, most, room)
+    cache = make_cache(model, scene.amount.prompts[1] + max(scene.amount.outputs[1], 1024 * (not scene.dry)))
+    generate(scene, model, (ids, mask), min(4, most), cache)
+    clock = generate(scene, model, (ids, mask), most, cache)
     tokens = sum(output for _, output in lengths)
     value = tokens / clock.seconds(0, most)
     return Figure(REQUESTS.format(len(lengths)), name, "tok/s", value, engine=ENGINE, details={"tokens": tokens})

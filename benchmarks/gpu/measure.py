@@ -25,7 +25,8 @@ class Timing:
     """graph, or events around calls from the host where a call cannot be captured."""
 
 
-def _elapsed(work: Callable[[], object]) -> float:
+def elapsed(work: Callable[[], object]) -> float:
+    """Seconds on the device from before to after what `work` gives it."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     work()
@@ -39,7 +40,7 @@ def timing(calls: Sequence[Callable[[], object]]) -> Timing:
     for call in calls[:2]:
         call()
     torch.cuda.synchronize()
-    once = _elapsed(lambda: [call() for call in calls]) / len(calls)
+    once = elapsed(lambda: [call() for call in calls]) / len(calls)
     rounds = max(1, min(round(1e-3 / max(once, 1e-7)), MOST_LAUNCHES) // len(calls), LEAST_LAUNCHES // len(calls))
     every = [call for _ in range(rounds) for call in calls]
     method, run = "graph", _captured(every)
@@ -49,7 +50,7 @@ def timing(calls: Sequence[Callable[[], object]]) -> Timing:
     torch.cuda.synchronize()
     times: list[float] = []
     while len(times) < LEAST_REPLAYS or (sum(times) < LEAST_SECONDS and len(times) < MOST_REPLAYS):
-        times.append(_elapsed(run) / len(every))
+        times.append(elapsed(run) / len(every))
     times.sort()
     n = len(times)
     return Timing(statistics.median(times), times[n // 4], times[n - 1 - n // 4], method)

@@ -24,10 +24,14 @@ def traced(work: Callable[[], object]) -> list[dict[str, Any]]:
     return [event for event in events if event.get("cat") in ON_DEVICE]
 
 
-def idle_between_launches(events: Iterable[Mapping[str, Any]]) -> tuple[float, float]:
+def idle_between_launches(events: Iterable[Mapping[str, Any]], skip: float = 0.0) -> tuple[float, float]:
     """→ seconds in which the device had nothing to do between what the host launched, and seconds from the first event
-    to the last. The kernels of one graph are one launch: what lies between them is not the host's."""
+    to the last. The kernels of one graph are one launch: what lies between them is not the host's. `skip`: the share of
+    the time that is left out at the beginning, when nothing waits in the queue yet."""
     ordered = sorted(events, key=lambda event: event["ts"])
+    if ordered:
+        first, last = ordered[0]["ts"], ordered[-1]["ts"]
+        ordered = [event for event in ordered if event["ts"] >= first + skip * (last - first)]
     if not ordered:
         return 0.0, 0.0
     idle, end, launch = 0.0, float(ordered[0]["ts"]), None

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from engines import VOCAB, engine, prompts, save
+from tiny_models import make_reference
 
 CHECK = Path(__file__).parents[2] / "benchmarks" / "gpu" / "engine.py"
 PARTS = {
@@ -43,6 +46,30 @@ def test_the_engine_check_does_everything_and_measures_nothing(tmp_path: Path) -
     assert {work[:2] for work in works if work[2] != "octavo"} < {work[:2] for work in works if work[2] == "octavo"}
     assert "Nothing was measured" in (tmp_path / "engine.md").read_text()
     assert {path.name for path in tmp_path.iterdir()} == {"engine.json", "engine.md", "engine.log", "engine-tests.log"}
+
+
+def test_the_graphs_of_a_step_are_found_and_replayed(device: str, tmp_path: Path) -> None:
+    """What the check times alone is what the engine runs."""
+    sys.path.append(str(CHECK.parent))
+    from engine_octavo import replay_of
+
+    folder = save(make_reference(vocab_size=VOCAB, bos_token_id=None, eos_token_id=None), tmp_path)
+    with engine(device, folder) as found:
+        streams = [found.stream(prompt, temperature=0, max_tokens=99, ignore_eos=True) for prompt in prompts((5, 9, 2))]
+        for stream in streams:
+            next(stream), next(stream)
+        replay = replay_of(found, 3)
+        worker = found._engine._executor._worker
+        state = worker._runner._steps._parts.state
+        with torch.inference_mode():
+            worker._device.event().wait()
+            before = int(state.num_computed.sum())
+            for _ in range(4):
+                replay()
+            worker._device.event().wait()
+        assert int(state.num_computed.sum()) == before + 4 * 3
+        for stream in streams:
+            stream.close()
 
 
 def test_what_there_is_no_time_for_is_listed(tmp_path: Path) -> None:

@@ -163,16 +163,15 @@ def test_what_does_not_fit_is_said_before_it_is_tried(llama: Path) -> None:
 
 @pytest.mark.usefixtures("gpu")
 def test_memory_stays_within_the_share_it_may_use(llama: Path) -> None:
-    """What others had before counts."""
+    """What others hold counts, also when they come and go meanwhile: so only an upper bound."""
     free, total = torch.cuda.mem_get_info()
-    taken = total - free
-    share = round((taken + (12 << 30)) / total, 3)
+    share = round((total - free + (12 << 30)) / total, 3)
+    before = torch.cuda.memory_reserved()
     with engine("cuda", llama, kv_cache_memory=None, gpu_memory_utilization=share) as found:
         found.generate(prompts(LENGTHS), GREEDY)
-        left, _ = torch.cuda.mem_get_info()
-        used = total - left
-        assert taken < used <= share * total + (512 << 20)
-        assert used > 0.8 * share * total
+        assert torch.cuda.memory_reserved() - before <= (12 << 30) + (512 << 20)
+        pages = 8 * 128 // 8
+        assert found.info.num_blocks == pages, "all that eight of the longest requests can have"
 
 
 @pytest.mark.usefixtures("gpu")

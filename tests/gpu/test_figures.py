@@ -57,6 +57,7 @@ def test_waits_are_told_from_pauses_inside_a_graph() -> None:
     beside = [event(35.5, 4.5, 3)]  # begins before the copy has ended
     after = [event(50, 10, 4)]  # 10 µs later
     assert idle_between_launches([*after, *beside, *graph, *copy]) == pytest.approx((15e-6, 60e-6))
+    assert idle_between_launches([*graph, *copy, *beside, *after], skip=0.5) == pytest.approx((10e-6, 25e-6))
     assert idle_between_launches([]) == (0.0, 0.0)
 
 
