@@ -44,4 +44,4 @@ class Pooling:
         if not ends:
             return None
         self.release(row)
-        return pooled.float().numpy().astype(np.dtype("<f4"), copy=False).tobytes()
+        return pooled.float().cpu().numpy().astype(np.dtype("<f4"), copy=False).tobytes()

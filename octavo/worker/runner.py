@@ -135,7 +135,7 @@ class Runner:
         if self._pooling.rows:
             launched.embeddings = lane.launch(lambda: self._embeddings(*runs[:2]))
         if plain and (token_ids := steps.plain()) is not None:
-            launched.sampled = [Sampled(sampling, [], [], token_ids)]
+            launched.sampled = [Sampled(sampling, token_ids)]
         else:
             allowed: list[bytes | None] = [None] * len(sampling) if masks is None else masks()
             launched.sampled = lane.launch(lambda: self._sample(sampling, allowed))

@@ -5,7 +5,7 @@ are sent anew when they changed. A step applies the whole lists, without a loop 
 in the step changes nothing. A token is masked by a large finite value, not -inf, so that a row in which everything is
 masked still has a distribution.
 
-What is called `apply`, `record`, `take` or `put` belongs to the device's queue, everything else to the host.
+`apply`, `record`, `take` and `put` are work of the device, everything else is the host's.
 """
 
 from __future__ import annotations
@@ -143,6 +143,7 @@ class BadWords:
         latest = self._tail.index_select(0, rows)[:, 1:]
         self._tail.index_copy_(0, rows, torch.cat([latest, token_ids.unsqueeze(-1)], dim=-1))
 
+    @torch.inference_mode(False)  # or `put` outside of that mode could not write to it
     def _widen(self, width: int) -> None:
         wider = width - self._tail.shape[1]
         if wider > 0:

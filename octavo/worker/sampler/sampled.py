@@ -1,10 +1,10 @@
-"""What passes between the halves of the sampler's step. Made and read by worker/sampler/sampler.py, carried by its
-caller."""
+"""What passes between the halves of a sampler's step: from host to device, and to the one who reads it. Made by
+worker/sampler/sampler.py."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -15,15 +15,15 @@ LOGPROB_FLOOR = -9999.0
 
 @dataclass(frozen=True)
 class Draw:
-    """A step as the host knows it: whatever happens to the rows afterwards changes nothing in it."""
+    """A step as the host knows it, and what the device has to know, which is there."""
 
     rows: list[int]
     needs: int
-    wanted: list[int]
+    settings_of: Tensor  # [>= rows] int64: `rows`, then padding
+    there: dict[str, Tensor] = field(default_factory=dict)
+    wanted: list[int] = field(default_factory=list)
     """Places in `rows` of those that want log-probabilities, and how many alternatives each."""
-    num_top: list[int]
-    there: dict[str, Tensor]
-    """On the device: what its half has to know."""
+    num_top: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,12 @@ class Sampled:
     """One token of each row, on the device."""
 
     rows: list[int]
-    wanted: list[int]
-    num_top: list[int]
     token_ids: Tensor  # [samples] int64; -1: the logits were not numbers
     logprobs: tuple[Tensor, ...] = ()
     """Where any are wanted: chosen [m] f32, top values [m, top] f32 and ids [m, top] int64."""
+    wanted: list[int] = field(default_factory=list)
+    num_top: list[int] = field(default_factory=list)
+    """As in Draw."""
 
     def tensors(self) -> list[Tensor]:
         """What the host wants to have, token_ids first."""

@@ -7,9 +7,8 @@ min_tokens and logit_bias, penalties, then Ops.sample. Log-probabilities are tho
 What a mask excludes is never taken. Where the others exclude all that the mask leaves (allowed_token_ids, bad words,
 min_tokens), the mask alone counts for this token, and penalties and logit_bias as little as they.
 
-The host never waits: which rows need what it knows by itself, tokens and tables are the device's, and go there by the
-queue. Only `read` is given what came back. A step is `prepare` (at once, on the host), `enter` (work of the device,
-which may run later), `read`; `sample` is all three.
+The host never waits for the device: which rows need what it knows by itself, and tells it through the queue; tokens,
+counts and tables are the device's. `launch` reads nothing, `read` is given what came back. (prompt_logprobs waits.)
 """
 
 from __future__ import annotations
@@ -40,6 +39,10 @@ _NOT_FINITE = (
 # What a row needs beyond argmax; a step does only what one of its rows needs.
 _NOISE, _PENALTIES, _EDITS, _BAD_WORDS, _ALLOWED, _LOGPROBS = 1, 2, 4, 8, 16, 32
 _EXCLUDE = _EDITS | _BAD_WORDS | _ALLOWED
+
+_ALIGNED = 4
+"""Settings are gathered for a multiple of so many rows: every column then begins at 16 bytes, as kernels were compiled
+for."""
 
 
 class Sampler:
@@ -193,24 +196,30 @@ class Sampler:
 
     def launch(self, rows: list[int], logits: Tensor, masks: Sequence[bytes | None] = ()) -> Sampled:
         """As `sample`, but nothing is read."""
-        return self.enter(self.prepare(rows, masks), logits)
+        assert logits.shape == (len(rows), self.vocab_size), f"{tuple(logits.shape)} logits for {len(rows)} rows"
+        return self._enter(self._prepare(rows, masks), logits)
 
-    def prepare(self, rows: list[int], masks: Sequence[bytes | None] = ()) -> Draw:
-        """The host's half: takes note of what the rows need now, and sends what the device has to know for it."""
-        places = np.array(rows, np.int64)
+    def _prepare(self, rows: list[int], masks: Sequence[bytes | None]) -> Draw:
+        """Takes note of what the rows need now, and sends what the device has to know for it."""
+        count, padding = len(rows), self._needs.shape[0] - 1
+        settings_of = np.array(rows + [padding] * (-count % _ALIGNED), np.int64)
+        places = settings_of[:count]
         needs_of = self._needs[places]
         needs = int(np.bitwise_or.reduce(needs_of))
-        arrays: dict[str, NDArray[Any]] = {"rows": places}
+        arrays: dict[str, NDArray[Any]] = {"settings_of": settings_of}
+        bound = [i for i, mask in enumerate(masks) if mask is not None]
+        if not (needs & ~_NOISE or bound):
+            return Draw(rows, needs, self._queue.upload([settings_of])[0])
         wanted = np.flatnonzero(needs_of & _LOGPROBS)
         if wanted.size:
             arrays["wanted"] = wanted
-        bound = np.array([mask is not None for mask in masks], np.bool_)
-        if bound.any():
+        if bound:
             words = np.frombuffer(bytearray().join(mask for mask in masks if mask is not None), np.int32)
-            arrays["mask_words"] = words.reshape(int(bound.sum()), -1)
-            arrays["mask_at"] = np.where(bound, bound.cumsum() - 1, -1)
+            arrays["mask_words"] = words.reshape(len(bound), -1)
+            arrays["mask_at"] = at = np.full(count, -1)
+            at[bound] = np.arange(len(bound))
             if needs & _EXCLUDE:
-                arrays["excluding"] = np.flatnonzero(bound & ((needs_of & _EXCLUDE) != 0))
+                arrays["excluding"] = ((at >= 0) & ((needs_of & _EXCLUDE) != 0)).astype(np.int64)
         if needs & _ALLOWED:
             at = self._allowed.places(places)
             arrays["limited"] = np.flatnonzero(at >= 0)
@@ -224,23 +233,25 @@ class Sampler:
             arrays["counts_at"] = at[at >= 0] * self.vocab_size
         self._send_changed(needs)
         there = dict(zip(arrays, self._queue.upload([*arrays.values()]), strict=True))
-        return Draw(rows, needs, wanted.tolist(), self._num_top[places[wanted]].tolist(), there)
+        num_top = self._num_top[places[wanted]].tolist()
+        return Draw(rows, needs, there.pop("settings_of"), there, wanted.tolist(), num_top)
 
-    def enter(self, draw: Draw, logits: Tensor) -> Sampled:
-        """The device's half, called in its turn in the queue; every `draw` once, in the order of their making."""
-        assert logits.shape == (len(draw.rows), self.vocab_size), f"{tuple(logits.shape)} logits, {len(draw.rows)} rows"
-        there = draw.there
-        rows, wanted = there["rows"], there.get("wanted")
-        if not draw.rows:
-            return Sampled([], [], [], rows)
+    def _enter(self, draw: Draw, logits: Tensor) -> Sampled:
+        """The device's work."""
+        there, count = draw.there, len(draw.rows)
+        if not count:
+            return Sampled([], draw.settings_of)
+        rows, wanted = draw.settings_of[:count], there.get("wanted")
+        floats = self._floats.t().index_select(1, draw.settings_of)[:, :count].unbind(0)
+        top_k, seeds, num_outputs = self._ints.t().index_select(1, draw.settings_of)[:, :count].unbind(0)
         raw = logits.index_select(0, wanted) if wanted is not None else None
-        self._mask_and_edit(draw, logits)
-        temperature, top_p, min_p = (self._floats[:, i].index_select(0, rows) for i in range(3))
-        top_k, seeds, num_outputs = (self._ints[:, i].index_select(0, rows) for i in range(3))
+        if there:
+            self._mask_and_edit(draw, floats[3:], logits)
+        temperature, top_p, min_p = floats[:3]
         chosen = self._ops.sample(logits, temperature, top_k, top_p, min_p, seeds, num_outputs)
         self._ints[:, 2].index_copy_(0, rows, num_outputs.add_(1))
         if not draw.needs & ~_NOISE:
-            return Sampled(draw.rows, [], [], chosen)
+            return Sampled(draw.rows, chosen)
         taken = chosen.clamp_min(0)  # what is not a token must not become a place in memory
         if draw.needs & _PENALTIES:
             at = there["counts_at"] + taken.index_select(0, there["penalized"])
@@ -249,9 +260,9 @@ class Sampler:
         if draw.needs & _BAD_WORDS:
             self._bad_words.record(rows, taken)
         if raw is None or wanted is None:
-            return Sampled(draw.rows, [], [], chosen)
-        logprobs = self.scores(raw, taken.index_select(0, wanted), max(draw.num_top))
-        return Sampled(draw.rows, draw.wanted, draw.num_top, chosen, logprobs)
+            return Sampled(draw.rows, chosen)
+        logprobs = self._scores(raw, taken.index_select(0, wanted), max(draw.num_top))
+        return Sampled(draw.rows, chosen, logprobs, draw.wanted, draw.num_top)
 
     def read(self, sampled: Sampled, tensors: Sequence[Tensor]) -> tuple[list[int], list[TokenLogprobs | None]]:
         """What `sample` returns, from sampled.tensors() on the host."""
@@ -270,22 +281,16 @@ class Sampler:
             bad = [row for row, token_id in zip(rows, token_ids, strict=True) if token_id < 0]
             raise EngineError(_NOT_FINITE.format(bad))
 
-    # --- log-probabilities of a prompt
-
     def prompt_logprobs(self, logits: Tensor, next_token_ids: list[int], num_top: int) -> list[TokenLogprobs]:
-        """logits [positions, vocab] f32 and the prompt token that followed each position. The host waits."""
+        """logits [positions, vocab] f32 and the prompt token that followed each position."""
         (ids,) = self._queue.upload([np.array(next_token_ids, np.int64)])
-        return self.read_scores(next_token_ids, num_top, [each.cpu() for each in self.scores(logits, ids, num_top)])
-
-    def scores(self, logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Of token_ids [n] and the best: work of the device, for `read_scores`."""
-        return self._ops.logprobs(logits, token_ids, min(num_top, self.vocab_size))
-
-    def read_scores(self, token_ids: list[int], num_top: int, scores: Sequence[Tensor]) -> list[TokenLogprobs]:
-        """`scores`, on the host."""
-        return listed(token_ids, [num_top] * len(token_ids), scores)
+        scores = [each.cpu() for each in self._scores(logits, ids, num_top)]
+        return listed(next_token_ids, [num_top] * len(next_token_ids), scores)
 
     # --- parts of a step
+
+    def _scores(self, logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor]:
+        return self._ops.logprobs(logits, token_ids, min(num_top, self.vocab_size))
 
     def _send_changed(self, needs: int) -> None:
         for edits, need in ((self._edits, _EDITS), (self._bad_words, _BAD_WORDS)):
@@ -293,21 +298,20 @@ class Sampler:
                 self._queue.launch(partial(edits.take, self._queue.upload(edits.news())))
                 edits.changed = False
 
-    def _mask_and_edit(self, draw: Draw, logits: Tensor) -> None:
+    def _mask_and_edit(self, draw: Draw, penalties: Sequence[Tensor], logits: Tensor) -> None:
+        """`penalties`: presence, frequency, repetition, [samples] f32."""
         there = draw.there
         if "mask_words" in there:
             self._ops.mask(logits, there["mask_at"], there["mask_words"])
-        excluding = there.get("excluding")
-        if excluding is None:
-            self._edit(draw, logits)
+        if "excluding" not in there:
+            self._edit(draw, penalties, logits)
             return
-        masked = logits.index_select(0, excluding)
-        self._edit(draw, logits)
-        edited = logits.index_select(0, excluding)
-        nothing_left = edited.amax(-1, keepdim=True) <= MASKED / 2
-        logits.index_copy_(0, excluding, torch.where(nothing_left, masked, edited))
+        masked = logits.clone()
+        self._edit(draw, penalties, logits)
+        nothing_left = (logits.amax(-1) <= MASKED / 2) & (there["excluding"] > 0)
+        torch.where(nothing_left.unsqueeze(-1), masked, logits, out=logits)
 
-    def _edit(self, draw: Draw, logits: Tensor) -> None:
+    def _edit(self, draw: Draw, penalties: Sequence[Tensor], logits: Tensor) -> None:
         there, needs = draw.there, draw.needs
         if needs & _ALLOWED:
             limited = there["limited"]
@@ -318,9 +322,7 @@ class Sampler:
         if needs & _EDITS:
             self._edits.apply(there["place_of_row"], self._ints[:, 2], logits)
         if needs & _PENALTIES:
-            counts, seen = self._penalties.tables
-            presence, frequency, repetition = (self._floats[:, i].index_select(0, there["rows"]) for i in (3, 4, 5))
-            self._ops.penalize(logits, there["penalty_at"], counts, seen, presence, frequency, repetition)
+            self._ops.penalize(logits, there["penalty_at"], *self._penalties.tables, *penalties)
 
 
 def _floats(params: SamplingParams) -> tuple[float, ...]:
