@@ -89,6 +89,7 @@ def document(
             "cpu": hardware.cpu_name,
             "cores": hardware.cores,
             "memory_mb": hardware.memory_total >> 20,
+            "gpus": [gpu.name for gpu in hardware.cuda.gpus],
             "system": f"{platform.system()} {platform.machine()}",
         },
         "versions": {

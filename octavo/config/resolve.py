@@ -82,14 +82,14 @@ def _about(gpu: Gpu) -> str:
     return f"{gpu.name}, compute capability {dotted(gpu.capability)}, {gpu.memory_total / MIB:.0f} MiB{taken}"
 
 
-def _refuse_unsupported(config: EngineConfig, gpu: Gpu | None) -> None:
+def _refuse_unsupported(config: EngineConfig, hardware: Hardware, gpu: Gpu | None) -> None:
     """`gpu`: None on the CPU."""
     if config.isq is not None:
         raise ConfigError(f"--isq {config.isq} is not supported yet; leave it out")
     if config.block_size & (config.block_size - 1):
         raise ConfigError(f"--block-size {config.block_size} is not a power of two")
     if gpu is None:
-        _refuse_on_cpu(config)
+        _refuse_on_cpu(config, None if config.device == "cpu" else hardware.cuda.why_not(0))
         return
     here = f"{gpu.name} has compute capability {dotted(gpu.capability)}"
     if config.kv_cache_dtype == "int8":
@@ -100,20 +100,19 @@ def _refuse_unsupported(config: EngineConfig, gpu: Gpu | None) -> None:
         raise ConfigError(f"--dtype bfloat16 needs compute capability {dotted(BFLOAT16_FROM)}, and {here}; use float16")
 
 
-def _refuse_on_cpu(config: EngineConfig) -> None:
+def _refuse_on_cpu(config: EngineConfig, why_no_gpu: str | None) -> None:
+    here = "the device is the CPU" + (f" ({why_no_gpu})" if why_no_gpu else "")
     if config.kv_cache_dtype == "fp8":
-        raise ConfigError("--kv-cache-dtype fp8 is for a GPU, and the device is the CPU; use int8 or auto")
+        raise ConfigError(f"--kv-cache-dtype fp8 is for a GPU, and {here}; use int8 or auto")
     if config.gpu_memory_utilization != DEFAULT_GPU_MEMORY_UTILIZATION:
-        raise ConfigError(
-            "--gpu-memory-utilization is for a GPU, and the device is the CPU; leave it out, or give --kv-cache-memory"
-        )
+        raise ConfigError(f"--gpu-memory-utilization is for a GPU, and {here}; leave it out, or give --kv-cache-memory")
     if config.attention_backend != "auto":
         raise ConfigError(
-            f"--attention-backend {config.attention_backend} is for a GPU: on the CPU attention is part of the CPU "
-            "kernels; leave it out"
+            f"--attention-backend {config.attention_backend} is for a GPU, and {here}, where attention is part of the "
+            "CPU's kernels; leave it out"
         )
     if config.enforce_eager:
-        raise ConfigError("--enforce-eager is for a GPU, and the device is the CPU, which has no graphs; leave it out")
+        raise ConfigError(f"--enforce-eager is for a GPU, and {here}, where there are no graphs; leave it out")
 
 
 def _choose_dtype(config: EngineConfig, gpu: Gpu | None) -> tuple[str, str | None]:
@@ -142,7 +141,7 @@ def resolve(config: EngineConfig, hardware: Hardware, facts: ModelFacts, model_n
     """Raises ConfigError where the options contradict the model, the hardware or what is built so far."""
     device, why = choose_device(config, hardware)
     gpu = None if device == "cpu" else hardware.cuda.gpus[int(device.partition(":")[2])]
-    _refuse_unsupported(config, gpu)
+    _refuse_unsupported(config, hardware, gpu)
     reasons = [f"device {device}: {why}"]
     dtype, why_dtype = _choose_dtype(config, gpu)
     if why_dtype is not None:

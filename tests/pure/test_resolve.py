@@ -10,7 +10,8 @@ from fake_nvml import A10, GIB, H200, L4, P40, T4, cuda
 
 from octavo.config.engine import EngineConfig
 from octavo.config.hardware import Hardware, detect, usable_cores
-from octavo.config.resolve import parse_bytes, resolve
+from octavo.config.resolve import resolve
+from octavo.config.sizes import parse_bytes
 from octavo.errors import ConfigError
 from octavo.modelfiles.facts import ModelFacts, RopeFacts
 
@@ -88,7 +89,7 @@ def test_this_machine() -> None:
 
 @pytest.mark.parametrize("name", ["flashinfer", "triton", "torch"])
 def test_attention_has_a_choice_on_a_gpu_only(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"--attention-backend {name} is for a GPU: .* leave it out"):
+    with pytest.raises(ConfigError, match=f"--attention-backend {name} is for a GPU, .* leave it out"):
         resolve(EngineConfig(attention_backend=name), HARDWARE, FACTS, "tiny")  # type: ignore[arg-type]
     assert resolve(EngineConfig(), HARDWARE, FACTS, "tiny").attention_backend == "auto"
 
@@ -123,6 +124,12 @@ def test_auto_says_why_it_is_not_the_gpu_and_a_device_asked_for_is_an_error() ->
     resolved = resolve(EngineConfig(), hardware, FACTS, "tiny")
     assert resolved.device == "cpu"
     assert "2 cores this process may use; PyTorch is installed without CUDA" in resolved.reasons[0]
+    with pytest.raises(
+        ConfigError, match=r"is for a GPU, and the device is the CPU \(PyTorch is installed without CUDA"
+    ):
+        resolve(EngineConfig(enforce_eager=True), hardware, FACTS, "tiny")
+    with pytest.raises(ConfigError, match="is for a GPU, and the device is the CPU, where"):
+        resolve(EngineConfig(enforce_eager=True, device="cpu"), ON_GPUS, FACTS, "tiny")
     with pytest.raises(ConfigError, match="--device cuda:0: PyTorch is installed without CUDA: install it for CUDA"):
         resolve(EngineConfig(device="cuda:0"), hardware, FACTS, "tiny")
     with pytest.raises(
