@@ -12,9 +12,15 @@ from pathlib import Path
 
 import pytest
 from fake_nvml import A10, H200, L4, P40, T4, FakeNvml, cuda
+from test_resolve import FACTS, HARDWARE
 
 from octavo.config import gpus
+from octavo.config.engine import EngineConfig
 from octavo.config.gpus import Cuda, Gpu, find_gpus, torch_cuda
+from octavo.config.resolve import resolve
+from octavo.errors import ConfigError
+from octavo.modelfiles.files import ModelFiles
+from octavo.supervisor import supervisor
 
 LOST = Gpu("NVIDIA L4", (8, 9), 0, 0, problem="GPU is lost")
 
@@ -147,3 +153,20 @@ def test_torch_says_the_same_of_itself_and_is_not_imported() -> None:
     assert torch_cuda() == (None if version is None else tuple(map(int, version.split(".")[:2])))
     code = "import sys; from octavo.config.gpus import torch_cuda; torch_cuda(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_engine_keeps_its_gpu_over_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was chosen once and fails is not quietly replaced by the CPU."""
+    hardware = replace(HARDWARE, cuda=cuda(H200))
+    monkeypatch.setattr(supervisor, "detect", lambda: hardware)
+    monkeypatch.setattr(supervisor, "fetch", lambda config, progress: ModelFiles("tiny", Path("nowhere")))
+    monkeypatch.setattr(supervisor, "read_facts", lambda files: FACTS)
+    config = supervisor._check_model(EngineConfig(), as_log=False)[1]
+    assert config.device == "cuda:0"
+    lost = replace(hardware, cuda=cuda(LOST))
+    with pytest.raises(ConfigError, match="--device cuda:0: NVIDIA L4 does not work: GPU is lost"):
+        resolve(config, lost, FACTS, "tiny")
+    assert supervisor._check_model(EngineConfig(device="cpu"), as_log=False)[1].device == "cpu"
+    monkeypatch.setattr(supervisor, "fetch", lambda config, progress: pytest.fail("fetched"))
+    with pytest.raises(ConfigError, match="there is no such GPU"):
+        supervisor._check_model(EngineConfig(device="cuda:4"), as_log=False)
