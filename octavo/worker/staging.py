@@ -53,9 +53,9 @@ class Staging:
         """Another step: takes the slot that was used longest ago."""
         self._at = (self._at + 1) % SLOTS
         slot = self._slots[self._at]
-        if slot.event is not None:
-            slot.event.wait()
-            slot.event = None
+        if slot.buffers:  # a step that failed, or computed nothing, has left no event
+            (slot.event or self._device.event()).wait()
+        slot.event = None
         self._free, slot.buffers = slot.buffers, []
 
     def upload(self, arrays: Sequence[NDArray[Any]]) -> list[Tensor]:

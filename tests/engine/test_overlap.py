@@ -196,7 +196,7 @@ def test_a_row_is_given_away_while_its_last_plan_is_in_flight() -> None:
 def test_a_failed_step_ends_its_own_requests_and_no_others(how: str, next_too: bool, at: int) -> None:
     """What came with the plan behind it is computed anew if that one fails too, as it may for what the first left."""
     house = House()
-    blaming = house.loop._executor = Blaming(house.worker, 2)
+    blaming = house.loop._executor = Blaming(house.worker, 2, RuntimeError, ValueError)
     failing = {at: how, at + 1: "collect" if next_too else None}
     house.worker.fails = lambda plan: failing.get(plan.index)
     adds = [seeded(id, max_tokens=9) for id in range(4)]

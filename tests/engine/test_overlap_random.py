@@ -42,7 +42,7 @@ def check_random_events(seed: int, depth: int) -> None:
     )
     failing = pick.choice([0.0, 0.0, 0.02, 0.2])
     worker.fails = lambda _plan: pick.choice(["launch", "collect"]) if pick.random() < failing else None
-    crowd = Crowd(pick, sizes, Blaming(worker, depth))
+    crowd = Crowd(pick, sizes, Blaming(worker, depth, RuntimeError, ValueError))
     stems = [[pick.randrange(VOCAB) for _ in range(20)] for _ in range(2)]
 
     def make(id: int) -> Add:

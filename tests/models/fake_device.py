@@ -178,6 +178,7 @@ class FakeDevice:
         elif self._pick is not None:
             self._advance(self._done + self._pick.randint(0, len(self._queue)))
 
+    @torch.inference_mode()
     def _run(self, until: int) -> None:
         """The host waits for the work of this number."""
         self.num_waits += 1
