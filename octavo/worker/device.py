@@ -139,13 +139,15 @@ class CudaDevice:
         return DeviceMemory(total, free)
 
     def peak(self, work: Callable[[], None]) -> int:
+        """What the allocator had to take: with the gaps that allocations of many sizes leave."""
         self._enter()
         self._stream.synchronize()
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(self.where)
-        before = torch.cuda.memory_allocated(self.where)
+        before = torch.cuda.memory_reserved(self.where)
         work()
         self._stream.synchronize()
-        return int(torch.cuda.max_memory_allocated(self.where)) - before
+        return int(torch.cuda.max_memory_reserved(self.where)) - before
 
     def is_lost(self) -> bool:
         try:
