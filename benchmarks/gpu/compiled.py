@@ -90,7 +90,8 @@ def recorded(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Lau
     signature, constants, aligned = {}, {}, set()
     for parameter in kernel.params:
         name, value = parameter.name, values[parameter.name]
-        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+        special = not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (special and type(value) is int and value == 1):
             signature[name], constants[name] = "constexpr", value
         elif isinstance(value, torch.Tensor):
             signature[name] = "*" + TYPES[value.dtype]
@@ -100,7 +101,7 @@ def recorded(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Lau
             signature[name] = "fp32"
         else:
             signature[name] = "i1" if isinstance(value, bool) else "i32" if abs(value) < 1 << 31 else "i64"
-            if value % 16 == 0:
+            if special and value % 16 == 0:
                 aligned.add(name)
     return Launch(kernel, signature, constants, frozenset(aligned), {k: int(v) for k, v in options.items()})
 
@@ -112,10 +113,11 @@ def launches() -> Iterator[tuple[Any, Launch]]:
     def record(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
         found.append(recorded(kernel, args, options))
 
+    cases = all_cases(tiny=False)  # before: where kernels are interpreted they would be of f16
     launch.INTERPRETED = True  # tensors without memory are let through
     run, JITFunction.run = JITFunction.run, record
     try:
-        for case in all_cases(tiny=False):
+        for case in cases:
             found.clear()
             case.make(torch.device("meta")).ours()
             yield from ((case, each) for each in found)

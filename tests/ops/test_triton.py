@@ -4,6 +4,7 @@ precision. Interpreted on the CPU, or run on a GPU where there is one."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from triton_ops import DEVICE, HAS_TRITON, triton_ops
 from octavo.kernels.layouts import Dense, Float8Groups, Int4Groups, Int8Groups, Layout
 from octavo.kernels.reference import norm as reference_norm
 from octavo.kernels.reference import sampling as reference
+from octavo.kernels.rows import DeviceRows
 
 pytestmark = [
     pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed"),
@@ -128,7 +130,7 @@ def test_attention(
     assert (found - wanted).abs().max() <= 1e-5 * v.abs().max()
 
 
-@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("splits", [1, 3, 40])
 @pytest.mark.parametrize(
     ("dtype", "kv", "tolerance"), [(F32, F32, 1e-5), (F16, F16, 4e-3), (F16, torch.float8_e4m3fn, 0.1)]
 )
@@ -138,17 +140,51 @@ def test_attention_over_split_contexts(
     from octavo.kernels.triton import attention
 
     monkeypatch.setattr(attention, "decode_splits", lambda *_: splits)
-    rows, ops = [(150, 1), (5, 1), (40, 17), (2, 2)], triton_ops(dtype, kv)
+    monkeypatch.setattr(attention, "LEAST_KEYS", 32)
+    rows, ops = [(450, 1), (129, 1), (5, 1), (40, 17), (2, 2), (1, 1)], triton_ops(dtype, kv)
     step, whole = make_step(rows, 16), make_step([(c, c) for c, _ in rows], 16)
     k, v = randn(2, len(whole.positions), 2, 64, seed=2).to(dtype).unbind(0)
     q = randn(len(step.positions), 6, 64, seed=1).to(dtype)
-    pages = torch.zeros(2, BLOCKS, 16, 2, 64, dtype=kv)
-    table = torch.cat((torch.ones(1024, 32), torch.zeros(1024, 32)), dim=-1)
-    ops.rope_cache(torch.zeros_like(k), k, v, table, pages, whole)
-    for window, soft_cap in ((None, None), (7, 2.0)):
+    pages = naive_pages(whole, k.float(), v.float(), 16).to(kv)
+    for window, soft_cap in ((None, None), (140, 2.0)):
         found = ops.attention(q, pages, step, 0.125, window, soft_cap)
         wanted = naive_attention(q, pages.to(F32), step, 0.125, window, soft_cap)
         assert (found.double() - wanted).abs().max() <= tolerance
+
+
+def test_a_row_is_split_by_its_own_context_alone() -> None:
+    """Captured for the longest context there may be, or not; beside whatever rows: the same to the bit. Rows without
+    any context give zeros."""
+    ops, tables = triton_ops(), torch.arange(BLOCKS, dtype=torch.int32).view(4, 16)
+    pages = randn(2, BLOCKS, 32, 1, 16, seed=1)
+    q, last = randn(4, 2, 16, seed=2), torch.tensor([510, 300, 0, -1], dtype=torch.int32)
+    state = DeviceRows(torch.zeros(4, dtype=torch.int64), last, tables, torch.zeros(4, 3, dtype=torch.int64))
+
+    def attend(rows: list[int], longest: int) -> Tensor:
+        step = ops.decode_step(torch.tensor(rows, dtype=torch.int32), state, 32, longest)
+        return ops.attention(q[rows], pages, step, 0.25)
+
+    captured = attend([0, 1, 2, 3], 1 << 17)
+    assert captured.isfinite().all() and not captured[3].any()
+    assert torch.equal(attend([0, 1, 2, 3], 511), captured)
+    assert torch.equal(attend([2, 1, 3], 301), captured[[2, 1, 3]])
+
+
+def test_prefill_finds_its_tiles_among_many_rows() -> None:
+    """More rows than are looked at together, most of which are decoded."""
+    rows = [(1 + i % 3, 1) for i in range(270)]
+    rows[3], rows[258], rows[269] = (40, 37), (33, 33), (3, 2)
+    starts = torch.tensor([0, *[new for _, new in rows]]).cumsum(0).to(torch.int32)
+    step = make_step([], 16)
+    counts = torch.tensor([3] * 270)
+    step = replace(
+        step, query_start=starts, context_lens=torch.tensor([c for c, _ in rows], dtype=torch.int32),
+        page_start=torch.tensor([0, *counts.cumsum(0)], dtype=torch.int32),
+        page_ids=torch.randint(BLOCKS, (3 * 270,), dtype=torch.int32), max_query_len=37, max_context_len=40,
+        positions=torch.cat([torch.arange(c - new, c) for c, new in rows]),
+    )  # fmt: skip
+    q, pages = randn(int(starts[-1]), 1, 16, seed=1), randn(2, BLOCKS, 16, 1, 16, seed=2)
+    near(triton_ops().attention(q, pages, step, 0.25), naive_attention(q, pages, step, 0.25, None, None).float(), 1e-5)
 
 
 def test_values_beyond_fp8_are_its_largest() -> None:

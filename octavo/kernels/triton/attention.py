@@ -6,8 +6,10 @@ read once for all of them. In decode a row's context is split over programs (Fla
 parts a second kernel joins: bound by memory, 4 * context * head_dim bytes a KV head in bf16. In prefill a program takes
 BLOCK_M / group new tokens against the keys they may see: bound by the matrix units.
 
-Grids depend on counts that the host knows (rows, `max_query_len`, `max_context_len`), never on a tensor's contents, so
-a launch can be captured in a graph; rows that are not a kernel's own leave at once.
+Grids depend on counts that the host knows (tokens, rows, `max_context_len`), never on a tensor's contents, so a launch
+can be captured in a graph. A captured one is for the longest context there may be: into how many parts a row's context
+is split follows from that context on the device, and programs beyond leave at once. So a row's result does not depend
+on how long the other rows are, nor on what was captured.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from torch import Tensor
 
 from octavo.kernels.step import Step
 from octavo.kernels.triton.launch import check_device, next_power_of_2, processors
-from octavo.kernels.triton.shapes import decode_shape, decode_splits, prefill_shape
+from octavo.kernels.triton.shapes import LEAST_KEYS, MOST_SPLITS, decode_shape, decode_splits, precision, prefill_shape
 
 
 @triton.jit
@@ -59,23 +61,32 @@ def _online(scores, value, peak, total, sums, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def _parts(context, window, splits, WINDOW: tl.constexpr, N: tl.constexpr, LEAST: tl.constexpr):
+    """(first key, keys of a part, number of parts) of one row's context; a part has LEAST keys or is the only one."""
+    begin = context * 0
+    if WINDOW:
+        begin = tl.maximum(context - window, 0) // N * N
+    span = context - begin
+    wanted = tl.minimum(tl.maximum(span // LEAST, 1), splits)
+    each = tl.maximum(tl.cdiv(tl.cdiv(span, wanted), N) * N, N)
+    return begin, each, tl.maximum(tl.cdiv(span, each), 1)
+
+
+@triton.jit(do_not_specialize=["splits"])
 def _decode_kernel(
     q, k_pages, v_pages, out, partial, stats, query_start, context_lens, page_start, page_ids, scale, soft_cap, window,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    SPLITS: tl.constexpr, WINDOW: tl.constexpr, SOFT_CAP: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-    PRECISION: tl.constexpr,
+    splits, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, SOFT_CAP: tl.constexpr, LEAST: tl.constexpr, M: tl.constexpr,
+    N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     token = tl.load(query_start + row).to(tl.int64)
-    if tl.load(query_start + row + 1) - token != 1:
+    context = tl.load(context_lens + row)
+    begin, each, parts = _parts(context, window, splits, WINDOW, N, LEAST)
+    if (split >= parts) | (tl.load(query_start + row + 1) - token != 1):
         return
     GROUP: tl.constexpr = HEADS // KV_HEADS
-    context = tl.load(context_lens + row)
     first_page = tl.load(page_start + row)
-    begin = 0
-    if WINDOW:
-        begin = tl.maximum(context - window, 0) // N * N
-    each = tl.cdiv(tl.cdiv(context - begin, SPLITS), N) * N
     start = begin + split * each
     end = tl.minimum(start + each, context)
     members = tl.arange(0, M)
@@ -97,51 +108,65 @@ def _decode_kernel(
         scores = tl.where(seen[None, :], scores, float("-inf"))
         v = _load_keys(v_pages, page_ids, first_page, keys, end, head, features, KV_HEADS, BLOCK_SIZE, DIM, TO)
         peak, total, sums = _online(scores, v, peak, total, sums, PRECISION)
-    if SPLITS == 1:
-        at = out + (token * HEADS + heads)[:, None] * DIM + features[None, :]
-        tl.store(at, (sums / tl.maximum(total, 1e-30)[:, None]).to(out.dtype.element_ty), mask=shown)
+    if parts == 1:  # a context of 0, which is nobody's, gives zeros
+        to = out + (token * HEADS + heads)[:, None] * DIM + features[None, :]
+        tl.store(to, (sums / tl.maximum(total, 1e-30)[:, None]).to(out.dtype.element_ty), mask=shown)
     else:
-        place = (row.to(tl.int64) * HEADS + heads) * SPLITS + split
+        place = (row.to(tl.int64) * HEADS + heads) * splits + split
         tl.store(partial + place[:, None] * DIM + features[None, :], sums, mask=shown)
         tl.store(stats + place * 2, peak, mask=members < GROUP)
         tl.store(stats + place * 2 + 1, total, mask=members < GROUP)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def _join_kernel(
-    partial, stats, out, query_start, HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
-    SPLITS: tl.constexpr, PADDED: tl.constexpr,
+    partial, stats, out, query_start, context_lens, window, splits, HEADS: tl.constexpr, DIM: tl.constexpr,
+    WIDTH: tl.constexpr, WINDOW: tl.constexpr, LEAST: tl.constexpr, N: tl.constexpr, MOST: tl.constexpr,
 ):  # fmt: skip
+    """MOST: of `splits`."""
     row, head = tl.program_id(0), tl.program_id(1)
     token = tl.load(query_start + row).to(tl.int64)
-    if tl.load(query_start + row + 1) - token != 1:
+    _, _, parts = _parts(tl.load(context_lens + row), window, splits, WINDOW, N, LEAST)
+    if (parts == 1) | (tl.load(query_start + row + 1) - token != 1):
         return
-    splits = tl.arange(0, PADDED)
+    part = tl.arange(0, MOST)
     features = tl.arange(0, WIDTH)
-    base = (row.to(tl.int64) * HEADS + head) * SPLITS
-    inside = splits < SPLITS
-    peaks = tl.load(stats + (base + splits) * 2, mask=inside, other=float("-inf"))
-    totals = tl.load(stats + (base + splits) * 2 + 1, mask=inside, other=0.0)
+    base = (row.to(tl.int64) * HEADS + head) * splits
+    inside = part < parts
+    peaks = tl.load(stats + (base + part) * 2, mask=inside, other=float("-inf"))
+    totals = tl.load(stats + (base + part) * 2 + 1, mask=inside, other=0.0)
     weights = tl.exp2(peaks - tl.max(peaks, 0))
-    at = partial + (base + splits)[:, None] * DIM + features[None, :]
+    at = partial + (base + part)[:, None] * DIM + features[None, :]
     sums = tl.load(at, mask=inside[:, None] & (features < DIM)[None, :], other=0.0)
     value = tl.sum(sums * weights[:, None], 0) / tl.sum(totals * weights, 0)
     tl.store(out + (token * HEADS + head) * DIM + features, value.to(out.dtype.element_ty), mask=features < DIM)
 
 
 @triton.jit
+def _row_of(tile, query_start, rows, TOKENS: tl.constexpr):
+    """(row, tile of that row): row r has the tiles from query_start[r] // TOKENS + r on, some more than it needs."""
+    below = 0
+    for first in range(0, rows, 256):
+        row = first + tl.arange(0, 256)
+        start = tl.load(query_start + row, mask=row < rows, other=0) // TOKENS + row
+        below += tl.sum(((start <= tile) & (row < rows)).to(tl.int32), 0)
+    row = below - 1
+    return row, tile - (tl.load(query_start + row) // TOKENS + row)
+
+
+@triton.jit(do_not_specialize=["rows"])
 def _prefill_kernel(
-    q, k_pages, v_pages, out, query_start, context_lens, page_start, page_ids, scale, soft_cap, window,
+    q, k_pages, v_pages, out, query_start, context_lens, page_start, page_ids, scale, soft_cap, window, rows,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     WINDOW: tl.constexpr, SOFT_CAP: tl.constexpr, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    row, head = tl.program_id(1), tl.program_id(2)
-    first_token = tl.load(query_start + row).to(tl.int64)
-    queries_here = tl.load(query_start + row + 1) - first_token
     GROUP: tl.constexpr = HEADS // KV_HEADS
     TOKENS: tl.constexpr = M // GROUP
+    head = tl.program_id(1)
     # The last tokens have the most keys: they go first, so that no long program is left alone at the end.
-    tile = tl.num_programs(0) - 1 - tl.program_id(0)
+    row, tile = _row_of(tl.num_programs(0) - 1 - tl.program_id(0), query_start, rows, TOKENS)
+    first_token = tl.load(query_start + row).to(tl.int64)
+    queries_here = tl.load(query_start + row + 1) - first_token
     if (queries_here < 2) | (tile * TOKENS >= queries_here):
         return
     context = tl.load(context_lens + row)
@@ -157,21 +182,27 @@ def _prefill_kernel(
     positions = context - queries_here + local
     first_position = (context - queries_here + tile * TOKENS).to(tl.int32)
     limit = tl.minimum(first_position + TOKENS, context).to(tl.int32)
-    begin = 0
-    if WINDOW:
-        begin = tl.maximum(first_position - window + 1, 0) // N * N
     peak = tl.full([M], float("-inf"), tl.float32)
     total = tl.zeros([M], tl.float32)
     sums = tl.zeros([M, WIDTH], tl.float32)
-    for start in range(begin, limit, N):
+    # Keys before the first token of the tile are seen by all, unless a window ends among them.
+    masked = 0 if WINDOW else (first_position + 1) // N * N
+    for start in range(0, masked, N):
         keys = start + tl.arange(0, N)
         k = _load_keys(k_pages, page_ids, first_page, keys, limit, head, features, KV_HEADS, BLOCK_SIZE, DIM, TO)
         scores = _scores(queries, k, scale, soft_cap, SOFT_CAP, PRECISION)
+        v = _load_keys(v_pages, page_ids, first_page, keys, limit, head, features, KV_HEADS, BLOCK_SIZE, DIM, TO)
+        peak, total, sums = _online(scores, v, peak, total, sums, PRECISION)
+    if WINDOW:
+        masked = tl.maximum(first_position - window + 1, 0) // N * N
+    for start in range(masked, limit, N):
+        keys = start + tl.arange(0, N)
+        k = _load_keys(k_pages, page_ids, first_page, keys, limit, head, features, KV_HEADS, BLOCK_SIZE, DIM, TO)
+        scores = _scores(queries, k, scale, soft_cap, SOFT_CAP, PRECISION)
+        seen = keys[None, :] <= positions[:, None]
         if WINDOW:
-            seen = (keys[None, :] <= positions[:, None]) & (keys[None, :] > positions[:, None] - window)
-            scores = tl.where(seen, scores, float("-inf"))
-        elif start + N > first_position:
-            scores = tl.where(keys[None, :] <= positions[:, None], scores, float("-inf"))
+            seen = seen & (keys[None, :] > positions[:, None] - window)
+        scores = tl.where(seen, scores, float("-inf"))
         v = _load_keys(v_pages, page_ids, first_page, keys, limit, head, features, KV_HEADS, BLOCK_SIZE, DIM, TO)
         peak, total, sums = _online(scores, v, peak, total, sums, PRECISION)
     tl.store(out + at, (sums / tl.maximum(total, 1e-30)[:, None]).to(out.dtype.element_ty), mask=shown)
@@ -188,7 +219,7 @@ def attention(
     constants = {
         "HEADS": q.shape[1], "KV_HEADS": kv.shape[3], "DIM": q.shape[2], "WIDTH": max(next_power_of_2(q.shape[2]), 16),
         "BLOCK_SIZE": kv.shape[2], "WINDOW": window is not None, "SOFT_CAP": soft_cap is not None,
-        "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
+        "PRECISION": precision(q.dtype),
     }  # fmt: skip
     numbers = (scale, soft_cap or 0.0, window or 0)
     if step.max_query_len > 1:
@@ -203,11 +234,11 @@ def _prefill(
 ) -> None:
     """The rows with more than one new token."""
     kv_heads, group = kv.shape[3], q.shape[1] // kv.shape[3]
-    shape = prefill_shape(q.shape[2], group)
-    grid = (triton.cdiv(step.max_query_len, shape.m // group), step.num_rows, kv_heads)
-    _prefill_kernel[grid](
+    shape = prefill_shape(q.shape[2], group, q.itemsize)
+    tiles = q.shape[0] // (shape.m // group) + step.num_rows
+    _prefill_kernel[(tiles, kv_heads)](
         q, kv[0], kv[1], out, step.query_start, step.context_lens, step.page_start, step.page_ids, *numbers,
-        **constants, M=shape.m, N=shape.n, num_warps=shape.warps, num_stages=shape.stages,
+        step.num_rows, **constants, M=shape.m, N=shape.n, **shape.options,
     )  # fmt: skip
 
 
@@ -216,7 +247,7 @@ def _decode(
 ) -> None:
     """The rows with one new token."""
     rows, heads, kv_heads, dim = step.num_rows, q.shape[1], kv.shape[3], q.shape[2]
-    shape = decode_shape(dim, heads // kv_heads)
+    shape = decode_shape(dim, heads // kv_heads, q.itemsize)
     splits = decode_splits(rows, kv_heads, step.max_context_len, processors(q.device))
     partial = stats = out
     if splits > 1:
@@ -224,10 +255,11 @@ def _decode(
         stats = torch.empty((rows, heads, splits, 2), dtype=torch.float32, device=q.device)
     _decode_kernel[(rows, kv_heads, splits)](
         q, kv[0], kv[1], out, partial, stats, step.query_start, step.context_lens, step.page_start, step.page_ids,
-        *numbers, **constants, SPLITS=splits, M=shape.m, N=shape.n, num_warps=shape.warps, num_stages=shape.stages,
+        *numbers, splits, **constants, LEAST=LEAST_KEYS, M=shape.m, N=shape.n, **shape.options,
     )  # fmt: skip
     if splits > 1:
         _join_kernel[(rows, heads)](
-            partial, stats, out, step.query_start, HEADS=heads, DIM=dim, WIDTH=constants["WIDTH"], SPLITS=splits,
-            PADDED=next_power_of_2(splits), num_warps=4,
+            partial, stats, out, step.query_start, step.context_lens, numbers[2], splits, HEADS=heads, DIM=dim,
+            WIDTH=constants["WIDTH"], WINDOW=constants["WINDOW"], LEAST=LEAST_KEYS, N=shape.n, MOST=MOST_SPLITS,
+            num_warps=4,
         )  # fmt: skip

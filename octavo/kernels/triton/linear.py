@@ -19,7 +19,7 @@ from torch import Tensor
 
 from octavo.kernels.layouts import Float8Groups, Int4Groups, Int8Groups
 from octavo.kernels.triton.launch import check_device
-from octavo.kernels.triton.shapes import matmul_shape, row_shape
+from octavo.kernels.triton.shapes import matmul_shape, precision, row_shape
 from octavo.kernels.triton.tiles import int4_sums, scaled_sums, store_tile
 
 MOST_OF_GROUP = 512
@@ -200,7 +200,7 @@ def dense_row(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> No
     shape = row_shape("dense", n, k)
     _dense_row_kernel[(triton.cdiv(n, shape.n),)](
         x, weight, out if bias is None else bias, out, n, k, BIAS=bias is not None, N=shape.n, K=shape.k,
-        num_warps=shape.warps, num_stages=shape.stages,
+        **shape.options,
     )  # fmt: skip
 
 
@@ -217,14 +217,13 @@ def grouped(x: Tensor, weight: Scaled | GroupedInt4, bias: Tensor | None, out: T
         shape = row_shape("int4" if int4 else "int8", n, k)
         (_int4_row_kernel if int4 else _scaled_row_kernel)[(triton.cdiv(n, shape.n),)](
             x, *parts, n, *sizes, GROUP=group, BIAS=bias is not None, N=shape.n, K=max(shape.k, group),
-            num_warps=shape.warps, num_stages=shape.stages,
+            **shape.options,
         )  # fmt: skip
     elif tokens:
         shape = matmul_shape(tokens, n, k)
         (_int4_kernel if int4 else _scaled_kernel)[(triton.cdiv(n, shape.n), triton.cdiv(tokens, shape.m))](
             x, *parts, tokens, n, *sizes, x.stride(0), out.stride(0), GROUP=group, BIAS=bias is not None, M=shape.m,
-            N=shape.n, K=shape.k, PRECISION="ieee" if x.dtype == torch.float32 else "tf32", num_warps=shape.warps,
-            num_stages=shape.stages,
+            N=shape.n, K=shape.k, PRECISION=precision(x.dtype), **shape.options,
         )  # fmt: skip
 
 

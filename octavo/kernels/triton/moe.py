@@ -22,7 +22,7 @@ from torch import Tensor
 from octavo.kernels.layouts import Dense, Float8Groups, Int8Groups
 from octavo.kernels.triton import activation, linear
 from octavo.kernels.triton.launch import check_device, next_power_of_2
-from octavo.kernels.triton.shapes import matmul_shape
+from octavo.kernels.triton.shapes import matmul_shape, precision
 from octavo.kernels.triton.tiles import dense_sums, int4_sums, scaled_sums, store_tile
 
 _CHOICES = 1024
@@ -255,7 +255,7 @@ def _product(x: Tensor, blocks: Blocks, share: int, weight: StackedExperts, choi
         group, (tensors, sizes) = linear.group_of(stack), linear.arguments(stack)
     kernel[(triton.cdiv(n, shape.n), blocks.expert.shape[0])](
         x, *tensors, out, blocks.order, blocks.expert, blocks.first, blocks.end, share, n, *sizes, SIZE=blocks.size,
-        GROUP=group, N=shape.n, K=shape.k, PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
-        num_warps=shape.warps, num_stages=shape.stages,
+        GROUP=group, N=shape.n, K=shape.k, PRECISION=precision(x.dtype),
+        **shape.options,
     )  # fmt: skip
     return out

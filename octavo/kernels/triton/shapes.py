@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from octavo.kernels.triton.launch import next_power_of_2
 
 
@@ -20,24 +22,51 @@ class Shape:
     k: int = 0
     warps: int = 4
     stages: int = 2
+    registers: int | None = None
+    """Of a thread at most; None: as the compiler likes."""
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Of a launch."""
+        found = {"num_warps": self.warps, "num_stages": self.stages}
+        return found if self.registers is None else {**found, "maxnreg": self.registers}
 
 
-def prefill_shape(head_dim: int, group: int) -> Shape:
-    """Predicted: q and two stages of K and V within 227 KiB, the f32 sums within a warp's registers."""
-    m = max(128 if head_dim <= 128 else 64, next_power_of_2(group))
-    return Shape(m, 128 if head_dim <= 64 else 64, warps=8 if m >= 128 else 4, stages=2)
+def precision(dtype: torch.dtype) -> str:
+    """Of tl.dot: f32 as three products of tf32, exact to about 2^-21, since in plain f32 it leaves the matrix units."""
+    return "tf32x3" if dtype == torch.float32 else "tf32"
 
 
-def decode_shape(head_dim: int, group: int) -> Shape:
-    """Predicted: enough bytes in flight for the memory: 64 keys of 128 features are 16 KiB a stage for each of K, V."""
-    return Shape(max(16, next_power_of_2(group)), 128 if head_dim <= 64 else 64, warps=4, stages=3)
+def prefill_shape(head_dim: int, group: int, itemsize: int) -> Shape:
+    """Predicted: q and two stages of K and V within 227 KiB, the f32 sums within a warp's registers (compiled.md).
+    `itemsize`: of an element of q."""
+    if itemsize == 4:
+        m, n = (64, 32) if head_dim <= 64 else (32, 32 if head_dim <= 128 else 16)
+    else:
+        m, n = 128, 128 if head_dim <= 64 else 64 if head_dim <= 128 else 32
+    m = max(m, next_power_of_2(group))
+    return Shape(m, n, warps=4 if m <= 64 and head_dim <= 128 else 8, stages=2)
+
+
+def decode_shape(head_dim: int, group: int, itemsize: int) -> Shape:
+    """Predicted: enough bytes in flight for the memory: 64 keys of 128 features in bf16 are 16 KiB a stage for each of
+    K, V; and four programs on a multiprocessor where registers allow it without spills."""
+    n = (128 if head_dim <= 64 else 64 if head_dim <= 128 else 32) // (2 if itemsize == 4 else 1)
+    four = itemsize < 4 and head_dim <= 128 and group <= 16
+    return Shape(max(16, next_power_of_2(group)), n, warps=4, stages=3, registers=128 if four else None)
+
+
+LEAST_KEYS = 128
+"""Predicted: of one part of a split context. What a part costs beyond its keys is about as much as so many."""
+MOST_SPLITS = 64
 
 
 def decode_splits(rows: int, kv_heads: int, max_context: int, processors: int) -> int:
-    """Parts of a row's context: enough programs to fill the device twice, none with fewer than 256 keys. A power of
-    two, since each number is a kernel to compile, and contexts grow by one every step."""
-    wanted = -(-2 * processors // max(rows * kv_heads, 1))
-    return min(next_power_of_2(wanted), next_power_of_2(max_context // 256 + 1) // 2 or 1, 64)
+    """Parts of a row's context at most: enough programs to fill the device twice. The same for all numbers of rows up
+    to a power of two, and cut by the longest context only where no row could use them: batches of one size split a
+    row's context alike, captured or not."""
+    wanted = next_power_of_2(-(-2 * processors // max(next_power_of_2(rows) * kv_heads, 1)))
+    return max(min(wanted, max_context // LEAST_KEYS, MOST_SPLITS), 1)
 
 
 def row_shape(kind: str, n: int, k: int) -> Shape:
