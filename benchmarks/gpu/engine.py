@@ -157,6 +157,8 @@ class Check:
         if not args.dry:
             found = ended(*child(args, "rates"), time.time() + 40)
             result["rates"] = next((line["rates"] for line in found if "rates" in line), None)
+            if result["rates"] is None:
+                result["failed"].append({"part": "rates", "failed": "neither copies nor products were timed"})
         names = [part.name for part in PARTS if not args.only or part.name in args.only]
         for group in [names] if args.dry else [[name] for name in names]:
             self._group(group)

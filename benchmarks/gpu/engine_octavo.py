@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
+import torch
 from engine_models import POSITIONS, model_folder
 from engine_work import (
     DECODE,
     GAP,
+    MEMORY,
     PAGES,
     PREFILL,
     REQUESTS,
@@ -31,6 +33,8 @@ from octavo.engine.stats import stats
 
 BLOCK = 16
 """Tokens of a KV page."""
+UTILIZATION = 0.9
+"""The share of memory that an engine may use unless told otherwise."""
 
 
 @contextmanager
@@ -118,6 +122,16 @@ def requests(scene: Scene, engine: LLMEngine, name: str) -> Figure:
     return figure
 
 
+def memory(scene: Scene, engine: LLMEngine, name: str) -> Figure:
+    """What all processes use of the GPU, of the share that they may: whether the plan of it came true."""
+    figure = Figure(MEMORY, name, "of what it may", None)
+    if scene.device != "cpu":
+        free, total = torch.cuda.mem_get_info()
+        figure.value = (total - free) / (UTILIZATION * total)
+        figure.details = {"free_bytes": free, "total_bytes": total, "pages": engine.info.num_blocks}
+    return figure
+
+
 def replay_of(engine: LLMEngine, rows: int) -> Callable[[], None]:
     """Gives the device the graphs of a decode step of the rows that run now, and nothing else. The rows move on there,
     and not on the host: whatever runs has to be closed afterwards."""
@@ -199,6 +213,7 @@ def llama_8b(scene: Scene) -> Iterator[Callable[[], Figure]]:
     with opened(scene, name) as engine:
         yield lambda: decode(scene, engine, name, 1)
         yield lambda: decode(scene, engine, name, scene.amount.streams)
+        yield lambda: memory(scene, engine, name)
 
 
 def qwen(scene: Scene) -> Iterator[Callable[[], Figure]]:

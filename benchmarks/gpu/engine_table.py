@@ -29,7 +29,7 @@ def _value(figure: dict[str, Any] | None, name: str = "value") -> str:
     if figure is None or figure[name] is None:
         return "-"
     number = figure[name]
-    if figure["unit"].startswith("of the"):
+    if figure["unit"].startswith("of "):
         return f"{number:.1%} {figure['unit']}"
     return f"{number:,.0f} {figure['unit']}" if number >= 100 else f"{number:,.2f} {figure['unit']}"
 

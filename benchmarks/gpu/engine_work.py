@@ -14,6 +14,7 @@ from sizes import MODELS, Model
 NAMED = {model.name: model for model in MODELS}
 DECODE, STREAMS, PREFILL, REQUESTS = "decode, 1 stream", "decode, {} streams", "prefill of {:,}", "{} requests"
 GAP, PAGES, START, RESUME = "device idle between steps, {} rows", "KV pages in use", "start to ready", "kill -9"
+MEMORY = "GPU memory in use"
 
 
 @dataclass(frozen=True)
