@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from case import F32, Call, Case, Model, normal, relative
+from torch import Tensor
 
+from octavo.kernels.ops import HeadNorms
 from octavo.kernels.reference import activation as reference_activation
 from octavo.kernels.reference import norm as reference_norm
 from octavo.kernels.reference import rope as reference_rope
@@ -102,23 +104,27 @@ def _rope(model: Model, rows: int, goal: str | None, priority: int) -> Case:
         kv = normal(2, blocks, block, kv_heads, dim, device=device)
         positions = torch.arange(rows, device=device)
         slots = torch.randperm(blocks * block, device=device)[:rows].contiguous()
+        norms = None
+        if model.head_norms:
+            norms = HeadNorms(normal(dim, device=device, dtype=F32), normal(dim, device=device, dtype=F32), EPS)
+
+        def turned(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+            cos, sin = reference_rope.gather_cos_sin(table, positions)
+            if norms:
+                q, k = reference_norm.rms_norm(q, norms.q, EPS), reference_norm.rms_norm(k, norms.k, EPS)
+            return reference_rope.rotate(q, cos, sin), reference_rope.rotate(k, cos, sin)
 
         def eager() -> object:
-            cos, sin = reference_rope.gather_cos_sin(table, positions)
-            reference_rope.write_pages(reference_rope.rotate(k, cos, sin), v, kv, slots)
-            return reference_rope.rotate(q, cos, sin).contiguous()
+            q_turned, k_turned = turned(q, k)
+            reference_rope.write_pages(k_turned, v, kv, slots)
+            return q_turned.contiguous()
 
         def error() -> float:
-            cos, sin = reference_rope.gather_cos_sin(table, positions)
-            found = rope.rope_cache(q, k, v, table, kv, positions, slots)
-            pages = kv.view(2, -1, kv_heads, dim)[:, slots]
-            return max(
-                relative(found, reference_rope.rotate(q.float(), cos, sin)),
-                relative(pages[0], reference_rope.rotate(k.float(), cos, sin)),
-                relative(pages[1], v),
-            )
+            found = rope.rope_cache(q, k, v, table, kv, positions, slots, norms)
+            pages, exact = kv.view(2, -1, kv_heads, dim)[:, slots], turned(q.float(), k.float())
+            return max(relative(found, exact[0]), relative(pages[0], exact[1]), relative(pages[1], v))
 
-        return Call(lambda: rope.rope_cache(q, k, v, table, kv, positions, slots), eager, error)
+        return Call(lambda: rope.rope_cache(q, k, v, table, kv, positions, slots, norms), eager, error)
 
     nbytes = 4 * rows * (heads + 2 * kv_heads) * dim + rows * (4 * dim + 16)
     return Case("rope_cache", model.name, rows, nbytes, make, goal=goal, priority=priority)

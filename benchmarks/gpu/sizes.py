@@ -23,6 +23,8 @@ class Model:
     layers: int = 1
     tied: bool = True
     """The embeddings are the last product's matrix too."""
+    head_norms: bool = False
+    """Heads of q and k are normalized before they are rotated."""
 
     @property
     def matrices(self) -> dict[str, tuple[int, int]]:
@@ -71,11 +73,13 @@ class Model:
 MODELS = [
     Model("Llama-3.2-1B", 2048, 32, 8, 64, 8192, 128256, layers=16),
     Model("Llama-3.1-8B", 4096, 32, 8, 128, 14336, 128256, layers=32, tied=False),
-    Model("Qwen3-0.6B", 1024, 16, 8, 128, 3072, 151936, layers=28),
-    Model("Qwen3-30B-A3B", 2048, 32, 4, 128, 768, 151936, experts=128, per_token=8, layers=48, tied=False),
+    Model("Qwen3-0.6B", 1024, 16, 8, 128, 3072, 151936, layers=28, head_norms=True),
+    Model(
+        "Qwen3-30B-A3B", 2048, 32, 4, 128, 768, 151936, experts=128, per_token=8, layers=48, tied=False, head_norms=True
+    ),
 ]
 TINY = [
     Model("tiny", 64, 4, 2, 16, 96, 300),
-    Model("tiny-mixture", 64, 4, 1, 32, 32, 200, experts=4, per_token=2),
+    Model("tiny-mixture", 64, 4, 1, 32, 32, 200, experts=4, per_token=2, head_norms=True),
 ]
 """They test the scripts, not the kernels."""
