@@ -63,6 +63,7 @@ class Sampler:
         self._floats = torch.zeros((rows, 6), dtype=torch.float32, device=device)
         # top_k, seed, output tokens so far.
         self._ints = torch.zeros((rows, 3), dtype=torch.int64, device=device)
+        self._columns = self._floats.t(), self._ints.t()
         self._penalties = VocabTables(rows, vocab_size, (torch.int32, torch.bool), device)
         self._allowed = VocabTables(rows, vocab_size, (torch.bool,), device)
         self._edits = LogitEdits()
@@ -210,9 +211,8 @@ class Sampler:
         bound = [i for i, mask in enumerate(masks) if mask is not None]
         if not (needs & ~_NOISE or bound):
             return Draw(rows, needs, self._queue.upload([settings_of])[0])
-        wanted = np.flatnonzero(needs_of & _LOGPROBS)
-        if wanted.size:
-            arrays["wanted"] = wanted
+        if needs & _LOGPROBS:
+            arrays["wanted"] = np.flatnonzero(needs_of & _LOGPROBS)
         if bound:
             words = np.frombuffer(bytearray().join(mask for mask in masks if mask is not None), np.int32)
             arrays["mask_words"] = words.reshape(len(bound), -1)
@@ -233,8 +233,11 @@ class Sampler:
             arrays["counts_at"] = at[at >= 0] * self.vocab_size
         self._send_changed(needs)
         there = dict(zip(arrays, self._queue.upload([*arrays.values()]), strict=True))
-        num_top = self._num_top[places[wanted]].tolist()
-        return Draw(rows, needs, there.pop("settings_of"), there, wanted.tolist(), num_top)
+        draw = Draw(rows, needs, there.pop("settings_of"), there)
+        if needs & _LOGPROBS:
+            draw.wanted.extend(arrays["wanted"].tolist())
+            draw.num_top.extend(self._num_top[places[arrays["wanted"]]].tolist())
+        return draw
 
     def _enter(self, draw: Draw, logits: Tensor) -> Sampled:
         """The device's work."""
@@ -242,14 +245,14 @@ class Sampler:
         if not count:
             return Sampled([], draw.settings_of)
         rows, wanted = draw.settings_of[:count], there.get("wanted")
-        floats = self._floats.t().index_select(1, draw.settings_of)[:, :count].unbind(0)
-        top_k, seeds, num_outputs = self._ints.t().index_select(1, draw.settings_of)[:, :count].unbind(0)
+        floats, ints = (each.index_select(1, draw.settings_of).narrow(1, 0, count) for each in self._columns)
+        temperature, top_p, min_p, *penalties = floats.unbind(0)
+        top_k, seeds, num_outputs = ints.unbind(0)
         raw = logits.index_select(0, wanted) if wanted is not None else None
         if there:
-            self._mask_and_edit(draw, floats[3:], logits)
-        temperature, top_p, min_p = floats[:3]
+            self._mask_and_edit(draw, penalties, logits)
         chosen = self._ops.sample(logits, temperature, top_k, top_p, min_p, seeds, num_outputs)
-        self._ints[:, 2].index_copy_(0, rows, num_outputs.add_(1))
+        self._columns[1][2].index_copy_(0, rows, num_outputs.add_(1))
         if not draw.needs & ~_NOISE:
             return Sampled(draw.rows, chosen)
         taken = chosen.clamp_min(0)  # what is not a token must not become a place in memory
