@@ -321,6 +321,17 @@ def test_all_that_a_model_holds_is_on_the_device(kind: str, form: str, tmp_path:
     assert len(found) > 4 * facts.num_layers and {tensor.device for tensor in found} == {META}
 
 
+def test_a_quantized_file_is_repacked_on_the_device(demo_gguf: Path) -> None:
+    """By the backend that computes there, from layouts that came there; nothing is dense meanwhile."""
+    triton_ops = pytest.importorskip("octavo.kernels.triton.backend")
+    files = locate(demo_gguf)
+    facts, ops = read_facts(files), triton_ops.TritonOps(torch.bfloat16, torch.bfloat16, META)
+    with Live() as live, open_checkpoint(files, MetaDevice(), torch.bfloat16) as checkpoint:
+        model = build(facts, checkpoint, ops, resolved_config("bfloat16"))
+    assert {tensor.device for tensor in all_tensors(model, set())} == {META}
+    assert model.nbytes <= live.now <= live.most < 2 * demo_gguf.stat().st_size
+
+
 # ---- progress -------------------------------------------------------------------------------------------------------
 
 
