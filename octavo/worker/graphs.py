@@ -109,8 +109,8 @@ class DecodeGraphs:
     @torch.inference_mode()
     def _sample(self, size: int) -> None:
         parts, rows = self.parts, self._rows[:size]
-        temperature, top_p, min_p = parts.sampling_floats[rows, :3].unbind(-1)
-        top_k, seeds, num_outputs = parts.state.sampling_ints[rows].unbind(-1)
+        temperature, top_p, min_p, *_ = parts.sampling_floats.t().index_select(1, rows).unbind(0)
+        top_k, seeds, num_outputs = parts.state.sampling_ints.t().index_select(1, rows).unbind(0)
         logits = parts.model.logits(self.sampled[:size])
         chosen = parts.ops.sample(logits, temperature, top_k, top_p, min_p, seeds, num_outputs)
         self._token_ids[:size] = chosen
