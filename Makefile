@@ -3,8 +3,11 @@
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve chat bench test lint sanitize soak fuzz clean
+# Else each process compiles all of octavo anew at every start.
+unexport PYTHONDONTWRITEBYTECODE
 OCTAVO := .venv/bin/octavo
 PYTEST_ARGS ?=
+TEST_WORKERS ?= 2
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,9 +26,9 @@ bench: install ## Measure speed: prefill, decode and many streams at once
 	@$(OCTAVO) bench latency --input-len 512 --output-len 64 $(ARGS)
 	@$(OCTAVO) bench throughput --num-prompts 32 --input-len 128 --output-len 64 $(ARGS)
 
-test: ## Run all tests with coverage; PYTEST_ARGS=... adds arguments
+test: ## Run all tests with coverage, in TEST_WORKERS=2 processes; PYTEST_ARGS=... adds arguments
 	@tools/setup dev
-	@.venv/bin/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=85 $(PYTEST_ARGS)
+	@.venv/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered --cov-fail-under=85 $(PYTEST_ARGS)
 
 lint: ## Check style and types
 	@tools/setup dev

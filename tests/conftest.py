@@ -6,7 +6,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -14,6 +16,10 @@ from hypothesis import settings
 # Two busy cores make single examples slow at random; the suite's own time-out guards against hanging.
 settings.register_profile("octavo", deadline=None, max_examples=50)
 settings.load_profile("octavo")
+
+# Two workers are two processes on the same cores: what waits for threads of its own waits for the other worker.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Without a GPU Triton's interpreter runs its kernels, on CPU tensors; it has to know before the first import.
 if not Path("/dev/nvidiactl").exists():
@@ -34,3 +40,17 @@ def demo_gguf() -> Path:
     from octavo.modelfiles.hub import fetch
 
     return fetch(EngineConfig(model="smollm2-135m")).path
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """A worker sends its reports as UTF-8, which half of a surrogate pair in a captured log line is not."""
+    return _encodable((yield))
+
+
+def _encodable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(item) for key, item in value.items()}
+    return type(value)(map(_encodable, value)) if type(value) in (list, tuple) else value
