@@ -34,6 +34,9 @@ class Watched(TorchDispatchMode):
             self.seen.append(name)
             assert name not in READS, f"{name} reads from the device"
             if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
+                assert name == "index" or len(args) < 4 or not args[3], (
+                    "reads the least and the largest index, at times"
+                )
                 kinds = [index.dtype for index in args[1] if index is not None]
                 assert torch.bool not in kinds and torch.uint8 not in kinds, f"{name} counts what a mask selects"
         return func(*args, **(kwargs or {}))

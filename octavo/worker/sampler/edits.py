@@ -34,9 +34,12 @@ def _flat(rows: dict[int, int]) -> Ints:
 
 
 def _add(logits: Tensor, places: Tensor, tokens: Tensor, values: Tensor) -> None:
-    """In place: `values` at (places, tokens), which may name one logit repeatedly; places < 0: that of nobody."""
-    values.masked_fill_(places < 0, _UNCHANGED)
-    logits.index_put_((places.clamp_min(0), tokens), values, accumulate=True)
+    """In place: `values` at (places, tokens), which may name one logit repeatedly; places < 0: that of nobody.
+
+    (In one line, since an accumulating index_put_ reads from the device in many versions of PyTorch.)"""
+    at = torch.add(tokens, places, alpha=logits.shape[1])
+    values.masked_fill_(at < 0, _UNCHANGED)
+    logits.view(-1).index_add_(0, at.clamp_min_(0), values)
 
 
 @dataclass
