@@ -71,7 +71,7 @@ class DeviceParts:
         facts, resolved, device = self._facts, self._resolved, self._device
         size = kv.block_bytes(facts, resolved, self._ops)
         pages = kv.allocate(facts, resolved, self._ops, 2)
-        activations = profile.measure_on(device, self._over(pages, None), resolved)
+        activations = profile.measure_on(device, self._over(pages, None), resolved, facts.vocab_size)
         graphs = 0 if resolved.enforce_eager else self._trial(pages)
         del pages
         plan = kv.device_plan(resolved, device.memory(), size, self._model.nbytes, activations, graphs)

@@ -74,12 +74,13 @@ def measure(runner: Runner, resolved: ResolvedConfig) -> int:
     return max(prefill, wide) + long
 
 
-def measure_on(device: Device, runner: Runner, resolved: ResolvedConfig) -> int:
+def measure_on(device: Device, runner: Runner, resolved: ResolvedConfig, vocab_size: int) -> int:
     """The same on a device. What stays there when a step is done is there before it is measured: the tables that rows
     with such settings need, libraries' workspaces, compiled kernels."""
+    everything = b"\xff" * (4 * -(-vocab_size // 32))
 
     def run(plan: Plan) -> None:
-        runner.run(plan)
+        runner.run(plan, lambda: [everything for run in plan.run if run.samples])
         runner.run(Plan(plan.index, release=[run.row for run in plan.run]))
 
     plans = device_plans(resolved)
