@@ -17,11 +17,13 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
@@ -37,6 +39,9 @@ SPARE = 12.0
 """Seconds kept for writing the result."""
 PROCESSES = 4
 """That run tests."""
+
+
+RUNNING: list[subprocess.Popen[bytes]] = []
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,16 @@ def child(args: argparse.Namespace, parts: str, *flags: str) -> tuple[subprocess
         process = subprocess.Popen(
             [*command, "--parts", parts, *flags], stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
+    RUNNING.append(process)
     return process, lines
+
+
+def stop(_number: int, _frame: FrameType | None) -> None:
+    """Told to end: children have sessions of their own, and would go on."""
+    for process in RUNNING:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    sys.exit(1)
 
 
 def ended(process: subprocess.Popen[bytes], lines: Path, until: float) -> list[dict[str, Any]]:
@@ -228,8 +242,7 @@ def main() -> None:
     began = float(os.environ.get("BEGAN", time.time()))
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "engine.log").unlink(missing_ok=True)
-    import tempfile
-
+    signal.signal(signal.SIGTERM, stop)
     with tempfile.TemporaryDirectory() as folder:
         args.models = args.models or Path(folder)
         well = Check(args, began).run()

@@ -49,6 +49,8 @@ def opened(scene: Scene, name: str, **options: Any) -> Iterator[LLMEngine]:
     }  # fmt: skip
     with LLMEngine(str(model_folder(scene, name)), **{**values, **options}) as engine:
         yield engine
+    if scene.device != "cpu":
+        torch.cuda.empty_cache()
 
 
 def greedy(tokens: int) -> SamplingParams:

@@ -31,8 +31,10 @@ DEFAULTS: dict[str, Any] = {
 
 
 @contextmanager
-def engine(device: str, folder: Path, *, graphs: bool = True, overlap: bool = True, **options: Any) -> Iterator[Any]:
-    """`device`: cuda or fake."""
+def engine(
+    device: str, folder: Path, *, graphs: bool = True, overlap: bool = True, backend: str = "reference", **options: Any
+) -> Iterator[Any]:
+    """`device`: cuda or fake; the fake one computes with `backend`."""
     values = {**DEFAULTS, **options}
     if device == "cuda":
         with LLMEngine(
@@ -44,7 +46,7 @@ def engine(device: str, folder: Path, *, graphs: bool = True, overlap: bool = Tr
     files = fetch(config)
     resolved = resolve(config, detect(), read_facts(files), files.name)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OCTAVO_BACKEND", "reference")
+        patch.setenv("OCTAVO_BACKEND", backend)
         patch.setattr("octavo.worker.worker.open_device", lambda name: FakeDevice(pick=random.Random(7)))
         resolved = type(resolved)(**{**_fields(resolved), "enforce_eager": not graphs})
         executor = OverlappedExecutor(resolved, files, depth=2 if overlap else 1)

@@ -3,12 +3,13 @@ not, whoever leaves and whatever has to be computed again."""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from engines import VOCAB, engine, prompts, save, shortfalls
+from engines import HAS_GPU, VOCAB, engine, prompts, save, shortfalls
 from msgspec import structs
 from tiny_models import make_reference
 
@@ -69,6 +70,18 @@ def test_greedy_as_transformers(device: str, reference: Any, folder: Path) -> No
     reference.to("cuda" if device == "cuda" else "cpu")
     for prompt, output in zip(asked, outputs, strict=True):
         assert len(output.token_ids) == 24
+        assert max(shortfalls(reference, prompt, output.token_ids)) < 1e-3
+
+
+@pytest.mark.skipif(HAS_GPU or find_spec("triton") is None, reason="there is a GPU, or no Triton")
+def test_greedy_as_transformers_by_interpreted_kernels(tmp_path: Path) -> None:
+    """All of the GPU's path without one, but for the device."""
+    reference = make_reference("qwen3", **KINDS["qwen3"], num_hidden_layers=1)
+    sizes = {"max_num_seqs": 2, "max_num_batched_tokens": 16, "max_model_len": 32}
+    asked = prompts((5, 17))
+    with engine("fake", save(reference, tmp_path), backend="triton", **sizes) as found:
+        outputs = found.generate(asked, temperature=0, max_tokens=4, ignore_eos=True)
+    for prompt, output in zip(asked, outputs, strict=True):
         assert max(shortfalls(reference, prompt, output.token_ids)) < 1e-3
 
 
