@@ -112,7 +112,8 @@ def _host_tables(step: Step) -> tuple[Tensor, Tensor, Tensor]:
     rows = step.num_rows
     if step.on_host is None:
         together = torch.cat((step.query_start, step.context_lens, step.page_start)).cpu()
-        query_start, context_lens, page_start = together.split((rows + 1, rows, rows + 1))
+        query_start, context_lens = together[: rows + 1], together[rows + 1 : 2 * rows + 1]
+        page_start = together[2 * rows + 1 :]
     else:
         query_start, context_lens, page_start = step.on_host
     return query_start, page_start, (context_lens - 1) % step.block_size + 1
