@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from octavo.kernels.layouts import Dense, Int4Groups, Int8Groups
+from octavo.kernels.ops import HeadNorms
 from octavo.kernels.reference.backend import ReferenceOps
 from octavo.kernels.step import Step
 
@@ -240,6 +241,18 @@ def test_rope_cache(rotary_dim: int) -> None:
     assert torch.allclose(flat[0, step.slots], naive(k), atol=1e-5)
     assert torch.equal(flat[1, step.slots], v)
     assert torch.equal(flat[:, untouched], before.flatten(1, 2)[:, untouched])
+
+
+def test_nothing_is_rounded_between_the_norm_of_heads_and_their_turn() -> None:
+    step, ops = make_step([(20, 20)], 8), ReferenceOps(BF16)
+    q, k, v = (randn(20, heads, 16, seed=heads, dtype=BF16) for heads in (4, 2, 3))
+    v = v[:, :2]
+    table = torch.cat([torch.outer(torch.arange(32.0), torch.rand(8)).cos() for _ in range(2)], dim=-1)
+    norms = HeadNorms(randn(16, seed=5), randn(16, seed=6), 1e-3)
+    kv, exact_kv = torch.zeros(2, BLOCKS, 8, 2, 16, dtype=BF16), torch.zeros(2, BLOCKS, 8, 2, 16)
+    found = ops.rope_cache(q, k, v, table, kv, step, norms)
+    exact = ReferenceOps(F32).rope_cache(q.float(), k.float(), v.float(), table, exact_kv, step, norms)
+    assert found.dtype == BF16 and torch.equal(found, exact.to(BF16)) and torch.equal(kv, exact_kv.to(BF16))
 
 
 def test_two_rotary_tables_in_one_step() -> None:

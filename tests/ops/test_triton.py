@@ -17,8 +17,10 @@ from torch import Tensor
 from triton_ops import DEVICE, HAS_TRITON, triton_ops
 
 from octavo.kernels.layouts import Dense, Float8Groups, Int4Groups, Int8Groups, Layout
+from octavo.kernels.ops import HeadNorms
 from octavo.kernels.reference import norm as reference_norm
 from octavo.kernels.reference import sampling as reference
+from octavo.kernels.reference.backend import ReferenceOps
 from octavo.kernels.rows import DeviceRows
 
 pytestmark = [
@@ -185,6 +187,26 @@ def test_prefill_finds_its_tiles_among_many_rows() -> None:
     )  # fmt: skip
     q, pages = randn(int(starts[-1]), 1, 16, seed=1), randn(2, BLOCKS, 16, 1, 16, seed=2)
     near(triton_ops().attention(q, pages, step, 0.25), naive_attention(q, pages, step, 0.25, None, None).float(), 1e-5)
+
+
+ROUNDS_FP8 = pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter rounds 0.49 to 0.25: no carry in e4m3")
+
+
+@pytest.mark.parametrize(
+    ("kv", "tolerance"), [(F16, 2**-10), pytest.param(torch.float8_e4m3fn, 2**-4, marks=ROUNDS_FP8)]
+)
+@pytest.mark.parametrize("rotary_dim", [128, 48])
+def test_norms_of_heads_in_half_precision(rotary_dim: int, kv: torch.dtype, tolerance: float) -> None:
+    step, ops = make_step([(20, 3), (9, 9), (17, 1)], 16), triton_ops(F16, kv)
+    q, k, v = randn(len(step.positions), 17 + 2 * 8, 128, seed=1).to(F16).split([17, 8, 8], dim=1)
+    table = torch.outer(torch.arange(32.0), torch.rand(rotary_dim // 2)).repeat(1, 2)
+    table = torch.cat((table[:, : rotary_dim // 2].cos(), table[:, rotary_dim // 2 :].sin()), dim=-1)
+    norms = HeadNorms(randn(128, seed=2), randn(128, seed=3), 1e-6)
+    pages, exact_pages = torch.zeros(2, BLOCKS, 16, 8, 128, dtype=kv), torch.zeros(2, BLOCKS, 16, 8, 128)
+    found = ops.rope_cache(q, k, v, table, pages, step, norms)
+    exact = ReferenceOps(F32).rope_cache(q.float(), k.float(), v.float(), table, exact_pages, step, norms)
+    assert found.dtype == F16 and torch.allclose(found.float(), exact, rtol=2**-10, atol=1e-5)
+    assert torch.allclose(pages.float(), exact_pages, rtol=tolerance, atol=2**-9)
 
 
 def test_values_beyond_fp8_are_its_largest() -> None:
