@@ -154,9 +154,11 @@ class Runner:
         return found
 
     def _apply(self, plan: Plan) -> None:
+        """Releases first, for which nothing is needed that can fail: nobody would repeat them."""
         for row in plan.release:
             self._batch.release(row)
             self._pooling.release(row)
+            self._sampler.release(row)
             self._broken.discard(row)
         for admit in plan.admit:
             self._batch.admit(admit)
@@ -164,8 +166,6 @@ class Runner:
         for extend in plan.extend:
             self._batch.extend(extend)
         self._lane.begin(plan)
-        for row in plan.release:
-            self._sampler.release(row)
         self._sampler.admit_all(plan.admit)
         if plan.copies:
             self._lane.launch(lambda: self._copy(plan.copies))
