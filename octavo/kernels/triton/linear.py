@@ -20,10 +20,13 @@ from torch import Tensor
 from octavo.kernels.layouts import Float8Groups, Int4Groups, Int8Groups
 from octavo.kernels.triton.launch import check_device
 from octavo.kernels.triton.shapes import matmul_shape, precision, row_shape
-from octavo.kernels.triton.tiles import int4_sums, scaled_sums, store_tile
+from octavo.kernels.triton.tiles import int4_bits, int4_pair, int4_sums, scaled_sums, store_tile
 
 MOST_OF_GROUP = 512
 """Larger groups are cut, their scales repeated, unless they are the whole row."""
+
+ONE = 0x3F800000
+"""The bits of 1.0; see tiles.int4_pair."""
 
 
 @dataclass(frozen=True)
@@ -136,30 +139,36 @@ def _scaled_row_kernel(
 
 @triton.jit
 def _int4_row_kernel(
-    x, packed, scales, minimums, bias, out, n, k, half, GROUP: tl.constexpr, BIAS: tl.constexpr, N: tl.constexpr,
+    x, packed, scales, minimums, bias, out, n, k, half, one, GROUP: tl.constexpr, BIAS: tl.constexpr, N: tl.constexpr,
     K: tl.constexpr,
 ):  # fmt: skip
-    """half: k / 2, an argument of its own so that the compiler sees that 16 divides it and loads 16 bytes at once."""
+    """half: k / 2, an argument of its own so that the compiler sees that 16 divides it and loads 16 bytes at once; one:
+    see tiles.int4_pair."""
     rows = tl.program_id(0) * N + tl.arange(0, N)
     GROUPS: tl.constexpr = K // GROUP
     HALF: tl.constexpr = GROUP // 2
+    words = packed.to(tl.pointer_type(tl.int32))
     sums = tl.zeros([N, GROUPS], tl.float32)
     for start in range(0, half, K // 2):
         places = start + tl.arange(0, K // 2)
         inside = places < half
-        at = packed + rows.to(tl.int64)[:, None] * half + places[None, :]
-        pairs = tl.load(at, mask=(rows < n)[:, None] & inside[None, :], other=0)
+        fours = start // 4 + tl.arange(0, K // 8)
+        at = words + rows.to(tl.int64)[:, None] * (half // 4) + fours[None, :]
+        bits = int4_bits(tl.load(at, mask=(rows < n)[:, None] & (fours < half // 4)[None, :], other=0), N, K // 2)
         columns = places // HALF * GROUP + places % HALF
         low = tl.load(x + columns, mask=inside, other=0.0).to(tl.float32)
         high = tl.load(x + columns + HALF, mask=inside, other=0.0).to(tl.float32)
-        products = (pairs & 15).to(tl.float32) * low[None, :] + (pairs >> 4).to(tl.float32) * high[None, :]
+        first, second = int4_pair(bits, one)  # 1 + low half / 256, 1 + high half / 16
+        products = first * (low * 256)[None, :] + second * (high * 16)[None, :]
+        of_ones = tl.sum(tl.reshape(low * 256 + high * 16, [GROUPS, HALF]), 1)
         of_minimum = tl.sum(tl.reshape(low + high, [GROUPS, HALF]), 1)
         groups = start // HALF + tl.arange(0, GROUPS)
         there = (rows < n)[:, None] & (groups < k // GROUP)[None, :]
         at = rows.to(tl.int64)[:, None] * (k // GROUP) + groups[None, :]
         scale = tl.load(scales + at, mask=there, other=0.0).to(tl.float32)
         minimum = tl.load(minimums + at, mask=there, other=0.0).to(tl.float32)
-        sums += tl.sum(tl.reshape(products, [N, GROUPS, HALF]), 2) * scale + of_minimum[None, :] * minimum
+        of_groups = tl.sum(tl.reshape(products, [N, GROUPS, HALF]), 2) - of_ones[None, :]
+        sums += of_groups * scale + of_minimum[None, :] * minimum
     value = tl.sum(sums, 1)
     if BIAS:
         value += tl.load(bias + rows, mask=rows < n, other=0.0).to(tl.float32)
@@ -183,14 +192,14 @@ def _scaled_kernel(
 
 @triton.jit
 def _int4_kernel(
-    x, packed, scales, minimums, bias, out, m, n, k, half, x_stride, out_stride, GROUP: tl.constexpr,
+    x, packed, scales, minimums, bias, out, m, n, k, half, one, x_stride, out_stride, GROUP: tl.constexpr,
     BIAS: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     tokens = tl.program_id(1).to(tl.int64) * M + tl.arange(0, M)
     rows = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
     at = x + tokens[:, None] * x_stride
     there = rows < n
-    sums = int4_sums(at, tokens < m, packed, scales, minimums, rows, there, k, half, GROUP, M, N, K, PRECISION)
+    sums = int4_sums(at, tokens < m, packed, scales, minimums, rows, there, k, half, one, GROUP, M, N, K, PRECISION)
     store_tile(sums, bias, out + tokens[:, None] * out_stride, tokens < m, rows, there, BIAS)
 
 
@@ -231,5 +240,5 @@ def arguments(weight: Scaled | GroupedInt4) -> tuple[tuple[Tensor, ...], tuple[i
     """Of a kernel: the weight's tensors, and k with what goes with it."""
     k = weight.shape[1]
     if isinstance(weight, GroupedInt4):
-        return (weight.packed, weight.scales, weight.minimums), (k, k // 2)
+        return (weight.packed, weight.scales, weight.minimums), (k, k // 2, ONE)
     return (weight.q, weight.scales), (k,)

@@ -165,7 +165,7 @@ def _scaled_kernel(
 
 @triton.jit
 def _int4_kernel(
-    x, packed, scales, minimums, out, order, block_expert, block_first, block_end, share, n, k, half,
+    x, packed, scales, minimums, out, order, block_expert, block_first, block_end, share, n, k, half, one,
     SIZE: tl.constexpr, GROUP: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     if tl.load(block_expert + tl.program_id(1)) < 0:
@@ -174,7 +174,7 @@ def _int4_kernel(
     at = x + (choices // share).to(tl.int64)[:, None] * k
     there = columns < n
     rows = expert * n + columns
-    sums = int4_sums(at, shown, packed, scales, minimums, rows, there, k, half, GROUP, SIZE, N, K, PRECISION)
+    sums = int4_sums(at, shown, packed, scales, minimums, rows, there, k, half, one, GROUP, SIZE, N, K, PRECISION)
     store_tile(sums, out, out + choices.to(tl.int64)[:, None] * n, shown, columns, there, False)
 
 

@@ -52,10 +52,11 @@ def scaled_sums(
 
 @triton.jit
 def int4_sums(
-    at, shown, packed, scales, minimums, rows, there, k, half, GROUP: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-    K: tl.constexpr, PRECISION: tl.constexpr,
+    at, shown, packed, scales, minimums, rows, there, k, half, one, GROUP: tl.constexpr, M: tl.constexpr,
+    N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """See linear.GroupedInt4; half is k / 2, an argument of its own so that the compiler sees what it divides by."""
+    """See linear.GroupedInt4; half is k / 2, an argument of its own so that the compiler sees what it divides by; one:
+    see int4_pair."""
     GROUPS: tl.constexpr = K // GROUP if GROUP < K else 1
     HALF: tl.constexpr = GROUP // 2
     sums = tl.zeros([M, N], tl.float32)
@@ -72,11 +73,28 @@ def int4_sums(
         of_group = rows[None, :] * (k // GROUP) + groups[:, None]
         scale = tl.load(scales + of_group, mask=held, other=0.0).to(tl.float32)
         minimum = tl.load(minimums + of_group, mask=held, other=0.0).to(tl.float32)
-        first = _times_plus((pairs & 15).to(tl.float32), scale, minimum, GROUPS, K // 2, N).to(low.dtype)
-        second = _times_plus((pairs >> 4).to(tl.float32), scale, minimum, GROUPS, K // 2, N).to(low.dtype)
+        first, second = int4_pair(pairs.to(tl.int32) << 15, one)
+        first = _times_plus(first, scale * 256, minimum - scale * 256, GROUPS, K // 2, N).to(low.dtype)
+        second = _times_plus(second, scale * 16, minimum - scale * 16, GROUPS, K // 2, N).to(low.dtype)
         sums = tl.dot(low, first, sums, input_precision=PRECISION)
         sums = tl.dot(high, second, sums, input_precision=PRECISION)
     return sums
+
+
+@triton.jit
+def int4_pair(bits, one):
+    """Bytes that stand in bits 15 to 22 of int32s → (1 + low half / 256, 1 + high half / 16) in f32: each half is put
+    into the mantissa of 1 by one operation, while conversions of integers run at half the rate. `one`: its bits, as an
+    argument, since two constants in one expression make two operations."""
+    low, high = (bits & 0x78000) | one, (bits & 0x780000) | one
+    return low.to(tl.float32, bitcast=True), high.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def int4_bits(words, N: tl.constexpr, K: tl.constexpr):
+    """[N, K / 4] int32 of four bytes each → [N, K]: each byte where `int4_pair` wants it, with others around it."""
+    even, odd = tl.join(words << 15, words >> 1), tl.join(words << 7, words >> 9)
+    return tl.reshape(tl.join(even, odd), [N, K])
 
 
 @triton.jit
