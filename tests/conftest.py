@@ -4,6 +4,7 @@ kernels instead of the installed one (tools/sanitize)."""
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import os
 import sys
 from collections.abc import Generator
@@ -54,3 +55,23 @@ def _encodable(value: Any) -> Any:
     if isinstance(value, dict):
         return {_encodable(key): _encodable(item) for key, item in value.items()}
     return type(value)(map(_encodable, value)) if type(value) in (list, tuple) else value
+
+
+def pytest_runtest_setup() -> None:
+    """Half the time of Triton's interpreter: at every call of a function it looks through all of triton.language for
+    what it has to replace. That is always the same."""
+    interpreter: Any = sys.modules.get("triton.runtime.interpreter")
+    if interpreter is None or hasattr(interpreter._patch_builtin, "known"):
+        return
+
+    def replace(place: Any, builder: object, scope: object) -> None:
+        if place not in replace.known:
+            replace.known[place] = [name for name, member in inspect.getmembers(place) if is_builtin(member)]
+        for name in replace.known[place]:
+            member = getattr(place, name)
+            if is_builtin(member):
+                interpreter._patch_attr(place, name, member, builder, scope)
+
+    is_builtin = interpreter.tl.core.is_builtin
+    replace.known = {}  # type: ignore[attr-defined]
+    interpreter._patch_builtin = replace
