@@ -1,6 +1,6 @@
 """What the engine does between two steps, and what share of a step that is: microseconds by part, for steady decode.
 
-Usage: python benchmarks/overhead.py [--model MODEL] [--streams 1,8,32] [--json FILE]
+Usage: python benchmarks/overhead.py [--model MODEL] [--streams 1,8,32] [--depth 1] [--json FILE]
 
 The real engine loop on a real socket, with a real client in a process of its own. With --model the steps are the
 model's; without, a stand-in that walks through memory for --step-ms, so that it throws the engine's own data out of the
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from octavo.modelfiles.files import ModelFiles, locate
 from octavo.modelfiles.hub import fetch
 from octavo.types import SamplingParams
 from octavo.wire.endpoint import private_endpoint
-from octavo.wire.plan import Plan, Result, WorkerInfo
+from octavo.wire.plan import Masks, Plan, Result, WorkerInfo
 from octavo.wire.sockets import SocketTransport
 
 PARTS = ("receive", "schedule", "step", "update", "send")
@@ -50,17 +50,16 @@ PROMPT = 128
 class StandIn:
     """An executor whose step reads memory for about `step_ms` and invents tokens."""
 
-    depth = 1
-
-    def __init__(self, step_ms: float) -> None:
+    def __init__(self, step_ms: float, depth: int) -> None:
+        self.depth = depth
         self._memory = np.ones(16 << 20, np.uint8)
         self._seconds = step_ms / 1e3
-        self._plans: list[Plan] = []
+        self._plans: deque[Plan] = deque()
         self._token = 0
 
     def start(self) -> WorkerInfo:
         return WorkerInfo(
-            num_blocks=4096,
+            num_blocks=16384,
             vocab_size=VOCAB_SIZE,
             max_model_len=8192,
             device="none",
@@ -70,14 +69,14 @@ class StandIn:
             kv_bytes=0,
         )
 
-    def submit(self, plan: Plan) -> None:
+    def submit(self, plan: Plan, masks: Masks | None = None) -> None:
         self._plans.append(plan)
 
     def collect(self) -> Result:
         end = time.perf_counter() + self._seconds
         while time.perf_counter() < end:
             self._memory[: 4 << 20].sum()
-        plan = self._plans.pop()
+        plan = self._plans.popleft()
         self._token = (self._token + 1) % 96
         count = sum(run.samples for run in plan.run)
         return Result(plan.index, [32 + self._token] * count, [None] * count)
@@ -204,6 +203,7 @@ def main() -> None:
     parser.add_argument("--streams", default="1,8,32")
     parser.add_argument("--tokens", type=int, default=500)
     parser.add_argument("--step-ms", type=float, default=1.5)
+    parser.add_argument("--depth", type=int, default=1, help="plans in flight, without --model")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     streams = [int(count) for count in asked.streams.split(",")]
@@ -217,7 +217,7 @@ def main() -> None:
             make: Callable[[], Executor] = lambda: InlineExecutor(resolved, files)  # noqa: E731
             figures = {str(n): measure(make, resolved, files, n, asked.tokens) for n in streams}
         else:
-            load["step_ms"] = asked.step_ms
+            load |= {"step_ms": asked.step_ms, "depth": asked.depth}
             folder = Path(name)
             facts = {"architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 128,
                      "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -226,8 +226,9 @@ def main() -> None:
             (folder / "config.json").write_text(json.dumps(facts))
             write_byte_tokenizer(folder)
             files = locate(folder, "stand-in")
-            resolved = resolve(EngineConfig(model=name), detect(), read_facts(files), "stand-in")
-            make = lambda: StandIn(asked.step_ms)  # noqa: E731
+            config = EngineConfig(model=name, device="cpu", max_num_seqs=max(streams))
+            resolved = resolve(config, detect(), read_facts(files), "stand-in")
+            make = lambda: StandIn(asked.step_ms, asked.depth)  # noqa: E731
             figures = {str(n): measure(make, resolved, files, n, asked.tokens) for n in streams}
     for count, found in figures.items():
         print(count, json.dumps(found))

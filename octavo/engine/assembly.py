@@ -10,6 +10,7 @@ from collections.abc import Callable
 from octavo.config.resolve import ResolvedConfig
 from octavo.engine.constraints import Constraints
 from octavo.engine.loop import EngineLoop
+from octavo.engine.pace import UNFELT_US
 from octavo.engine.scheduler import Scheduler, SchedulerConfig
 from octavo.executor.base import Executor
 from octavo.grammar.matcher import Vocabulary
@@ -43,6 +44,7 @@ def build_loop(
             block_size=resolved.block_size,
             vocab_size=worker.vocab_size,
             prefix_cache=resolved.prefix_cache,
+            unfelt_us=0 if resolved.device == "cpu" else UNFELT_US,
         ),
         constraints,
     )

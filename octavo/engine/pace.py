@@ -3,8 +3,9 @@
 Owned by engine/planner.py; engine/loop.py measures the steps. Integers only: microseconds and tokens. A step with
 prompts may take STRETCH times as long as one that only decodes the same streams; the cost of a prompt token beside
 them is learned from the steps themselves. Where more requests wait for their first token than streams run, the many
-come first: what their prompts cost is then shared by fewer. Results do not depend on how prompts are cut, so this
-changes times only. Invariant: a prompt always gets on, by FLOOR tokens a step.
+come first: what their prompts cost is then shared by fewer. On a GPU a step with prompts costs much, however few, and
+one that only decodes little: there a step may also take as long as nobody feels. Results do not depend on how prompts
+are cut, so this changes times only. Invariant: a prompt always gets on, by FLOOR tokens a step.
 """
 
 from __future__ import annotations
@@ -22,9 +23,14 @@ _OVER = 3
 an error of the estimate, which would feed itself: fewer tokens, each with more of the error."""
 
 
+UNFELT_US = 25_000
+"""On a GPU a step with prompts may take so long in any case: forty tokens a second are more than one reads."""
+
+
 class Pace:
-    def __init__(self, budget: int, max_decodes: int) -> None:
+    def __init__(self, budget: int, max_decodes: int, unfelt_us: int = 0) -> None:
         self._budget = budget
+        self._unfelt_us = unfelt_us
         self._decode_us = [0] * (max_decodes + 1)
         """By the number of streams: what a step that only decodes them takes, 0 while unknown."""
         self._alone_ns = 0
@@ -49,7 +55,7 @@ class Pace:
         if not base or not cost:
             return self._budget
         stretch = STRETCH_PERCENT * max(decodes, CROWD * (prompts - 1)) // decodes
-        tokens = base * (stretch - 100) * 10 // cost
+        tokens = max(base * (stretch - 100) * 10, (self._unfelt_us - base) * 1000) // cost
         return min(max(tokens, FLOOR), self._budget)
 
     def _token_ns(self) -> int:

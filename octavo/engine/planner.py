@@ -37,6 +37,8 @@ class SchedulerConfig:
     vocab_size: int
     max_queued_requests: int = 1024
     prefix_cache: bool = True
+    unfelt_us: int = 0
+    """Microseconds that a step with prompts may take in any case (pace.py)."""
 
 
 @dataclass(slots=True)
@@ -90,7 +92,7 @@ class Planner:
         self.pool = BlockPool(config.num_blocks)
         self.cache = PrefixCache(self.pool, config.block_size, config.prefix_cache)
         self.queue = WaitingQueue(config.max_queued_requests, long_prompt=config.max_num_batched_tokens)
-        self.pace = Pace(config.max_num_batched_tokens, config.max_num_seqs)
+        self.pace = Pace(config.max_num_batched_tokens, config.max_num_seqs, config.unfelt_us)
         self.running: list[Request] = []
         self.fresh: dict[int, list[int]] = {}
         """Plan in flight → pages that can be found on its account, to be taken back if it fails."""

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_engine_scheduler import House
 
-from octavo.engine.pace import CROWD, FLOOR, STRETCH_PERCENT, Pace
+from octavo.engine.pace import CROWD, FLOOR, STRETCH_PERCENT, UNFELT_US, Pace
 
 BUDGET = 512
 
@@ -46,6 +46,25 @@ def test_the_cost_of_prompts_alone_serves_until_they_were_seen_beside_streams() 
     for tokens in (24, 8, 8, 8):
         pace.observe(4, tokens, 40_000)
     assert pace.prompt_tokens(4, 1) == 16, "no more than three times the cost alone is believed"
+
+
+def test_where_a_step_with_prompts_costs_much_however_few_it_takes_many() -> None:
+    """As on a GPU: 0.8 ms for a step that decodes, 6 ms and 10 us a token for one with a prompt. Invented times."""
+    steps = {}
+    for unfelt_us in (0, UNFELT_US):
+        pace = Pace(8192, 64, unfelt_us)
+        pace.observe(0, 2048, 26_000)
+        pace.observe(1, 0, 800)
+        for _ in range(3):  # prompts of 2048 tokens
+            left, steps[unfelt_us] = 2048, 0
+            while left > 0:
+                tokens = min(left, pace.prompt_tokens(1, 1))
+                took = 800 + 6_000 + 10 * tokens
+                assert not unfelt_us or took <= 1.1 * unfelt_us
+                pace.observe(1, tokens, took)
+                left -= tokens
+                steps[unfelt_us] += 1
+    assert steps[UNFELT_US] <= 2 and steps[0] > 50
 
 
 def test_many_that_wait_come_before_few_that_run() -> None:
