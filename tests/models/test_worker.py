@@ -16,7 +16,7 @@ from octavo.modelfiles.facts import read_facts
 from octavo.modelfiles.files import ModelFiles
 from octavo.types import SamplingParams
 from octavo.wire.plan import Admit, BlockCopy, Extend, Plan, Run
-from octavo.worker import kv
+from octavo.worker import kv, profile
 from octavo.worker.worker import State, Worker
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -40,6 +40,8 @@ BACKENDS = [choice.name for choice in registry.report(Spec("cpu", "float32")) if
 def worker(files: ModelFiles, request: pytest.FixtureRequest) -> Worker:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OCTAVO_BACKEND", request.param)
+        if request.param == "triton":
+            patch.setattr(profile, "measure", lambda *_: 0)  # interpreted it takes 20 s
         worker = Worker(resolved_config(), files)
         info = worker.start()
     assert (info.vocab_size, info.max_model_len, info.dtype, info.backend) == (VOCAB, 128, "float32", request.param)
