@@ -1,9 +1,11 @@
-"""Cases of attention over pages: decode and prefill, ours, PyTorch's and FlashInfer's."""
+"""Cases of attention over pages: decode and prefill, ours, PyTorch's and FlashInfer's; and of the step around it that
+is made on the device."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 import torch
 from case import BF16, Call, Case, Model, normal, relative
@@ -11,8 +13,11 @@ from rows import flashinfer
 from torch import Tensor
 
 from octavo.kernels.flashinfer import FlashInferAttention, supports
+from octavo.kernels.reference import rows as of_rows
 from octavo.kernels.reference.attention import PlannedAttention
+from octavo.kernels.rows import DeviceRows
 from octavo.kernels.step import Step
+from octavo.kernels.triton import rows as triton_rows
 from octavo.kernels.triton.attention import attention
 
 BLOCK = 16
@@ -36,6 +41,10 @@ def cases(
                 "fp8 pages" if size == 1 else "bf16 pages", tolerance=2e-2, goal=goal,
                 priority=0 if goal else 1 if size == 2 else 2,
             )  # fmt: skip
+    for rows in sorted({rows for rows, _ in decode}):
+        # Beside its inputs and results, the pages' numbers where positions lie.
+        yield Case("decode_step", model.name, rows, 64 * rows, _step_maker(rows), tolerance=0.0, priority=2)
+        yield Case("decode_done", model.name, rows, 52 * rows, _done_maker(rows), tolerance=0.0, priority=2)
     for new, context in prefill:
         pairs = new * context - new * (new - 1) // 2
         goal = "60% of the matmul rate" if (new, context) == (8192, 8192) else None
@@ -106,3 +115,51 @@ def _error(found: Tensor, q: Tensor, pages: Tensor, step: Step, scale: float) ->
             exact = scores.masked_fill_(hidden, -torch.inf).softmax(-1) @ v[:, head // group]
             worst = max(worst, relative(found.view(q.shape)[first:end, head], exact))
     return worst
+
+
+def _state(rows: int, device: torch.device) -> DeviceRows:
+    int32 = {"dtype": torch.int32, "device": device}
+    return DeviceRows(
+        torch.arange(rows + 1, device=device), torch.arange(rows + 1, **int32),
+        torch.arange((rows + 1) * 2048, **int32).view(rows + 1, 2048),
+        torch.zeros((rows + 1, 3), dtype=torch.int64, device=device),
+    )  # fmt: skip
+
+
+def _step_maker(rows: int):  # type: ignore[no-untyped-def]
+    def make(device: torch.device) -> Call:
+        state, chosen = _state(rows, device), torch.arange(rows, dtype=torch.int32, device=device)
+
+        def step(module: Any) -> Step:
+            found: Step = module.decode_step(chosen, state, BLOCK, 4096)
+            return found
+
+        def error() -> float:
+            found, wanted = step(triton_rows), step(of_rows)
+            names = ("token_ids", "positions", "slots", "query_start", "context_lens", "logits_index")
+            return float(sum(getattr(found, name).ne(getattr(wanted, name)).sum() for name in names))
+
+        return Call(lambda: step(triton_rows), lambda: step(of_rows), error)
+
+    return make
+
+
+def _done_maker(rows: int):  # type: ignore[no-untyped-def]
+    def make(device: torch.device) -> Call:
+        state, other = _state(rows, device), _state(rows, device)
+        chosen, tokens = torch.arange(rows, dtype=torch.int32, device=device), torch.arange(rows, device=device) + 7
+
+        def error() -> float:
+            ours, wanted = _state(rows, device), _state(rows, device)
+            triton_rows.decode_done(chosen, tokens, ours)
+            of_rows.decode_done(chosen, tokens, wanted)
+            pairs = [(ours.last_token, wanted.last_token), (ours.num_computed, wanted.num_computed)]
+            return float(sum(one.ne(two).sum() for one, two in [*pairs, (ours.sampling_ints, wanted.sampling_ints)]))
+
+        return Call(
+            lambda: triton_rows.decode_done(chosen, tokens, state),
+            lambda: of_rows.decode_done(chosen, tokens, other),
+            error,
+        )
+
+    return make

@@ -1,4 +1,4 @@
-"""Cases of what happens to logits: the grammar mask, penalties, the draw."""
+"""Cases of what happens to logits: the grammar mask, penalties, the draw, log-probabilities."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from case import F32, Call, Case, Model, normal, relative
 from torch import Tensor
 
 from octavo.kernels.reference import sampling as reference
-from octavo.kernels.triton import edits, sampling
+from octavo.kernels.triton import edits, logprobs, sampling
 
 ROWS = (1, 16, 64, 256)
 KINDS = {
@@ -32,6 +32,7 @@ def cases(model: Model, rows: tuple[int, ...] = ROWS) -> Iterator[Case]:
             )  # fmt: skip
         yield _mask(n, model)
         yield _penalize(n, model)
+        yield _logprobs(n, model)
 
 
 def _sampler(rows: int, vocab: int, heat: float, k: int, p: float):  # type: ignore[no-untyped-def]
@@ -117,3 +118,23 @@ def _penalize(rows: int, model: Model) -> Case:
     # Counts and marks are read whole; of the logits the one in a hundred that was seen.
     nbytes = 5 * rows * model.vocab
     return Case("penalize", model.name, rows, nbytes, make, tolerance=1e-6, priority=2 if rows < 256 else 1)
+
+
+def _logprobs(rows: int, model: Model) -> Case:
+    num_top = min(5, model.vocab)
+
+    def make(device: torch.device) -> Call:
+        logits, tokens = 4 * normal(rows, model.vocab, device=device, dtype=F32), torch.arange(rows, device=device)
+
+        def error() -> float:
+            found, wanted = logprobs.logprobs(logits, tokens, num_top), reference.logprobs(logits, tokens, num_top)
+            return max(relative(one, other) for one, other in zip(found[:2], wanted[:2], strict=True))
+
+        return Call(
+            lambda: logprobs.logprobs(logits, tokens, num_top),
+            lambda: reference.logprobs(logits, tokens, num_top),
+            error,
+        )
+
+    nbytes = 4 * rows * model.vocab
+    return Case("logprobs", model.name, rows, nbytes, make, what="5 likeliest", tolerance=1e-5, priority=2)

@@ -14,7 +14,7 @@ from triton_ops import HAS_TRITON
 GPU = Path(__file__).parents[2] / "benchmarks" / "gpu"
 KERNELS = {
     "rms_norm", "add_rms_norm", "silu_mul", "rope_cache", "gather_rows", "decode_attention", "prefill_attention",
-    "linear", "route", "experts", "sample", "mask", "penalize",
+    "linear", "route", "experts", "sample", "mask", "penalize", "logprobs", "decode_step", "decode_done",
 }  # fmt: skip
 
 pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")

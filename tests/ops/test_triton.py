@@ -295,8 +295,23 @@ def test_masks_and_penalties_are_the_reference(vocab: int) -> None:
     ops.penalize(found, places, counts, seen, *rows)
     reference.penalize(wanted, places, counts, seen, *rows)
     assert torch.allclose(found, wanted, rtol=1e-6, atol=1e-6)
-    chosen, top, ids = ops.logprobs(logits, torch.tensor([1, 2, 3, 4, 5]), 4)
-    assert torch.allclose(chosen, logits.log_softmax(-1)[range(5), range(1, 6)], atol=1e-5)
-    assert torch.equal(ids, logits.topk(4).indices) and torch.allclose(
-        top, logits.log_softmax(-1).topk(4).values, atol=1e-5
+
+
+@pytest.mark.parametrize(("vocab", "num_top"), [(31, 0), (31, 31), (1000, 4), (1000, 20)])
+def test_logprobs_are_those_of_the_reference(vocab: int, num_top: int) -> None:
+    from octavo.kernels.triton import logprobs
+
+    logits, tokens = randn(5, vocab), torch.tensor([0, 1, 30, 7, 29])
+    logits[1, 1:25], logits[2] = -torch.inf, -3e38
+    logits[2, 30] = 3e38
+    chosen, top, ids = (
+        x.cpu() for x in logprobs.logprobs(logits.to(DEVICE), tokens.to(DEVICE), num_top, chunk=max(64, num_top))
     )
+    wanted = reference.logprobs(logits.clone(), tokens, num_top)
+    assert torch.allclose(chosen, wanted[0], atol=1e-5) and torch.allclose(top, wanted[1], atol=1e-5)
+    assert ids.shape == (5, num_top) and (num_top == 0 or torch.equal(ids[[0, 3, 4]], wanted[2][[0, 3, 4]]))
+    assert all(len(set(row)) == num_top for row in ids.tolist()), "each once"
+    equal = logits.new_zeros(1, 100)
+    assert logprobs.logprobs(equal.to(DEVICE), tokens[:1].to(DEVICE), 3, 64)[2].tolist() == [[0, 1, 2]]
+    equal[0, 70] = torch.nan
+    assert all(x.isnan().all() for x in logprobs.logprobs(equal.to(DEVICE), tokens[:1].to(DEVICE), 3, 64)[:2])

@@ -27,10 +27,9 @@ from octavo.kernels.layouts import (
 )
 from octavo.kernels.ops import HeadNorms
 from octavo.kernels.recorded import PermanentRows, StepModel
-from octavo.kernels.reference import sampling as reference
 from octavo.kernels.rows import DeviceRows
 from octavo.kernels.step import Step
-from octavo.kernels.triton import activation, attention, edits, embedding, linear, moe, norm, rope, sampling
+from octavo.kernels.triton import activation, attention, edits, embedding, linear, logprobs, moe, norm, rope, sampling
 from octavo.kernels.triton import rows as of_rows
 
 KV_TYPES = {
@@ -211,7 +210,7 @@ class TritonOps:
         return sampling.sample(logits, temperature, top_k, top_p, min_p, seeds, indices)
 
     def logprobs(self, logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor]:
-        return reference.logprobs(logits, token_ids, num_top)
+        return logprobs.logprobs(logits, token_ids, num_top)
 
     def decode_step(self, rows: Tensor, state: DeviceRows, block_size: int, max_context_len: int) -> Step:
         return of_rows.decode_step(rows, state, block_size, max_context_len)

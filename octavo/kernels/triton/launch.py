@@ -2,9 +2,14 @@
 
 Triton is imported with these modules, never by the rest of the house. On a machine without a GPU its interpreter runs
 the same kernels on CPU tensors when TRITON_INTERPRET=1 was set before the import: that is how the tests run here.
+
+A kernel is compiled anew for integers that are 1 or divide by 16. Those that change from step to step are named in
+`do_not_specialize`, so that no step waits for the compiler because of its number of tokens.
 """
 
 from __future__ import annotations
+
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -36,6 +41,7 @@ def next_power_of_2(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
+@cache
 def processors(device: torch.device) -> int:
     """Multiprocessors of the device; where kernels are interpreted those of an H200, so that the same paths run."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132

@@ -178,7 +178,7 @@ def _int4_row_kernel(
 # --- more rows
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m"])
 def _scaled_kernel(
     x, q, scales, bias, out, m, n, k, x_stride, out_stride, GROUP: tl.constexpr, BIAS: tl.constexpr, M: tl.constexpr,
     N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
@@ -190,7 +190,7 @@ def _scaled_kernel(
     store_tile(sums, bias, out + tokens[:, None] * out_stride, tokens < m, rows, rows < n, BIAS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m"])
 def _int4_kernel(
     x, packed, scales, minimums, bias, out, m, n, k, half, one, x_stride, out_stride, GROUP: tl.constexpr,
     BIAS: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,

@@ -84,7 +84,7 @@ def _route_kernel(
     tl.store(ids + token * K + places, chosen, mask=places < K)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["choices"])
 def _count_kernel(ids, counts, choices, BLOCK: tl.constexpr):
     expert = tl.program_id(0)
     found = tl.zeros([BLOCK], tl.int32)
@@ -94,7 +94,7 @@ def _count_kernel(ids, counts, choices, BLOCK: tl.constexpr):
     tl.store(counts + expert, tl.sum(found, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["choices", "blocks"])
 def _place_kernel(
     ids, counts, order, block_expert, block_first, block_end, choices, experts, blocks, SIZE: tl.constexpr,
     PADDED: tl.constexpr, BLOCK: tl.constexpr,

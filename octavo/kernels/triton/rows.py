@@ -16,7 +16,7 @@ from octavo.kernels.triton.launch import check_device
 _BLOCK = 128
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "width"])
 def _step_kernel(
     rows, last_token, num_computed, block_tables, longs, ints, n, pages, width, block_size, BLOCK: tl.constexpr
 ):
@@ -35,7 +35,7 @@ def _step_kernel(
     tl.store(ints + 2 * width + at, (row * pages).to(tl.int32), mask=at <= n)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def _done_kernel(
     rows, token_ids, last_token, num_computed, sampling_ints, n, padding, columns, OUTPUTS: tl.constexpr,
     BLOCK: tl.constexpr,

@@ -52,7 +52,7 @@ def decode_shape(head_dim: int, group: int, itemsize: int) -> Shape:
     """Predicted: enough bytes in flight for the memory: 64 keys of 128 features in bf16 are 16 KiB a stage for each of
     K, V; and four programs on a multiprocessor where registers allow it without spills."""
     n = (128 if head_dim <= 64 else 64 if head_dim <= 128 else 32) // (2 if itemsize == 4 else 1)
-    four = itemsize < 4 and head_dim <= 128 and group <= 16
+    four = itemsize < 4 and 64 < head_dim <= 128 and group <= 16  # heads of 64 take fewer by themselves
     return Shape(max(16, next_power_of_2(group)), n, warps=4, stages=3, registers=128 if four else None)
 
 
