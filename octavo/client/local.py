@@ -87,6 +87,8 @@ class LocalEngine:
         self._ids = itertools.count()
         self._requests: dict[int, LocalRequest] = {}
         self._left = self._closed = False
+        self._broken = ""
+        """Why the engine can do nothing more: something else than a step failed, as when the GPU is lost."""
 
     # --- the reader's side
 
@@ -155,7 +157,9 @@ class LocalEngine:
         return LocalRequest(RequestState(prompt, params, own, self.tokenizer))
 
     def start(self, request: LocalRequest) -> None:
-        """Raises EngineError when the engine was closed."""
+        """Raises EngineError when the engine was closed, or broke down."""
+        if self._broken:
+            raise EngineError(self._broken)
         if self._left:
             raise EngineError("the engine is closed")
         for add in request.state.resume():
@@ -205,8 +209,15 @@ class LocalEngine:
     # --- the engine's side
 
     def turn(self, timeout: float | None) -> list[ToClient]:
-        """One turn of the engine loop, which waits at most `timeout` seconds for something to do."""
-        self._loop.turn(timeout)
+        """One turn of the engine loop, which waits at most `timeout` seconds for something to do. What it raises ends
+        the engine; EngineError from then on."""
+        if self._broken:
+            raise EngineError(self._broken)
+        try:
+            self._loop.turn(timeout)
+        except Exception as error:
+            self._broken = f"the engine stopped: {type(error).__name__}: {error}"
+            raise
         return self._connection.receive(0)
 
     def leave(self) -> None:

@@ -267,6 +267,18 @@ def test_async_errors(model: Path) -> None:
     asyncio.run(main())
 
 
+def test_an_engine_that_broke_down_says_so(model: Path) -> None:
+    """As it does when the GPU is lost."""
+    with engine_on(model, EchoExecutor(raise_at=3)) as engine:
+        stream = engine.stream("abc")
+        next(stream)
+        with pytest.raises(RuntimeError, match="a bug on purpose"):
+            engine.generate("abcdefgh")
+        for call in (stream.output, lambda: engine.generate("abc")):
+            with pytest.raises(EngineError, match="stopped: RuntimeError: a bug on purpose"):
+                call()
+
+
 def test_async_engine_thread_that_dies_ends_its_requests(model: Path) -> None:
     async def main() -> None:
         engine = async_engine(model, EchoExecutor(raise_at=2))
