@@ -23,6 +23,7 @@ from octavo.config.engine import EngineConfig
 from octavo.config.hardware import detect
 from octavo.config.resolve import ResolvedConfig, resolve
 from octavo.engine.scheduler import SchedulerConfig
+from octavo.errors import DeviceLost
 from octavo.grammar.matcher import Vocabulary
 from octavo.modelfiles.facts import read_facts
 from octavo.modelfiles.files import ModelFiles, locate
@@ -127,7 +128,7 @@ def _entries(crowd: Crowd, id: int, field: str) -> list[TokenLogprobs]:
 
 @cache
 def check(engines: Engines) -> None:
-    @settings(max_examples=12, phases=[Phase.generate])
+    @settings(max_examples=30, phases=[Phase.generate])
     @given(seed=st.integers(0, 2**32), number=st.sampled_from([0, 0, 1]), depth=st.sampled_from([1, 2, 2]))
     def random_events(seed: int, number: int, depth: int) -> None:
         pick = random.Random(seed)
@@ -160,3 +161,19 @@ def test_random_events_on_a_device(engines: Engines) -> None:
     check(engines)
     reached({"stop": 5, "length": 20, "aborts in flight": 1, "failed": 1, "preemptions": 8, "hits": 30})
     reached({"replays": 100})
+
+
+@pytest.mark.parametrize("after", [0, 9, 40])
+def test_a_lost_device_ends_the_loop_and_fails_no_request(engines: Engines, files: ModelFiles, after: int) -> None:
+    device = FakeDevice()
+    worker = engines._started(files, device, eager=False)
+    pick = random.Random(after)
+    crowd = engines.crowd(worker, pick, sizes(pick, 60), 2)
+    stems = [[pick.randrange(256) for _ in range(20)]]
+    for id in range(8):
+        crowd.add(request(pick, id, stems))
+    device.lose(after)
+    with pytest.raises(DeviceLost, match="the GPU failed"):
+        crowd.finish()
+    assert worker.is_lost and "failed" not in crowd.ended.values()
+    crowd.executor.shutdown()
