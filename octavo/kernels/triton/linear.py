@@ -159,16 +159,18 @@ def _int4_row_kernel(
         low = tl.load(x + columns, mask=inside, other=0.0).to(tl.float32)
         high = tl.load(x + columns + HALF, mask=inside, other=0.0).to(tl.float32)
         first, second = int4_pair(bits, one)  # 1 + low half / 256, 1 + high half / 16
-        products = first * (low * 256)[None, :] + second * (high * 16)[None, :]
-        of_ones = tl.sum(tl.reshape(low * 256 + high * 16, [GROUPS, HALF]), 1)
-        of_minimum = tl.sum(tl.reshape(low + high, [GROUPS, HALF]), 1)
+        # Products are added up one by one, so that each is one operation with its sum.
+        of_low = tl.sum(tl.reshape(first * low[None, :], [N, GROUPS, HALF]), 2)
+        of_high = tl.sum(tl.reshape(second * high[None, :], [N, GROUPS, HALF]), 2)
+        low_sum = tl.sum(tl.reshape(low, [GROUPS, HALF]), 1)
+        high_sum = tl.sum(tl.reshape(high, [GROUPS, HALF]), 1)
         groups = start // HALF + tl.arange(0, GROUPS)
         there = (rows < n)[:, None] & (groups < k // GROUP)[None, :]
         at = rows.to(tl.int64)[:, None] * (k // GROUP) + groups[None, :]
         scale = tl.load(scales + at, mask=there, other=0.0).to(tl.float32)
         minimum = tl.load(minimums + at, mask=there, other=0.0).to(tl.float32)
-        of_groups = tl.sum(tl.reshape(products, [N, GROUPS, HALF]), 2) - of_ones[None, :]
-        sums += of_groups * scale + of_minimum[None, :] * minimum
+        of_groups = 256 * (of_low - low_sum[None, :]) + 16 * (of_high - high_sum[None, :])
+        sums += of_groups * scale + (low_sum + high_sum)[None, :] * minimum
     value = tl.sum(sums, 1)
     if BIAS:
         value += tl.load(bias + rows, mask=rows < n, other=0.0).to(tl.float32)

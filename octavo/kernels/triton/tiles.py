@@ -66,16 +66,17 @@ def int4_sums(
         columns = places // HALF * GROUP + places % HALF
         low = tl.load(at + columns[None, :], mask=shown[:, None] & inside[None, :], other=0.0)
         high = tl.load(at + HALF + columns[None, :], mask=shown[:, None] & inside[None, :], other=0.0)
-        mask = there[None, :] & inside[:, None]
-        pairs = tl.load(packed + rows[None, :] * half + places[:, None], mask=mask, other=0)
+        fours = start // 4 + tl.arange(0, K // 8)
+        words = packed.to(tl.pointer_type(tl.int32)) + rows[:, None] * (half // 4) + fours[None, :]
+        bits = int4_bits(tl.load(words, mask=there[:, None] & (fours < half // 4)[None, :], other=0), N, K // 2)
         groups = start // HALF + tl.arange(0, GROUPS)
-        held = there[None, :] & (groups < k // GROUP)[:, None]
-        of_group = rows[None, :] * (k // GROUP) + groups[:, None]
+        held = there[:, None] & (groups < k // GROUP)[None, :]
+        of_group = rows[:, None] * (k // GROUP) + groups[None, :]
         scale = tl.load(scales + of_group, mask=held, other=0.0).to(tl.float32)
         minimum = tl.load(minimums + of_group, mask=held, other=0.0).to(tl.float32)
-        first, second = int4_pair(pairs.to(tl.int32) << 15, one)
-        first = _times_plus(first, scale * 256, minimum - scale * 256, GROUPS, K // 2, N).to(low.dtype)
-        second = _times_plus(second, scale * 16, minimum - scale * 16, GROUPS, K // 2, N).to(low.dtype)
+        first, second = int4_pair(bits, one)
+        first = tl.trans(_times_plus(first, scale * 256, minimum - scale * 256, GROUPS, K // 2, N).to(low.dtype))
+        second = tl.trans(_times_plus(second, scale * 16, minimum - scale * 16, GROUPS, K // 2, N).to(low.dtype))
         sums = tl.dot(low, first, sums, input_precision=PRECISION)
         sums = tl.dot(high, second, sums, input_precision=PRECISION)
     return sums
@@ -107,9 +108,10 @@ def _times(x, scale, GROUPS: tl.constexpr, K: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 def _times_plus(x, scale, minimum, GROUPS: tl.constexpr, K: tl.constexpr, N: tl.constexpr):
+    """x [N, K] * scale [N, GROUPS] + minimum, each for its group of K."""
     if GROUPS == 1:
         return x * scale + minimum
-    return tl.reshape(tl.reshape(x, [GROUPS, K // GROUPS, N]) * scale[:, None, :] + minimum[:, None, :], [K, N])
+    return tl.reshape(tl.reshape(x, [N, GROUPS, K // GROUPS]) * scale[:, :, None] + minimum[:, :, None], [N, K])
 
 
 @triton.jit
