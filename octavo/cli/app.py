@@ -38,7 +38,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Show the vers
 @with_options(EngineConfig, ServerConfig)
 def serve(config: EngineConfig, server: ServerConfig) -> None:
     """Serve a model over an OpenAI-compatible HTTP API."""
-    from octavo import supervisor
+    from octavo.supervisor import supervisor
 
     raise typer.Exit(supervisor.run(config, server))
 

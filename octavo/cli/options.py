@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ import typer
 from octavo.config.flags import Option, load, options
 
 
+@cache  # nine commands have the options of an engine
 def _parameter(option: Option) -> inspect.Parameter:
     default = (
         ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -64,7 +65,8 @@ def _meta(annotation: Any) -> msgspec.Meta:
     return msgspec.Meta(description="")
 
 
-def options(struct: type[msgspec.Struct]) -> list[Option]:
+@cache
+def options(struct: type[msgspec.Struct]) -> tuple[Option, ...]:
     """All options that a struct defines, in the order of its fields."""
     info = msgspec.inspect.type_info(struct)
     assert isinstance(info, msgspec.inspect.StructType)
@@ -86,7 +88,7 @@ def options(struct: type[msgspec.Struct]) -> list[Option]:
                 is_secret=bool((meta.extra or {}).get("secret")),
             )
         )
-    return found
+    return tuple(found)
 
 
 def _items(value: Any, origin: str) -> list[Any]:

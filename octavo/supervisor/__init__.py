@@ -1,5 +1,3 @@
-"""`octavo serve`: a small torch-free process that starts, watches and ends the engine and the server."""
+"""`octavo serve`: a small torch-free process that starts, watches and ends the engine and the server.
 
-from octavo.supervisor.supervisor import run
-
-__all__ = ["run"]
+Nothing is imported here: the children come through entry.py, and need nothing of the supervisor's own."""
