@@ -50,6 +50,13 @@ def test_linear(kind: str, tokens: int, n: int, k: int) -> None:
     assert torch.equal(ops.logits(x, packed), ops.linear(x, packed))
 
 
+@pytest.mark.parametrize("kind", ["int8", "fp8 by rows", "int4"])
+@pytest.mark.parametrize("k", [4096, 4192])
+def test_few_tiles_split_what_they_add_up(kind: str, k: int) -> None:
+    weight, ops, x, bias = WEIGHTS[kind][0](70, k), triton_ops(), randn(3, k, seed=6), randn(70, seed=7)
+    near(ops.linear(x, ops.prepare([weight]), bias), x @ weight.dequantize(F32).T + bias, 1e-5)
+
+
 @pytest.mark.parametrize("tokens", [1, 9])
 def test_parts_of_several_kinds_are_one_product(tokens: int) -> None:
     ops = triton_ops()

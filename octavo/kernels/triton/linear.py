@@ -1,8 +1,9 @@
 """Matrix products with weights as they lie in memory: dense, int8, fp8 and int4 by groups, times f16 or bf16 rows.
 
 One row is bound by memory: a program streams some rows of the weight once, multiplies on the plain units and adds up
-in f32. More rows go to the matrix units: a tile of the weight is made dense in registers on its way. Nothing is added
-up by atomics: the same row gives the same result in every launch of the same shape.
+in f32. More rows go to the matrix units: a tile of the weight is made dense in registers on its way. Where tiles are
+fewer than multiprocessors, in_features are split over programs and a second kernel adds their sums up. No atomics: the
+same row gives the same result in every launch of the same shape.
 
 Int4 is repacked at load: byte j of a group's half holds element j in its low and element j + group / 2 in its high
 half, so both halves meet neighbouring elements of x. 16 bytes, one load of one thread, are one group of 32.
@@ -18,13 +19,14 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.layouts import Float8Groups, Int4Groups, Int8Groups
-from octavo.kernels.triton.launch import check_device
-from octavo.kernels.triton.shapes import matmul_shape, precision, row_shape
+from octavo.kernels.triton.launch import check_device, processors
+from octavo.kernels.triton.shapes import matmul_shape, matmul_splits, precision, row_shape
 from octavo.kernels.triton.tiles import int4_bits, int4_pair, int4_sums, scaled_sums, store_tile
 
 MOST_OF_GROUP = 512
 """Larger groups are cut, their scales repeated, unless they are the whole row."""
 
+_COLUMNS = 1024
 ONE = 0x3F800000
 """The bits of 1.0; see tiles.int4_pair."""
 
@@ -180,29 +182,61 @@ def _int4_row_kernel(
 # --- more rows
 
 
+@triton.jit
+def _part(k, K: tl.constexpr):
+    """(first, end) of the in_features of this program: whole Ks."""
+    each = tl.cdiv(tl.cdiv(k, K), tl.num_programs(2)) * K
+    begin = tl.program_id(2) * each
+    return begin, tl.minimum(begin + each, k)
+
+
+@triton.jit
+def _store(sums, bias, out, tokens, m, rows, n, stride, BIAS: tl.constexpr, SPLIT: tl.constexpr):
+    """SPLIT: out [parts, m, n] f32, to be joined."""
+    if SPLIT:
+        part = out + (tl.program_id(2).to(tl.int64) * m + tokens)[:, None] * n
+        store_tile(sums, bias, part, tokens < m, rows, rows < n, False)
+    else:
+        store_tile(sums, bias, out + tokens[:, None] * stride, tokens < m, rows, rows < n, BIAS)
+
+
 @triton.jit(do_not_specialize=["m"])
 def _scaled_kernel(
-    x, q, scales, bias, out, m, n, k, x_stride, out_stride, GROUP: tl.constexpr, BIAS: tl.constexpr, M: tl.constexpr,
-    N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
+    x, q, scales, bias, out, m, n, k, x_stride, out_stride, GROUP: tl.constexpr, BIAS: tl.constexpr,
+    SPLIT: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     tokens = tl.program_id(1).to(tl.int64) * M + tl.arange(0, M)
     rows = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
     at = x + tokens[:, None] * x_stride
-    sums = scaled_sums(at, tokens < m, q, scales, rows, rows < n, k, GROUP, M, N, K, PRECISION)
-    store_tile(sums, bias, out + tokens[:, None] * out_stride, tokens < m, rows, rows < n, BIAS)
+    begin, end = _part(k, K)
+    sums = scaled_sums(at, tokens < m, q, scales, rows, rows < n, k, begin, end, GROUP, M, N, K, PRECISION)
+    _store(sums, bias, out, tokens, m, rows, n, out_stride, BIAS, SPLIT)
 
 
 @triton.jit(do_not_specialize=["m"])
 def _int4_kernel(
     x, packed, scales, minimums, bias, out, m, n, k, half, one, x_stride, out_stride, GROUP: tl.constexpr,
-    BIAS: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
+    BIAS: tl.constexpr, SPLIT: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     tokens = tl.program_id(1).to(tl.int64) * M + tl.arange(0, M)
     rows = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
-    at = x + tokens[:, None] * x_stride
-    there = rows < n
-    sums = int4_sums(at, tokens < m, packed, scales, minimums, rows, there, k, half, one, GROUP, M, N, K, PRECISION)
-    store_tile(sums, bias, out + tokens[:, None] * out_stride, tokens < m, rows, there, BIAS)
+    at, shown, there = x + tokens[:, None] * x_stride, tokens < m, rows < n
+    begin, end = _part(k, K)
+    sums = int4_sums(at, shown, packed, scales, minimums, rows, there, k, half, one, begin, end, GROUP, M, N, K,
+                     PRECISION)  # fmt: skip
+    _store(sums, bias, out, tokens, m, rows, n, out_stride, BIAS, SPLIT)
+
+
+@triton.jit(do_not_specialize=["m", "splits"])
+def _join_kernel(parts, bias, out, m, n, splits, out_stride, BIAS: tl.constexpr, BLOCK: tl.constexpr):
+    token, columns = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    sums = tl.zeros([BLOCK], tl.float32)
+    for part in range(splits):
+        sums += tl.load(parts + (part * m + token) * n + columns, mask=columns < n, other=0.0)
+    if BIAS:
+        sums += tl.load(bias + columns, mask=columns < n, other=0.0).to(tl.float32)
+    tl.store(out + token * out_stride + columns, sums.to(out.dtype.element_ty), mask=columns < n)
 
 
 def dense_row(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
@@ -223,19 +257,26 @@ def grouped(x: Tensor, weight: Scaled | GroupedInt4, bias: Tensor | None, out: T
     tokens, (n, k) = x.shape[0], weight.shape
     group, int4 = group_of(weight), isinstance(weight, GroupedInt4)
     tensors, sizes = arguments(weight)
-    parts = (*tensors, out if bias is None else bias, out)
+    given = bias is not None
+    tensors = (*tensors, out if bias is None else bias)
     if tokens == 1:
         shape = row_shape("int4" if int4 else "int8", n, k)
         (_int4_row_kernel if int4 else _scaled_row_kernel)[(triton.cdiv(n, shape.n),)](
-            x, *parts, n, *sizes, GROUP=group, BIAS=bias is not None, N=shape.n, K=max(shape.k, group),
-            **shape.options,
+            x, *tensors, out, n, *sizes, GROUP=group, BIAS=given, N=shape.n, K=max(shape.k, group), **shape.options
         )  # fmt: skip
     elif tokens:
-        shape = matmul_shape(tokens, n, k)
-        (_int4_kernel if int4 else _scaled_kernel)[(triton.cdiv(n, shape.n), triton.cdiv(tokens, shape.m))](
-            x, *parts, tokens, n, *sizes, x.stride(0), out.stride(0), GROUP=group, BIAS=bias is not None, M=shape.m,
-            N=shape.n, K=shape.k, PRECISION=precision(x.dtype), **shape.options,
+        shape = matmul_shape(tokens, n, k, int4)
+        grid = (triton.cdiv(n, shape.n), triton.cdiv(tokens, shape.m))
+        splits = matmul_splits(grid[0] * grid[1], k, processors(x.device))
+        parts = torch.empty((splits, tokens, n), dtype=torch.float32, device=x.device) if splits > 1 else out
+        (_int4_kernel if int4 else _scaled_kernel)[(*grid, splits)](
+            x, *tensors, parts, tokens, n, *sizes, x.stride(0), out.stride(0), GROUP=group, BIAS=given,
+            SPLIT=splits > 1, M=shape.m, N=shape.n, K=shape.k, PRECISION=precision(x.dtype), **shape.options,
         )  # fmt: skip
+        if splits > 1:
+            _join_kernel[(tokens, triton.cdiv(n, _COLUMNS))](
+                parts, tensors[-1], out, tokens, n, splits, out.stride(0), BIAS=given, BLOCK=_COLUMNS
+            )
 
 
 def arguments(weight: Scaled | GroupedInt4) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:

@@ -159,7 +159,7 @@ def _scaled_kernel(
     expert, choices, shown, columns = _block(order, block_expert, block_first, block_end, n, SIZE, N)
     at = x + (choices // share).to(tl.int64)[:, None] * k
     rows = expert * n + columns
-    sums = scaled_sums(at, shown, q, scales, rows, columns < n, k, GROUP, SIZE, N, K, PRECISION)
+    sums = scaled_sums(at, shown, q, scales, rows, columns < n, k, 0, k, GROUP, SIZE, N, K, PRECISION)
     store_tile(sums, out, out + choices.to(tl.int64)[:, None] * n, shown, columns, columns < n, False)
 
 
@@ -174,7 +174,7 @@ def _int4_kernel(
     at = x + (choices // share).to(tl.int64)[:, None] * k
     there = columns < n
     rows = expert * n + columns
-    sums = int4_sums(at, shown, packed, scales, minimums, rows, there, k, half, one, GROUP, SIZE, N, K, PRECISION)
+    sums = int4_sums(at, shown, packed, scales, minimums, rows, there, k, half, one, 0, k, GROUP, SIZE, N, K, PRECISION)
     store_tile(sums, out, out + choices.to(tl.int64)[:, None] * n, shown, columns, there, False)
 
 
@@ -244,7 +244,7 @@ def _product(x: Tensor, blocks: Blocks, share: int, weight: StackedExperts, choi
     """[choices, out]; choice i has row i // share of x."""
     stack, (_, n, k) = weight.stack, weight.shape
     out = torch.empty((choices, n), dtype=x.dtype, device=x.device)
-    shape = matmul_shape(blocks.size, n, k)
+    shape = matmul_shape(blocks.size, n, k, isinstance(stack, linear.GroupedInt4))
     kernel, group = _dense_kernel, 0
     tensors: tuple[Tensor, ...]
     sizes: tuple[int, ...]

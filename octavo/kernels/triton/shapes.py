@@ -77,9 +77,17 @@ def row_shape(kind: str, n: int, k: int) -> Shape:
     return Shape(1, rows, min(width, next_power_of_2(k)), warps=4, stages=3)
 
 
-def matmul_shape(tokens: int, n: int, k: int) -> Shape:
-    """Predicted: the smallest tile that holds all tokens, up to 128, so that the weight is read once for each 128."""
+def matmul_shape(tokens: int, n: int, k: int, int4: bool = False) -> Shape:
+    """Predicted: the smallest tile that holds all tokens, up to 128, so that the weight is read once for each 128;
+    of int4 twice as wide where registers allow it, 64 bytes of a row."""
     m = min(max(next_power_of_2(tokens), 16), 128)
-    return Shape(
-        m, 128 if n >= 4096 and m >= 64 else 64, min(64, next_power_of_2(k)), warps=8 if m >= 128 else 4, stages=3
-    )
+    width = min(128 if int4 and m <= 64 else 64, next_power_of_2(k))
+    return Shape(m, 128 if n >= 4096 and m >= 64 else 64, width, warps=8 if m >= 128 else 4, stages=3)
+
+
+def matmul_splits(programs: int, k: int, processors: int) -> int:
+    """Predicted: parts of in_features, so that every multiprocessor has a program, each with 1,024 of them or more."""
+    splits = 1
+    while programs * splits < processors and k >= 2048 * splits and splits < 8:
+        splits *= 2
+    return splits

@@ -28,13 +28,14 @@ def dense_sums(
 
 @triton.jit
 def scaled_sums(
-    at, shown, q, scales, rows, there, k, GROUP: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
-    PRECISION: tl.constexpr,
+    at, shown, q, scales, rows, there, k, begin, end, GROUP: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """int8 or fp8, a scale for each GROUP of in_features; GROUP 0: one for the whole row, applied at the end."""
+    """int8 or fp8, a scale for each GROUP of in_features; GROUP 0: one for the whole row, applied at the end. Of
+    in_features begin .. end alone, whole Ks of them."""
     GROUPS: tl.constexpr = K // GROUP if GROUP > 0 and GROUP < K else 1
     sums = tl.zeros([M, N], tl.float32)
-    for start in range(0, k, K):
+    for start in range(begin, end, K):
         columns = start + tl.arange(0, K)
         inside = columns < k
         values = tl.load(at + columns[None, :], mask=shown[:, None] & inside[None, :], other=0.0)
@@ -52,15 +53,15 @@ def scaled_sums(
 
 @triton.jit
 def int4_sums(
-    at, shown, packed, scales, minimums, rows, there, k, half, one, GROUP: tl.constexpr, M: tl.constexpr,
-    N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
+    at, shown, packed, scales, minimums, rows, there, k, half, one, begin, end, GROUP: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """See linear.GroupedInt4; half is k / 2, an argument of its own so that the compiler sees what it divides by; one:
-    see int4_pair."""
+    """As scaled_sums. See linear.GroupedInt4; half is k / 2, an argument of its own so that the compiler sees what it
+    divides by; one: see int4_pair."""
     GROUPS: tl.constexpr = K // GROUP if GROUP < K else 1
     HALF: tl.constexpr = GROUP // 2
     sums = tl.zeros([M, N], tl.float32)
-    for start in range(0, half, K // 2):
+    for start in range(begin // 2, end // 2, K // 2):
         places = start + tl.arange(0, K // 2)
         inside = places < half
         columns = places // HALF * GROUP + places % HALF
