@@ -58,9 +58,11 @@ def isa(request: pytest.FixtureRequest) -> str:
 
 
 def near(found: Tensor, wanted: Tensor, tolerance: float) -> None:
-    """Within `tolerance` of the largest."""
+    """Within `tolerance` of the largest; on a GPU, which multiplies f32 as three products of tf32, within four times as
+    much."""
     assert found.shape == wanted.shape
-    assert not len(wanted) or (found - wanted).abs().max() <= tolerance * wanted.abs().max()
+    slack = 4 if torch.cuda.is_available() else 1
+    assert not len(wanted) or (found - wanted).abs().max() <= slack * tolerance * wanted.abs().max()
 
 
 # --- products

@@ -23,8 +23,9 @@ WIDE = {
     "moe.int4_kernel", "norm.add_rms_norm_kernel", "norm.rms_norm_kernel", "rope.rope_cache_kernel", "sampling.scan",
     "sampling.draw",
 }  # fmt: skip
-MAY_SPILL = {"sampling.scan": 128, "sampling.draw": 56}
-"""Bytes. The sampler takes half the registers and a few spills, so that two programs fit on a multiprocessor."""
+MAY_SPILL = {"sampling.scan": 136, "sampling.draw": 56}
+"""Bytes, with Triton 3.6 (3.7 needs 8 fewer). The sampler takes half the registers and a few spills, so that two
+programs fit on a multiprocessor."""
 
 
 def has_compiler() -> bool:

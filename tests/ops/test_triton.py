@@ -135,13 +135,12 @@ def test_attention(
     k, v = randn(2, len(whole.positions), kv_heads, head_dim, seed=2).unbind(0)
     q, pages = randn(len(step.positions), kv_heads * group, head_dim, seed=1), naive_pages(whole, k, v, block_size)
     found = triton_ops().attention(q, pages, step, 0.3, window, soft_cap)
-    wanted = naive_attention(q, pages, step, 0.3, window, soft_cap)
-    assert (found - wanted).abs().max() <= 1e-5 * v.abs().max()
+    near(found, naive_attention(q, pages, step, 0.3, window, soft_cap).float(), 1e-5)
 
 
 @pytest.mark.parametrize("splits", [1, 3, 40])
 @pytest.mark.parametrize(
-    ("dtype", "kv", "tolerance"), [(F32, F32, 1e-5), (F16, F16, 4e-3), (F16, torch.float8_e4m3fn, 0.1)]
+    ("dtype", "kv", "tolerance"), [(F32, F32, 4e-5), (F16, F16, 4e-3), (F16, torch.float8_e4m3fn, 0.1)]
 )
 def test_attention_over_split_contexts(
     splits: int, dtype: torch.dtype, kv: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
