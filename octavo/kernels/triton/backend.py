@@ -126,6 +126,8 @@ class TritonOps:
         return self._product(x, weight, None, torch.float32)
 
     def _product(self, x: Tensor, weight: Prepared, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        if isinstance(weight, Dense) and x.shape[0] > 1:
+            return _dense(x, weight.data, bias, dtype)
         parts = weight.parts if isinstance(weight, Stacked) else [weight]
         out = torch.empty((x.shape[0], weight.shape[0]), dtype=dtype, device=x.device)
         at = 0
