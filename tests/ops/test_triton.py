@@ -138,17 +138,18 @@ def test_attention(
     near(found, naive_attention(q, pages, step, 0.3, window, soft_cap).float(), 1e-5)
 
 
-@pytest.mark.parametrize("splits", [1, 3, 40])
+@pytest.mark.parametrize("splits", [(1, 1), (3, 3), (40, 40), (1, 4)])
 @pytest.mark.parametrize(
     ("dtype", "kv", "tolerance"), [(F32, F32, 4e-5), (F16, F16, 4e-3), (F16, torch.float8_e4m3fn, 0.1)]
 )
 def test_attention_over_split_contexts(
-    splits: int, dtype: torch.dtype, kv: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+    splits: tuple[int, int], dtype: torch.dtype, kv: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from octavo.kernels.triton import attention
 
     monkeypatch.setattr(attention, "decode_splits", lambda *_: splits)
     monkeypatch.setattr(attention, "LEAST_KEYS", 32)
+    monkeypatch.setattr(attention, "LONG_KEYS", 128)
     rows, ops = [(450, 1), (129, 1), (5, 1), (40, 17), (2, 2), (1, 1)], triton_ops(dtype, kv)
     step, whole = make_step(rows, 16), make_step([(c, c) for c, _ in rows], 16)
     k, v = randn(2, len(whole.positions), 2, 64, seed=2).to(dtype).unbind(0)
@@ -176,6 +177,22 @@ def test_a_row_is_split_by_its_own_context_alone() -> None:
     assert captured.isfinite().all() and not captured[3].any()
     assert torch.equal(attend([0, 1, 2, 3], 511), captured)
     assert torch.equal(attend([2, 1, 3], 301), captured[[2, 1, 3]])
+
+
+@given(
+    rows=st.integers(1, 600), kv_heads=st.integers(1, 16), context=st.integers(1, 1 << 17), more=st.integers(0, 1 << 17)
+)
+def test_what_is_captured_splits_as_what_is_not(rows: int, kv_heads: int, context: int, more: int) -> None:
+    from octavo.kernels.triton.shapes import LEAST_KEYS, LONG_KEYS, MOST_SPLITS, decode_splits, next_power_of_2
+
+    def parts(rows: int, longest: int) -> int:  # as the kernel does
+        few, splits = decode_splits(rows, kv_heads, longest, 132)
+        assert 1 <= few <= splits <= MOST_SPLITS
+        wanted = max(min(max(context // LEAST_KEYS, 1), few), min(context // LONG_KEYS, splits))
+        assert 1 <= wanted <= splits
+        return wanted
+
+    assert parts(rows, context) == parts(rows, context + more) == parts(next_power_of_2(rows), 1 << 20)
 
 
 def test_prefill_finds_its_tiles_among_many_rows() -> None:

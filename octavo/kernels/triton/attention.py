@@ -23,7 +23,15 @@ from torch import Tensor
 
 from octavo.kernels.step import Step
 from octavo.kernels.triton.launch import check_device, next_power_of_2, processors
-from octavo.kernels.triton.shapes import LEAST_KEYS, MOST_SPLITS, decode_shape, decode_splits, precision, prefill_shape
+from octavo.kernels.triton.shapes import (
+    LEAST_KEYS,
+    LONG_KEYS,
+    MOST_SPLITS,
+    decode_shape,
+    decode_splits,
+    precision,
+    prefill_shape,
+)
 
 
 @triton.jit
@@ -61,28 +69,31 @@ def _online(scores, value, peak, total, sums, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _parts(context, window, splits, WINDOW: tl.constexpr, N: tl.constexpr, LEAST: tl.constexpr):
-    """(first key, keys of a part, number of parts) of one row's context; a part has LEAST keys or is the only one."""
+def _parts(
+    context, window, few, splits, WINDOW: tl.constexpr, N: tl.constexpr, LEAST: tl.constexpr, LONG: tl.constexpr
+):
+    """(first key, keys of a part, number of parts) of one row's context: `few` parts, each of LEAST keys or the only
+    one; up to `splits` where each has LONG keys."""
     begin = context * 0
     if WINDOW:
         begin = tl.maximum(context - window, 0) // N * N
     span = context - begin
-    wanted = tl.minimum(tl.maximum(span // LEAST, 1), splits)
+    wanted = tl.maximum(tl.minimum(tl.maximum(span // LEAST, 1), few), tl.minimum(span // LONG, splits))
     each = tl.maximum(tl.cdiv(tl.cdiv(span, wanted), N) * N, N)
     return begin, each, tl.maximum(tl.cdiv(span, each), 1)
 
 
-@triton.jit(do_not_specialize=["splits"])
+@triton.jit(do_not_specialize=["few", "splits"])
 def _decode_kernel(
     q, k_pages, v_pages, out, partial, stats, query_start, context_lens, page_start, page_ids, scale, soft_cap, window,
-    splits, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, SOFT_CAP: tl.constexpr, LEAST: tl.constexpr, M: tl.constexpr,
-    N: tl.constexpr, PRECISION: tl.constexpr,
+    few, splits, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, SOFT_CAP: tl.constexpr, LEAST: tl.constexpr, LONG: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     token = tl.load(query_start + row).to(tl.int64)
     context = tl.load(context_lens + row)
-    begin, each, parts = _parts(context, window, splits, WINDOW, N, LEAST)
+    begin, each, parts = _parts(context, window, few, splits, WINDOW, N, LEAST, LONG)
     if (split >= parts) | (tl.load(query_start + row + 1) - token != 1):
         return
     GROUP: tl.constexpr = HEADS // KV_HEADS
@@ -118,15 +129,16 @@ def _decode_kernel(
         tl.store(stats + place * 2 + 1, total, mask=members < GROUP)
 
 
-@triton.jit(do_not_specialize=["splits"])
+@triton.jit(do_not_specialize=["few", "splits"])
 def _join_kernel(
-    partial, stats, out, query_start, context_lens, window, splits, HEADS: tl.constexpr, DIM: tl.constexpr,
-    WIDTH: tl.constexpr, WINDOW: tl.constexpr, LEAST: tl.constexpr, N: tl.constexpr, MOST: tl.constexpr,
+    partial, stats, out, query_start, context_lens, window, few, splits, HEADS: tl.constexpr, DIM: tl.constexpr,
+    WIDTH: tl.constexpr, WINDOW: tl.constexpr, LEAST: tl.constexpr, LONG: tl.constexpr, N: tl.constexpr,
+    MOST: tl.constexpr,
 ):  # fmt: skip
     """MOST: of `splits`."""
     row, head = tl.program_id(0), tl.program_id(1)
     token = tl.load(query_start + row).to(tl.int64)
-    _, _, parts = _parts(tl.load(context_lens + row), window, splits, WINDOW, N, LEAST)
+    _, _, parts = _parts(tl.load(context_lens + row), window, few, splits, WINDOW, N, LEAST, LONG)
     if (parts == 1) | (tl.load(query_start + row + 1) - token != 1):
         return
     part = tl.arange(0, MOST)
@@ -248,18 +260,18 @@ def _decode(
     """The rows with one new token."""
     rows, heads, kv_heads, dim = step.num_rows, q.shape[1], kv.shape[3], q.shape[2]
     shape = decode_shape(dim, heads // kv_heads, q.itemsize)
-    splits = decode_splits(rows, kv_heads, step.max_context_len, processors(q.device))
+    few, splits = decode_splits(rows, kv_heads, step.max_context_len, processors(q.device))
     partial = stats = out
     if splits > 1:
         partial = torch.empty((rows, heads, splits, dim), dtype=torch.float32, device=q.device)
         stats = torch.empty((rows, heads, splits, 2), dtype=torch.float32, device=q.device)
     _decode_kernel[(rows, kv_heads, splits)](
         q, kv[0], kv[1], out, partial, stats, step.query_start, step.context_lens, step.page_start, step.page_ids,
-        *numbers, splits, **constants, LEAST=LEAST_KEYS, M=shape.m, N=shape.n, **shape.options,
+        *numbers, few, splits, **constants, LEAST=LEAST_KEYS, LONG=LONG_KEYS, M=shape.m, N=shape.n, **shape.options,
     )  # fmt: skip
     if splits > 1:
         _join_kernel[(rows, heads)](
-            partial, stats, out, step.query_start, step.context_lens, numbers[2], splits, HEADS=heads, DIM=dim,
-            WIDTH=constants["WIDTH"], WINDOW=constants["WINDOW"], LEAST=LEAST_KEYS, N=shape.n, MOST=MOST_SPLITS,
-            num_warps=4,
+            partial, stats, out, step.query_start, step.context_lens, numbers[2], few, splits, HEADS=heads, DIM=dim,
+            WIDTH=constants["WIDTH"], WINDOW=constants["WINDOW"], LEAST=LEAST_KEYS, LONG=LONG_KEYS, N=shape.n,
+            MOST=MOST_SPLITS, num_warps=4,
         )  # fmt: skip

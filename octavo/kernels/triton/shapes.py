@@ -58,15 +58,21 @@ def decode_shape(head_dim: int, group: int, itemsize: int) -> Shape:
 
 LEAST_KEYS = 128
 """Predicted: of one part of a split context. What a part costs beyond its keys is about as much as so many."""
+LONG_KEYS = 4096
+"""Predicted: more than a program should read alone while others, with shorter contexts, have ended."""
 MOST_SPLITS = 64
+_MOST_PROGRAMS = 2048
 
 
-def decode_splits(rows: int, kv_heads: int, max_context: int, processors: int) -> int:
-    """Parts of a row's context at most: enough programs to fill the device twice. The same for all numbers of rows up
-    to a power of two, and cut by the longest context only where no row could use them: batches of one size split a
-    row's context alike, captured or not."""
-    wanted = next_power_of_2(-(-2 * processors // max(next_power_of_2(rows) * kv_heads, 1)))
-    return max(min(wanted, max_context // LEAST_KEYS, MOST_SPLITS), 1)
+def decode_splits(rows: int, kv_heads: int, max_context: int, processors: int) -> tuple[int, int]:
+    """(parts of a row's context, parts of a long one) at most: enough programs to fill the device twice; and for
+    contexts of several LONG_KEYS as many as cost little when nobody needs them. The same for all numbers of rows up to
+    a power of two, and cut by the longest context only where no row could use them: batches of one size split a row's
+    context alike, captured or not."""
+    programs = max(next_power_of_2(rows) * kv_heads, 1)
+    parts = min(next_power_of_2(-(-2 * processors // programs)), max_context // LEAST_KEYS, MOST_SPLITS)
+    of_long = min(_MOST_PROGRAMS // programs, max_context // LONG_KEYS, MOST_SPLITS)
+    return max(parts, 1), max(parts, of_long, 1)
 
 
 def row_shape(kind: str, n: int, k: int) -> Shape:
