@@ -21,6 +21,8 @@ from octavo.worker.runner import Runner
 
 FEW_TOKENS = 16
 SHORT_CONTEXT = 256
+NEW_SHAPES = (2, 17, 33, 65)
+"""Tokens of a step from which on a GPU's kernels take another shape (kernels/triton/shapes.py), up to the largest."""
 
 
 _PLAIN = SamplingParams(temperature=1.0, top_p=0.9, top_k=50)
@@ -83,9 +85,18 @@ def measure_on(device: Device, runner: Runner, resolved: ResolvedConfig, vocab_s
         runner.run(plan, lambda: [everything for run in plan.run if run.samples])
         runner.run(Plan(plan.index, release=[run.row for run in plan.run]))
 
-    plans = device_plans(resolved)
-    run(plans[0])
-    return max(device.peak(partial(run, plan)) for plan in plans)
+    for plan in [*small_plans(resolved), *device_plans(resolved)[:1]]:
+        run(plan)
+    return max(device.peak(partial(run, plan)) for plan in device_plans(resolved))
+
+
+def small_plans(resolved: ResolvedConfig) -> list[Plan]:
+    """One for each number of tokens, and of rows, from which on kernels take another shape: else the first request of
+    that size would wait for the compiler."""
+    sizes = [size for size in NEW_SHAPES if size <= resolved.max_num_batched_tokens // 2]
+    tokens = [[(size, size)] for size in sizes if size <= resolved.max_model_len]
+    rows = [[(2, 2)] * size for size in sizes if size <= resolved.max_num_seqs]
+    return _dummies(resolved, [*tokens, *rows] if resolved.max_model_len > 1 else [])
 
 
 def device_plans(resolved: ResolvedConfig) -> list[Plan]:
@@ -96,13 +107,17 @@ def device_plans(resolved: ResolvedConfig) -> list[Plan]:
     many = min(resolved.max_num_seqs, budget)
     few = min(-(-budget // length), many)
     short = min(SHORT_CONTEXT, length)
-    # Per plan: (tokens to compute, length) of each row.
     steps = [
         [(min(budget // many, length),) * 2] * many,
         [(min(budget // few, length), length)] * few,
         [(1, short)] * many,
         [(1, length)],
     ]
+    return _dummies(resolved, steps)
+
+
+def _dummies(resolved: ResolvedConfig, steps: list[list[tuple[int, int]]]) -> list[Plan]:
+    """A plan for each of `steps`: of each of its rows the tokens to compute, and how long it is then."""
     return [
         Plan(
             index,
