@@ -81,11 +81,12 @@ def test_the_request_that_breaks_the_engine_fails_alone(folder: Path, model: str
 
 
 def test_exception_in_a_step_ends_its_requests_only(folder: Path, model: str) -> None:
-    with served(folder, "serve", model, "--port", "0", *SMALL, faults="step_delay_ms=5,raise_at_step=150") as octavo:
+    with served(folder, "serve", model, "--port", "0", *SMALL, faults="step_delay_ms=10,raise_at_step=280") as octavo:
         octavo.started()
         engine = octavo.child("octavo-engine").pid
         with unharmed(octavo):
             running = [octavo.stream(500) for _ in range(8)]
+            wait_until(lambda: octavo.running() == 8, "eight rows")
             waiting = [octavo.stream(30) for _ in range(4)]
             for stream in running:
                 stream.result()
