@@ -175,6 +175,7 @@ def test_a_closed_engine_says_so(model: Path) -> None:
 
 def test_ctrl_c_ends_the_answer_and_not_the_engine(model: Path) -> None:
     executor = EchoExecutor(delay=0.01)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     with engine_on(model, executor) as engine:
         timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
         timer.start()
