@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import safetensors
 import torch
+from mapped import mapped_bytes
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -130,23 +131,13 @@ def test_demo_model_equals_the_gguf_package(demo_gguf: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_mapped_pages_are_given_back(demo_gguf: Path) -> None:
-    def mapped() -> int:
-        """Resident bytes of the file's own mappings; those of torch's libraries grow as its code is first used."""
-        total, ours = 0, False
-        for line in Path("/proc/self/smaps").read_text().splitlines():
-            if not line.split()[0].endswith(":"):
-                ours = line.endswith(demo_gguf.name)
-            elif ours and line.startswith("Rss:"):
-                total += int(line.split()[1]) << 10
-        return total
-
     with open_checkpoint(locate(demo_gguf)) as checkpoint:
         checkpoint.matrix("blk.0.attn_q.weight")
-        before, most = mapped(), 0
+        before, most = mapped_bytes(demo_gguf), 0
         for name in sorted(checkpoint.names()):
             if name == "token_embd.weight" or name.startswith("blk.1"):
                 checkpoint.tensor(name, torch.bfloat16)
-                most = max(most, mapped())
+                most = max(most, mapped_bytes(demo_gguf))
     assert most - before < 8 << 20, "a 30 MB tensor must not stay mapped"
 
 

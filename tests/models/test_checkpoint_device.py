@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from fake_device import FakeDevice
+from mapped import mapped_bytes
 from safetensors.torch import save_file
 from tiny_models import make_reference, resolved_config, save_gguf, save_safetensors
 from torch import Tensor
@@ -377,15 +378,6 @@ def test_a_short_load_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
 def test_the_mapping_stays_small(demo_gguf: Path) -> None:
     """As on the CPU: the pages of each piece are given back."""
 
-    def mapped() -> int:
-        total, ours = 0, False
-        for line in Path("/proc/self/smaps").read_text().splitlines():
-            if not line.split()[0].endswith(":"):
-                ours = line.endswith(demo_gguf.name)
-            elif ours and line.startswith("Rss:"):
-                total += int(line.split()[1]) << 10
-        return total
-
     with open_checkpoint(locate(demo_gguf), FakeDevice()) as checkpoint:
         checkpoint.matrix("token_embd.weight")
-        assert mapped() < 8 << 20
+        assert mapped_bytes(demo_gguf) < 8 << 20

@@ -20,17 +20,23 @@ from octavo.weights.checkpoint import open_checkpoint
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 256, 4, 2, 64, 64
 TOKENS = [5, 9, 1, 63, 0, 17]
-SHAPES = {
-    "token_embd": (VOCAB, HIDDEN),
-    "output": (VOCAB, HIDDEN),
-    "blk.0.attn_q": (HEADS * HEAD_DIM, HIDDEN),
-    "blk.0.attn_k": (KV_HEADS * HEAD_DIM, HIDDEN),
-    "blk.0.attn_v": (KV_HEADS * HEAD_DIM, HIDDEN),
-    "blk.0.attn_output": (HIDDEN, HEADS * HEAD_DIM),
-    "blk.0.ffn_gate": (512, HIDDEN),
-    "blk.0.ffn_up": (512, HIDDEN),
-    "blk.0.ffn_down": (HIDDEN, 512),
-}
+
+
+def shapes_of(head_dim: int) -> dict[str, tuple[int, int]]:
+    """Of the matrices of one layer and its embedding, in sizes that every format can hold."""
+    return {
+        "token_embd": (VOCAB, HIDDEN),
+        "blk.0.attn_q": (HEADS * head_dim, HIDDEN),
+        "blk.0.attn_k": (KV_HEADS * head_dim, HIDDEN),
+        "blk.0.attn_v": (KV_HEADS * head_dim, HIDDEN),
+        "blk.0.attn_output": (HIDDEN, HEADS * head_dim),
+        "blk.0.ffn_gate": (512, HIDDEN),
+        "blk.0.ffn_up": (512, HIDDEN),
+        "blk.0.ffn_down": (HIDDEN, 512),
+    }
+
+
+SHAPES = {"token_embd": (VOCAB, HIDDEN), "output": (VOCAB, HIDDEN), **shapes_of(HEAD_DIM)}
 # Where the f16 scales of a block lie, and about how large they make its weights.
 SCALES = {
     "Q2_K": ((80, 0.02), (82, 0.02)),

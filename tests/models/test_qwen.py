@@ -13,7 +13,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType
 from test_llama import agree, expected, random_ids
-from test_mixed_formats import blocks
+from test_mixed_formats import HEADS, HIDDEN, KV_HEADS, VOCAB, blocks, shapes_of
 from test_worker import BACKENDS, admit, greedy
 from tiny_models import BLOCK_SIZE, Paged, make_reference, resolved_config, save_gguf, save_safetensors
 
@@ -110,7 +110,7 @@ def test_bfloat16_is_near(variant: str, backend: str, tmp_path: Path) -> None:
 
 # --- quantized files
 
-HIDDEN, HEADS, KV_HEADS, HEAD_DIM, QUANTIZED_VOCAB = 256, 4, 2, 128, 64
+HEAD_DIM = 128
 
 
 def write_quantized(path: Path, kind: str, dense: bool) -> ModelFiles:
@@ -127,16 +127,7 @@ def write_quantized(path: Path, kind: str, dense: bool) -> ModelFiles:
     writer.add_value_length(HEAD_DIM)
     writer.add_rope_freq_base(1e6)
     writer.add_layer_norm_rms_eps(1e-6)
-    for name, shape in {
-        "token_embd": (QUANTIZED_VOCAB, HIDDEN),
-        "blk.0.attn_q": (HEADS * HEAD_DIM, HIDDEN),
-        "blk.0.attn_k": (KV_HEADS * HEAD_DIM, HIDDEN),
-        "blk.0.attn_v": (KV_HEADS * HEAD_DIM, HIDDEN),
-        "blk.0.attn_output": (HIDDEN, HEADS * HEAD_DIM),
-        "blk.0.ffn_gate": (512, HIDDEN),
-        "blk.0.ffn_up": (512, HIDDEN),
-        "blk.0.ffn_down": (HIDDEN, 512),
-    }.items():
+    for name, shape in shapes_of(HEAD_DIM).items():
         data = blocks(kind, shape, random)
         if dense:
             writer.add_tensor(f"{name}.weight", gguf.quants.dequantize(data, number))
@@ -156,7 +147,7 @@ def write_quantized(path: Path, kind: str, dense: bool) -> ModelFiles:
 
 @pytest.mark.parametrize("kind", ["Q4_K", "Q8_0"])
 def test_quantized_files_equal_their_dequantized_weights(kind: str, tmp_path: Path) -> None:
-    ids = [n % QUANTIZED_VOCAB for n in random_ids(40)]
+    ids = [n % VOCAB for n in random_ids(40)]
     quantized = write_quantized(tmp_path / "quantized.gguf", kind, dense=False)
     wanted = Paged.load(write_quantized(tmp_path / "dense.gguf", kind, dense=True), max_model_len=64).whole(ids)
     assert wanted.std() > 0.01
