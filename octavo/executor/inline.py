@@ -8,19 +8,30 @@ never submitted.
 from __future__ import annotations
 
 from collections import deque
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 from octavo.config.resolve import ResolvedConfig
 from octavo.env import limit_openmp_spinning
+from octavo.errors import DeviceLost
 from octavo.executor.base import StepFailed
 from octavo.modelfiles.files import ModelFiles
 from octavo.wire.plan import Masks, Plan, Result, WorkerInfo
+
+T = TypeVar("T")
 
 
 class _Worker(Protocol):
     def start(self) -> WorkerInfo: ...
 
     def run(self, plan: Plan, masks: Masks | None) -> Result: ...
+
+    def launch(self, plan: Plan, masks: Masks | None) -> None: ...
+
+    def collect(self) -> Result: ...
+
+    @property
+    def is_lost(self) -> bool: ...
 
     def shutdown(self) -> None: ...
 
@@ -50,15 +61,10 @@ class InlineExecutor:
         self._plans.append((plan, masks))
 
     def collect(self) -> Result:
-        """Runs the oldest plan. Raises StepFailed when the worker raises, whatever it raises."""
-        assert self._worker is not None, "collect() before start()"
+        """Runs the oldest plan. Raises StepFailed when the worker raises, whatever it raises, DeviceLost."""
+        worker = self._started()
         plan, masks = self._plans.popleft()
-        try:
-            return self._worker.run(plan, masks)
-        except StepFailed:
-            raise
-        except Exception as error:
-            raise StepFailed(f"step {plan.index}: {type(error).__name__}: {error}") from error
+        return self._attempt(plan.index, lambda: worker.run(plan, masks))
 
     def shutdown(self) -> None:
         """Idempotent; frees the model."""
@@ -66,3 +72,18 @@ class InlineExecutor:
         if self._worker is not None:
             worker, self._worker = self._worker, None
             worker.shutdown()
+
+    def _started(self) -> _Worker:
+        assert self._worker is not None, "the executor has not been started"
+        return self._worker
+
+    def _attempt(self, index: int, work: Callable[[], T]) -> T:
+        """What a step raises fails that step alone, unless the device is lost."""
+        try:
+            return work()
+        except (DeviceLost, StepFailed):
+            raise
+        except Exception as error:
+            if self._started().is_lost:
+                raise DeviceLost(f"the GPU failed in step {index}: {error}") from error
+            raise StepFailed(f"step {index}: {type(error).__name__}: {error}") from error

@@ -11,6 +11,7 @@ import resource
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import psutil
 
 from octavo.config.resolve import ResolvedConfig
@@ -24,12 +25,9 @@ SHORT_CONTEXT = 256
 NEW_SHAPES = (2, 17, 33, 65)
 """Tokens of a step from which on a GPU's kernels take another shape (kernels/triton/shapes.py), up to the largest."""
 
-
 _PLAIN = SamplingParams(temperature=1.0, top_p=0.9, top_k=50)
-_ALL = SamplingParams(
-    temperature=1.0,
-    top_p=0.9,
-    top_k=50,
+_ALL = msgspec.structs.replace(
+    _PLAIN,
     repetition_penalty=1.1,
     presence_penalty=0.1,
     allowed_token_ids=[0],
@@ -39,40 +37,18 @@ _ALL = SamplingParams(
 """Whatever takes memory as wide as the vocabulary, for each row."""
 
 
-def _admit(row: int, length: int, computed: int, block_size: int, params: SamplingParams = _PLAIN) -> Admit:
-    pages = [0] * -(-length // block_size)
-    return Admit(row, [0] * length, length, computed, pages, params, row, [], [])
-
-
-def _plans(resolved: ResolvedConfig) -> tuple[Plan, Plan, Plan]:
-    """A prefill of the whole budget; as many rows as run at once; and a few tokens at the end of the longest context,
-    whose cost is in gathering it (all of the budget there would take long and hold little more)."""
-    length, size = resolved.max_model_len, resolved.block_size
-    tokens = min(resolved.max_num_batched_tokens, length)
-    few = min(FEW_TOKENS, tokens)
-    rows = min(resolved.max_num_seqs, resolved.max_num_batched_tokens)
-    short = min(SHORT_CONTEXT, length)
-    return (
-        Plan(0, admit=[_admit(0, tokens, 0, size)], run=[Run(0, tokens, True)]),
-        Plan(
-            1,
-            release=[0],
-            admit=[_admit(row, short, short - 1, size) for row in range(rows)],
-            run=[Run(row, 1, True) for row in range(rows)],
-        ),
-        Plan(
-            2,
-            release=list(range(rows)),
-            admit=[_admit(0, length, length - few, size)],
-            run=[Run(0, few, True)],
-        ),
-    )
-
-
 def measure(runner: Runner, resolved: ResolvedConfig) -> int:
-    """Bytes that the largest steps take beyond what is resident now."""
-    prefill, wide, long = (_grown(runner, plan) for plan in _plans(resolved))
-    runner.run(Plan(3, release=[0]))
+    """Bytes that the largest steps take beyond what is resident now: a prefill of the whole budget; as many rows as run
+    at once; and a few tokens at the end of the longest context, whose cost is in gathering it (all of the budget there
+    would take long and hold little more)."""
+    length, budget = resolved.max_model_len, resolved.max_num_batched_tokens
+    tokens, short = min(budget, length), min(SHORT_CONTEXT, length)
+    steps = [
+        [(tokens, tokens)],
+        [(1, short)] * min(resolved.max_num_seqs, budget),
+        [(min(FEW_TOKENS, tokens), length)],
+    ]
+    prefill, wide, long = (_grown(runner, plan) for plan in _dummies(resolved, steps, _PLAIN))
     return max(prefill, wide) + long
 
 
@@ -83,7 +59,7 @@ def measure_on(device: Device, runner: Runner, resolved: ResolvedConfig, vocab_s
 
     def run(plan: Plan) -> None:
         runner.run(plan, lambda: [everything for run in plan.run if run.samples])
-        runner.run(Plan(plan.index, release=[run.row for run in plan.run]))
+        _release(runner, plan)
 
     for plan in [*small_plans(resolved), *device_plans(resolved)[:1]]:
         run(plan)
@@ -101,8 +77,7 @@ def small_plans(resolved: ResolvedConfig) -> list[Plan]:
 
 def device_plans(resolved: ResolvedConfig) -> list[Plan]:
     """The whole budget in as many rows as there can be, which all sample; the whole budget in as few, up to the end of
-    the longest context; as many rows as there can be with a token each; and one token there at the end. Each finds all
-    rows free."""
+    the longest context; as many rows as there can be with a token each; and one token there at the end."""
     length, budget = resolved.max_model_len, resolved.max_num_batched_tokens
     many = min(resolved.max_num_seqs, budget)
     few = min(-(-budget // length), many)
@@ -116,13 +91,16 @@ def device_plans(resolved: ResolvedConfig) -> list[Plan]:
     return _dummies(resolved, steps)
 
 
-def _dummies(resolved: ResolvedConfig, steps: list[list[tuple[int, int]]]) -> list[Plan]:
-    """A plan for each of `steps`: of each of its rows the tokens to compute, and how long it is then."""
+def _dummies(resolved: ResolvedConfig, steps: list[list[tuple[int, int]]], params: SamplingParams = _ALL) -> list[Plan]:
+    """A plan for each of `steps`: of each of its rows the tokens to compute, and how long it is then. Each finds all
+    rows free."""
+    size = resolved.block_size
     return [
         Plan(
             index,
             admit=[
-                _admit(row, ends, ends - tokens, resolved.block_size, _ALL) for row, (tokens, ends) in enumerate(rows)
+                Admit(row, [0] * length, length, length - tokens, [0] * -(-length // size), params, row, [], [])
+                for row, (tokens, length) in enumerate(rows)
             ],
             run=[Run(row, tokens, True) for row, (tokens, _) in enumerate(rows)],
         )
@@ -130,10 +108,16 @@ def _dummies(resolved: ResolvedConfig, steps: list[list[tuple[int, int]]]) -> li
     ]
 
 
+def _release(runner: Runner, plan: Plan) -> None:
+    runner.run(Plan(plan.index, release=[run.row for run in plan.run]))
+
+
 def _grown(runner: Runner, plan: Plan) -> int:
     before = _reset_peak()
     runner.run(plan)
-    return max(_peak() - before, 0)
+    grown = max(_peak() - before, 0)
+    _release(runner, plan)
+    return grown
 
 
 def _reset_peak() -> int:

@@ -87,7 +87,6 @@ class Runner:
             self._broken.update(run.row for run in plan.run)
             raise
 
-    @torch.inference_mode()
     def finish(self, launched: Launched) -> Result:
         """Waits for what was sampled. Raises EngineError where logits were not numbers, DeviceLost."""
         plan, token_ids, logprobs = launched.plan, launched.token_ids, list[TokenLogprobs | None]()

@@ -16,6 +16,7 @@ from octavo.wire.plan import Masks, Plan, Result
 
 class Worker:
     shutdowns = 0
+    is_lost = False
 
     def __init__(self, resolved: Any, files: Any) -> None:
         self.made_of = (resolved, files)
