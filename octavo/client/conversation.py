@@ -1,6 +1,6 @@
 """From a conversation to the prompt of the engine: template, tools, reasoning, grammar. Torch-free and synchronous.
 
-Called by server/conversation.py (in a thread) and client/local.py, so that a conversation means the same on every face.
+One path for every face and for Python callers, so that a conversation means the same on all of them.
 Invariant: what the answer has to look like is in the prompt's grammar, and its channels say how to read it.
 """
 

@@ -1,7 +1,6 @@
 """A bell for one sleeper: what an asyncio.Event is, without the parts that cost as much as a token's text.
 
-Used by client/generation.py and server/work.py, on one event loop. Invariant: a ring is never lost; `wait` returns at
-once when there was one since it last returned.
+On one event loop. Invariant: a ring is never lost; `wait` returns at once when there was one since it last returned.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """From what a request asks for to ONE grammar text that llguidance understands: Lark, or a JSON list of named Larks.
 
-Called by server/structured.py, grammar/tools.py and the offline clients; pure. Invariant: what cannot be enforced is a
-RequestError that names the field and the keyword, never left out in silence. The pieces (`json_expr`, `regex_expr`,
-`choice_expr`, `literal`) are Lark expressions, for rules of a larger grammar. What reads schemas,
-regexes and GBNF is imported where it is needed: every server imports this file, and most never meet a grammar.
+Pure. Invariant: what cannot be enforced is a RequestError that names the field and the keyword, never left out in
+silence. The pieces (`json_expr`, `regex_expr`, `choice_expr`, `literal`) are Lark expressions, for rules of a larger
+grammar. What reads schemas, regexes and GBNF is imported where it is needed: every server imports this file, and most
+never meet a grammar.
 """
 
 from __future__ import annotations

@@ -22,17 +22,17 @@ from octavo.config import ServerConfig
 from octavo.config.keys import api_keys
 from octavo.config.sizes import parse_bytes
 from octavo.errors import ApiError
-from octavo.server.auth import Callers, Gate
-from octavo.server.context import RequestContext
-from octavo.server.cors import Cors, checked_origins
-from octavo.server.errors import on_api_error, on_http_exception
-from octavo.server.inflight import InFlight
-from octavo.server.limits import quotas
-from octavo.server.metrics import ServerMetrics
-from octavo.server.middleware import BodyGuard, require_json
+from octavo.server.core.errors import on_api_error, on_http_exception
+from octavo.server.core.inflight import InFlight
+from octavo.server.core.limits import quotas
+from octavo.server.core.metrics import ServerMetrics
+from octavo.server.core.serving import Serving
+from octavo.server.http.auth import Callers, Gate
+from octavo.server.http.context import RequestContext
+from octavo.server.http.cors import Cors, checked_origins
+from octavo.server.http.middleware import BodyGuard, require_json
+from octavo.server.http.tracing import Tracing
 from octavo.server.routes import ENDPOINTS, Handler
-from octavo.server.serving import Serving
-from octavo.server.tracing import Tracing
 from octavo.text.channels import reasoning_by_name
 from octavo.text.toolcalls.registry import by_name
 

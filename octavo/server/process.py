@@ -26,7 +26,7 @@ from octavo.config.tls import tls_context
 from octavo.errors import ConfigError, OctavoError
 from octavo.modelfiles.files import ModelFiles
 from octavo.server.app import create_app
-from octavo.server.connection import Bounds, protocol
+from octavo.server.http.connection import Bounds, protocol
 
 logger = logging.getLogger("octavo.server")
 

@@ -12,42 +12,42 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from octavo.server import docs, props, system
-from octavo.server.anthropic import handlers as anthropic
-from octavo.server.anthropic.errors import AnthropicErrorResponse
-from octavo.server.anthropic.protocol import (
+from octavo.server.core.errors import ErrorResponse
+from octavo.server.faces.anthropic import handlers as anthropic
+from octavo.server.faces.anthropic.errors import AnthropicErrorResponse
+from octavo.server.faces.anthropic.protocol import (
     AnthropicMessage,
     CountTokensRequest,
     MessageEvent,
     MessagesRequest,
     TokenCount,
 )
-from octavo.server.errors import ErrorResponse
-from octavo.server.openai import models
-from octavo.server.openai.apply_template import RenderedPrompt, apply_template
-from octavo.server.openai.chat import chat_completions
-from octavo.server.openai.completions import completions
-from octavo.server.openai.embeddings import embeddings
-from octavo.server.openai.protocol.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
-from octavo.server.openai.protocol.completions import Completion, CompletionRequest
-from octavo.server.openai.protocol.embeddings import EmbeddingList, EmbeddingRequest
-from octavo.server.openai.protocol.models import Model, ModelList
-from octavo.server.openai.protocol.responses import (
+from octavo.server.faces.openai import models
+from octavo.server.faces.openai.apply_template import RenderedPrompt, apply_template
+from octavo.server.faces.openai.chat import chat_completions
+from octavo.server.faces.openai.completions import completions
+from octavo.server.faces.openai.embeddings import embeddings
+from octavo.server.faces.openai.protocol.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
+from octavo.server.faces.openai.protocol.completions import Completion, CompletionRequest
+from octavo.server.faces.openai.protocol.embeddings import EmbeddingList, EmbeddingRequest
+from octavo.server.faces.openai.protocol.models import Model, ModelList
+from octavo.server.faces.openai.protocol.responses import (
     DeletedResponse,
     InputItemList,
     ResponseEvent,
     ResponseObject,
     ResponsesRequest,
 )
-from octavo.server.openai.protocol.tokenize import (
+from octavo.server.faces.openai.protocol.tokenize import (
     DetokenizeRequest,
     DetokenizeResponse,
     TokenizeRequest,
     TokenizeResponse,
     TokenizerInfo,
 )
-from octavo.server.openai.responses import handlers as responses
-from octavo.server.openai.tokenize import detokenize, tokenize, tokenizer_info
+from octavo.server.faces.openai.responses import handlers as responses
+from octavo.server.faces.openai.tokenize import detokenize, tokenize, tokenizer_info
+from octavo.server.faces.service import docs, props, system
 
 Handler = Callable[[Request], Awaitable[Response]]
 

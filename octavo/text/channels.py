@@ -1,6 +1,6 @@
 """The channels of a model's output: reasoning, content and tool calls, told apart in its text as it streams.
 
-`Channels` says how the text of one request divides; who renders the prompt knows (server/conversation.py,
+`Channels` says how the text of one request divides; who renders the prompt knows (server/core/conversation.py,
 client/local.py). client/stream.py feeds the text of each choice through a `Splitter`. Invariants: the result does not
 depend on how the text was cut into pieces; every character is content, reasoning, part of a call, or a tag with the
 white space around it.

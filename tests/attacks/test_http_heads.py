@@ -12,7 +12,7 @@ import pytest
 from victim import MIB, Growth, Victim, error_of, read_all, status_of, statuses_of, victim
 
 from octavo.config import ServerConfig
-from octavo.server.connection import MAX_HEADERS, MAX_PIPELINED
+from octavo.server.http.connection import MAX_HEADERS, MAX_PIPELINED
 
 CONFIG = ServerConfig(drain_timeout=1, header_timeout=1.0, body_timeout=1.0, keep_alive_timeout=1, max_connections=40)
 GET = b"GET /health HTTP/1.1\r\nhost: x\r\n"

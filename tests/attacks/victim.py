@@ -32,7 +32,7 @@ from octavo import log
 from octavo.client.fake import FakeClient
 from octavo.config import ServerConfig
 from octavo.server.app import create_app
-from octavo.server import middleware
+from octavo.server.http import middleware
 from octavo.server.process import DrainingServer
 middleware.LINGER_S = 0.5
 log.setup("server", "info")

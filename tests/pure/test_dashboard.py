@@ -15,7 +15,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from octavo.client.fake import FakeClient
-from octavo.server.metrics import ServerMetrics
+from octavo.server.core.metrics import ServerMetrics
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 NAME = re.compile(r"\b(?:octavo:|process_)\w+")

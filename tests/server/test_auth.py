@@ -18,7 +18,7 @@ from server_harness import Api, api, error_of, run
 from octavo.config import ServerConfig
 from octavo.config.keys import MAX_KEY_LEN, api_keys, with_keys_read
 from octavo.errors import ConfigError
-from octavo.server import auth
+from octavo.server.http import auth
 from octavo.server.routes import ENDPOINTS
 from octavo.types import SamplingParams
 

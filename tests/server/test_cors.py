@@ -8,7 +8,7 @@ from server_harness import Api, error_of, events, run
 
 from octavo.config import ServerConfig
 from octavo.errors import ConfigError
-from octavo.server.cors import checked_origins
+from octavo.server.http.cors import checked_origins
 
 ALLOWED = ("http://localhost:3000", "https://app.example.com")
 CONFIG = ServerConfig(cors_origin=ALLOWED, api_key=("k",))

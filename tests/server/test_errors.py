@@ -311,7 +311,7 @@ def test_failure_of_ours_is_a_plain_500_with_an_id(caplog: pytest.LogCaptureFixt
 
 
 def test_messages_hold_no_path_and_no_address() -> None:
-    from octavo.server.errors import clean
+    from octavo.server.core.errors import clean
 
     assert clean("bad tensor in /home/me/model.gguf at 0x7ffee4c0ffee") == "bad tensor in … at …"
     assert clean("max 1/2, and/or see /docs; org/name; 0x10") == "max 1/2, and/or see /docs; org/name; 0x10"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from server_harness import HELLO, TEXT, Api, error_of, events, live, run
 
 from octavo.config import ServerConfig
-from octavo.server.limits import Bucket, Quota, RateLimited, Ticket, duration, quotas
+from octavo.server.core.limits import Bucket, Quota, RateLimited, Ticket, duration, quotas
 from octavo.types import SamplingParams
 
 

@@ -110,7 +110,7 @@ def test_bodies_over_the_limit_on_the_wire(server: Live) -> None:
 
 
 def test_lying_content_lengths(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("octavo.server.middleware.LINGER_S", 0.3)
+    monkeypatch.setattr("octavo.server.http.middleware.LINGER_S", 0.3)
 
     def answer(head: str, body: bytes) -> bytes:
         with socket.create_connection(("127.0.0.1", server.port), timeout=10) as sock:

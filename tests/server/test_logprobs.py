@@ -8,7 +8,7 @@ import pytest
 
 from octavo.client.fake import write_byte_tokenizer
 from octavo.modelfiles.files import ModelFiles
-from octavo.server.openai.logprobs import ChatLogprobsBuilder
+from octavo.server.faces.openai.logprobs import ChatLogprobsBuilder
 from octavo.text.tokenizer import Tokenizer
 from octavo.types import TokenLogprobs
 

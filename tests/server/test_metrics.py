@@ -17,7 +17,7 @@ from server_harness import HELLO, Api, Call, error_of, events, run
 from octavo.client.totals import COUNTERS, Totals
 from octavo.config import ServerConfig
 from octavo.errors import RequestError
-from octavo.server.machine import GpuState, Machine
+from octavo.server.core.machine import GpuState, Machine
 from octavo.wire.messages import Stats
 
 Samples = dict[tuple[str, ...], float]
@@ -247,7 +247,7 @@ def test_tokens_of_an_aborted_stream_are_counted_too() -> None:
 def test_a_grammar_check_is_counted_by_its_result() -> None:
     async def test(api: Api) -> None:
         from octavo.client.base import Prompt
-        from octavo.server.work import Work
+        from octavo.server.core.work import Work
         from octavo.types import SamplingParams
 
         serve = api.app.state.serving
@@ -503,8 +503,8 @@ def _fields(struct: Any) -> dict[str, Any]:
 def test_the_load_of_the_processors_is_measured_over_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     readings = iter([0.0, 12.5, 90.0])
     now = [100.0]
-    monkeypatch.setattr("octavo.server.machine.psutil.cpu_percent", lambda: next(readings))
-    monkeypatch.setattr("octavo.server.machine.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("octavo.server.core.machine.psutil.cpu_percent", lambda: next(readings))
+    monkeypatch.setattr("octavo.server.core.machine.time.monotonic", lambda: now[0])
     machine = Machine()
     seen = []
     for seconds in (0.1, 0.3, 0.2, 0.1, 0.6):

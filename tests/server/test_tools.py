@@ -11,7 +11,7 @@ from server_harness import HELLO, Api, Call, error_of, events, run
 
 from octavo.config import ServerConfig
 from octavo.errors import ConfigError
-from octavo.server.conversation import Conversation
+from octavo.server.core.conversation import Conversation
 
 PARAMETERS: dict[str, Any] = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 FUNCTION: dict[str, Any] = {"name": "get_weather", "description": "The weather.", "parameters": PARAMETERS}

@@ -16,8 +16,8 @@ from server_harness import HELLO, Api, Call, run
 
 from octavo.config import ServerConfig
 from octavo.errors import ConfigError
-from octavo.server import tracing
-from octavo.server.tracing import Tracing, traces_url
+from octavo.server.http import tracing
+from octavo.server.http.tracing import Tracing, traces_url
 
 pytest.importorskip("opentelemetry.sdk.trace")
 

@@ -1,0 +1,83 @@
+"""What came of one HTTP request: for its log line, its counters and its span.
+
+Opened by context.py around every request, in whose task `current()` finds it; written by work.py and by whoever turns a
+failure into an answer (errors.py, sse.py); closed once, by context.py.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+
+from octavo.errors import ApiError
+from octavo.server.core.limits import Ticket
+from octavo.types import Metrics, SamplingParams
+
+
+class Account:
+    """Of prompts that are generated, `metrics` has one entry each once it has ended, however it ended."""
+
+    __slots__ = (
+        "error", "finish_reasons", "metrics", "model", "num_open", "params", "request_id", "seconds", "status",
+        "ticket",
+    )  # fmt: skip
+
+    def __init__(self, request_id: str = "") -> None:
+        self.request_id = request_id
+        self.status = 0
+        """Of the answer; 0: none was sent."""
+        self.seconds = 0.0
+        """From the first byte of the request to the last of the answer, once it is closed."""
+        self.error: ApiError | None = None
+        self.model = ""
+        self.ticket: Ticket | None = None
+        """What its API key may ask for; None for a request that asks for no work."""
+        self.params: SamplingParams | None = None
+        """Set when something is generated."""
+        self.num_open = 0
+        """Prompts whose generation has not ended."""
+        self.metrics: list[Metrics] = []
+        self.finish_reasons: list[str] = []
+        """One per choice that has finished."""
+
+    def fail(self, error: ApiError) -> None:
+        """The first failure is the one that counts."""
+        if self.error is None:
+            self.error = error
+
+    @property
+    def code(self) -> str | None:
+        """Why it failed, in a word; None when it did not."""
+        if self.error is not None:
+            return self.error.code or self.error.type
+        return f"http_{self.status}" if self.status >= 400 else None
+
+    @property
+    def complete(self) -> bool:
+        """All that was to be generated was; its reader may still have left before the last byte."""
+        return self.params is not None and not self.num_open
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(m.prompt_tokens for m in self.metrics)
+
+    @property
+    def cached_tokens(self) -> int:
+        return sum(m.cached_tokens for m in self.metrics)
+
+    @property
+    def completion_tokens(self) -> int:
+        return sum(m.completion_tokens for m in self.metrics)
+
+
+_CURRENT: ContextVar[Account] = ContextVar("octavo_account")
+
+
+def open_account(request_id: str) -> Account:
+    account = Account(request_id)
+    _CURRENT.set(account)
+    return account
+
+
+def current() -> Account:
+    """Of the request being handled; one that nobody looks at where there is none."""
+    return _CURRENT.get(None) or Account()

@@ -1,0 +1,261 @@
+"""What Prometheus scrapes: counters and histograms of this server, and the engine's gauges read at scrape time.
+
+Owned by the app; written by work.py (what is generated) and context.py (what is answered). Names are vLLM's under the
+prefix `octavo:` where vLLM has them. Invariant: an HTTP request that did not succeed is in exactly one of
+`request_failures` and `request_aborts`, a choice that ended well in `request_success`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.registry import Collector
+
+from octavo import __version__
+from octavo.client.base import Client
+from octavo.server.core.account import Account
+from octavo.server.core.errors import ClientGone
+from octavo.types import Metrics, SamplingParams
+
+_LATENCY = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
+_TTFT = (0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0)
+_ITL = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0)
+_TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
+_NUMBERS = (1, 2, 5, 10, 20, 50, 100)
+_CHECKS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+PROBES = frozenset({"/health", "/ready", "/metrics", "/v1/metrics"})
+"""Asked every few seconds by machines; a 503 of theirs is an answer, not a failure."""
+FINISH_REASONS = ("stop", "length", "tool_calls")
+USUAL_CODES = (
+    "engine_error",
+    "queue_full",
+    "rate_limit_exceeded",
+    "draining",
+    "unavailable",
+    "context_length_exceeded",
+)
+"""Failures whose count is shown as 0 before the first one, so that an increase from nothing is seen as one."""
+
+
+class _EngineCollector(Collector):
+    """Reads `client.stats` when scraped."""
+
+    def __init__(self, metrics: ServerMetrics) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[Metric]:
+        client, model = self._metrics.client, self._metrics.model
+        stats = client.stats
+        used = stats.blocks_used / stats.blocks_total if stats.blocks_total else 0.0
+        gauges = (
+            ("num_requests_running", "Requests in the running batch", stats.num_running),
+            ("num_requests_waiting", "Requests waiting to be processed", stats.num_waiting),
+            ("kv_cache_usage_perc", "Share of KV pages in use; 1 is all", used),
+            ("kv_blocks", "KV pages there are", stats.blocks_total),
+            ("kv_blocks_used", "KV pages in use", stats.blocks_used),
+            ("kv_blocks_cached", "Free KV pages that hold a cached prefix", stats.blocks_cached),
+            ("engine_ready", "1 while an engine with a loaded model is attached", int(client.ready)),
+            ("engine_resident_memory_bytes", "Resident memory of the engine process", stats.memory_mb * 2**20),
+        )
+        counters = (
+            ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache", stats.prefix_queries),
+            ("prefix_cache_hits", "Prompt tokens found in the prefix cache", stats.prefix_hits),
+            ("num_preemptions", "Requests preempted", stats.preemptions),
+            ("engine_aborts", "Sequences the engine aborted", stats.aborts),
+            ("engine_steps", "Steps the engine has run", stats.steps),
+            ("engine_step_failures", "Steps that raised; the requests in them failed", stats.step_failures),
+            ("engine_cpu_seconds", "Processor time of the engine process", stats.cpu_seconds),
+            ("engine_restarts", "Engines that replaced an earlier one", client.engine_restarts),
+        )
+        for name, text, value in gauges:
+            gauge = GaugeMetricFamily(f"octavo:{name}", text, labels=["model_name"])
+            gauge.add_metric([model], value)
+            yield gauge
+        for name, text, value in counters:
+            counter = CounterMetricFamily(f"octavo:{name}", text, labels=["model_name"])
+            counter.add_metric([model], value)
+            yield counter
+        yield from self._infos(model)
+
+    def _infos(self, model: str) -> Iterator[Metric]:
+        info = self._metrics.client.info
+        if info is None:
+            return
+        pages = {"block_size": str(info.block_size), "num_gpu_blocks": str(info.num_blocks)}  # vLLM's label names
+        engine = {
+            "version": __version__,
+            "device": info.device,
+            "dtype": info.dtype,
+            "backend": info.backend,
+            "max_model_len": str(info.max_model_len),
+            "max_num_seqs": str(info.max_num_seqs),
+        }
+        for name, text, labels in (
+            ("cache_config_info", "The KV pages, in the labels; always 1", pages),
+            ("engine_info", "The engine, in the labels; always 1", engine),
+        ):
+            gauge = GaugeMetricFamily(f"octavo:{name}", text, labels=["model_name", *labels])
+            gauge.add_metric([model, *labels.values()], 1)
+            yield gauge
+
+
+class Tokens(Collector):
+    """The tokens of all streams and the time between them, in plain numbers: it is told of every token, and labelled
+    metrics of the library take longer for that than all of a token's text."""
+
+    def __init__(self, metrics: ServerMetrics, ttft: Histogram) -> None:
+        self.prompt = 0
+        self._others = 0
+        """Generated tokens beside those that the histogram counts."""
+        self._metrics = metrics
+        self.ttft = ttft
+        self._counts = [0] * (len(_ITL) + 1)
+        self._sum = 0.0
+
+    def first(self, seconds: float, tokens: int) -> None:
+        """The first of a choice came after `seconds`."""
+        self._others += tokens
+        self.ttft.labels(self._metrics.model).observe(seconds)
+
+    def observe(self, seconds: float, tokens: int) -> None:
+        """More came, `seconds` after those before."""
+        if tokens != 1:
+            self._others += tokens - 1
+            seconds /= tokens
+        self._counts[bisect_left(_ITL, seconds)] += 1
+        self._sum += seconds
+
+    def collect(self) -> Iterator[Metric]:
+        label, model = ["model_name"], [self._metrics.model]
+        for name, text, value in (
+            ("prompt_tokens", "Prompt tokens processed", self.prompt),
+            ("generation_tokens", "Tokens generated", self._others + sum(self._counts)),
+        ):
+            counter = CounterMetricFamily(f"octavo:{name}", text, labels=label)
+            counter.add_metric(model, value)
+            yield counter
+        text = "Time between tokens of a choice"
+        family = HistogramMetricFamily("octavo:inter_token_latency_seconds", text, labels=label)
+        names = [*map(str, _ITL), "+Inf"]
+        totals = [float(total) for total in accumulate(self._counts)]
+        family.add_metric(model, list(zip(names, totals, strict=True)), self._sum)
+        yield family
+
+
+class ServerMetrics:
+    """All series of requests and the engine carry `model_name`. Seconds and tokens."""
+
+    def __init__(self, client: Client) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a gauge beside each counter and histogram that nobody reads
+        self.client = client
+        self.registry = CollectorRegistry()
+        self._shown: set[str] = set()
+        label = ["model_name"]
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"octavo:{name}", text, label, buckets=buckets, registry=self.registry)
+
+        def counter(name: str, text: str, labels: list[str]) -> Counter:
+            return Counter(f"octavo:{name}", text, labels, registry=self.registry)
+
+        self._http = counter("http_requests", "HTTP answers", ["method", "handler", "status"])
+        text = "Time from an HTTP request to the end of its answer"
+        self._http_time = Histogram(
+            "octavo:http_request_duration_seconds", text, ["handler"], buckets=_LATENCY, registry=self.registry
+        )
+        self.finished = counter("request_success", "Choices that ended well, by reason", [*label, "finished_reason"])
+        self._failed = counter("request_failures", "HTTP requests that failed, by error code", [*label, "code"])
+        self._aborted = counter("request_aborts", "Requests whose client left before the end", label)
+        self.tokens = Tokens(
+            self, histogram("time_to_first_token_seconds", "Time to the first token of a choice", _TTFT)
+        )
+        self.registry.register(self.tokens)
+        self._per_request = {
+            name: histogram(name, text, buckets)
+            for name, text, buckets in (
+                ("e2e_request_latency_seconds", "Time from request to its last token", _LATENCY),
+                ("request_queue_time_seconds", "Time a request waited", _LATENCY),
+                ("request_prefill_time_seconds", "Time of the prompt", _LATENCY),
+                ("request_decode_time_seconds", "Time of the output", _LATENCY),
+                ("request_inference_time_seconds", "Time of prompt and output", _LATENCY),
+                ("request_time_per_output_token_seconds", "Mean time per token after the first", _ITL),
+                ("request_prompt_tokens", "Prompt tokens per request", _TOKENS),
+                ("request_generation_tokens", "Generated tokens per request", _TOKENS),
+                ("request_params_n", "Choices asked for", _NUMBERS),
+                ("request_params_max_tokens", "max_tokens asked for", _TOKENS),
+            )
+        }
+        self._checks = counter("grammar_checks", "Constraints checked before a request is taken", [*label, "result"])
+        self._check_time = histogram("grammar_check_seconds", "Time of such a check", _CHECKS)
+        self.registry.register(_EngineCollector(self))
+        ProcessCollector(registry=self.registry)
+
+    @property
+    def model(self) -> str:
+        info = self.client.info
+        return info.model if info is not None else ""
+
+    def ended(self, metrics: Metrics, params: SamplingParams, seconds: float) -> None:
+        """One prompt's generation is complete."""
+        queue, prefill, decode = metrics.queue_ms / 1e3, metrics.prefill_ms / 1e3, metrics.decode_ms / 1e3
+        found = {
+            "e2e_request_latency_seconds": seconds,
+            "request_queue_time_seconds": queue,
+            "request_prefill_time_seconds": prefill,
+            "request_decode_time_seconds": decode,
+            "request_inference_time_seconds": prefill + decode,
+            "request_prompt_tokens": metrics.prompt_tokens,
+            "request_generation_tokens": metrics.completion_tokens,
+            "request_params_n": params.n,
+        }
+        if metrics.decode_iterations:
+            found["request_time_per_output_token_seconds"] = decode / metrics.decode_iterations
+        if params.max_tokens is not None:
+            found["request_params_max_tokens"] = params.max_tokens
+        model = self.model
+        for name, value in found.items():
+            self._per_request[name].labels(model).observe(value)
+
+    def checked(self, seconds: float, *, refused: bool) -> None:
+        """A request's grammar was checked."""
+        self._checks.labels(self.model, "refused" if refused else "ok").inc()
+        self._check_time.labels(self.model).observe(seconds)
+
+    def closed(self, account: Account, method: str, handler: str) -> None:
+        """One HTTP request is over."""
+        self._http.labels(method, handler, str(account.status)).inc()
+        self._http_time.labels(handler).observe(account.seconds)
+        if isinstance(account.error, ClientGone):
+            if not account.complete:
+                self._aborted.labels(self.model).inc()
+        elif account.code is not None and handler not in PROBES:
+            self._failed.labels(self.model, account.code).inc()
+
+    def exposition(self, accept: str = "") -> tuple[bytes, str]:
+        """→ (body, content type): Prometheus' text, or OpenMetrics for those who accept it."""
+        self._show_zeros(self.model)
+        if "application/openmetrics-text" in accept:
+            # Not the library's own choice of encoder, which writes `octavo_` for scrapers that know no UTF-8 names.
+            encode: Callable[..., bytes] = openmetrics.generate_latest
+            return encode(self.registry, escaping=openmetrics.ALLOWUTF8), openmetrics.CONTENT_TYPE_LATEST
+        return generate_latest(self.registry), "text/plain; version=0.0.4; charset=utf-8"
+
+    def _show_zeros(self, model: str) -> None:
+        if model in self._shown:
+            return
+        self._shown.add(model)
+        for reason in FINISH_REASONS:
+            self.finished.labels(model, reason)
+        for code in USUAL_CODES:
+            self._failed.labels(model, code)
+        for result in ("ok", "refused"):
+            self._checks.labels(model, result)
+        for metric in (self._aborted, self.tokens.ttft, self._check_time, *self._per_request.values()):
+            metric.labels(model)

@@ -1,0 +1,120 @@
+"""Messages gathered from the items or blocks of a face: neighbours of one turn joined, each with its place in the body.
+
+Used by the responses and messages faces, whose turns come in pieces: a thought, a text and three calls are one message
+of the assistant. Invariants: `places[i]` says where message i came from, in the words of the face, for its errors;
+time is linear in what comes, however it is cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from octavo.errors import ApiError
+from octavo.server.http.decode import INLINE_BYTES
+from octavo.types import Message
+
+_MESSAGE = re.compile(r"\bmessages\[(\d+)\](?:\.[\w.\[\]]+)?")
+_SCHEMA = re.compile(r"\btools\[(\d+)\]\.function(?:\.parameters)?")
+
+T = TypeVar("T")
+Part = dict[str, Any]
+
+
+@dataclass(eq=False)
+class _Turn:
+    role: str
+    parts: list[Part] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    call_id: str | None = None
+
+    def message(self) -> Message:
+        """One text stays a text, so that templates which know no parts see what was written."""
+        content: str | list[Part] | None = self.parts
+        if not self.parts:
+            content = None if self.calls else ""
+        elif len(self.parts) == 1:
+            content = str(self.parts[0]["text"])
+        return Message(
+            role=self.role,
+            content=content,
+            tool_calls=self.calls or None,
+            tool_call_id=self.call_id,
+            reasoning_content="\n".join(self.thoughts) or None,
+        )
+
+
+class Turns:
+    def __init__(self) -> None:
+        self.places: list[str] = []
+        self._turns: list[_Turn] = []
+
+    def system(self, parts: list[Part], place: str) -> None:
+        self._last_or_new("system", place).parts += parts
+
+    def user(self, parts: list[Part], place: str) -> None:
+        self._last_or_new("user", place).parts += parts
+
+    def assistant(self, parts: list[Part], place: str) -> None:
+        """Also what is said after calls: templates want the results of calls right behind their message."""
+        self._last_or_new("assistant", place).parts += parts
+
+    def reasoning(self, text: str, place: str) -> None:
+        self._last_or_new("assistant", place).thoughts.append(text)
+
+    def call(self, call_id: str, name: str, arguments: str, place: str) -> None:
+        function = {"name": name, "arguments": arguments}
+        self._last_or_new("assistant", place).calls.append({"id": call_id, "type": "function", "function": function})
+
+    def result(self, call_id: str, text: str, place: str) -> None:
+        turn = self._new("tool", place)
+        turn.parts, turn.call_id = [{"type": "text", "text": text}], call_id
+
+    @property
+    def messages(self) -> list[Message]:
+        return [turn.message() for turn in self._turns]
+
+    def named(self, error: ApiError, whole: str) -> ApiError:
+        """The same error in the words of the face: messages[i] as the place where it came from, `messages` as
+        `whole`."""
+
+        def place(match: re.Match[str]) -> str:
+            at = int(match[1])
+            return self.places[at] if at < len(self.places) else whole
+
+        error.message = _MESSAGE.sub(place, error.message)
+        if error.param is not None:
+            error.param = whole if error.param == "messages" else _MESSAGE.sub(place, error.param)
+        return error
+
+    def _last_or_new(self, role: str, place: str) -> _Turn:
+        if self._turns and self._turns[-1].role == role:
+            return self._turns[-1]
+        return self._new(role, place)
+
+    def _new(self, role: str, place: str) -> _Turn:
+        self._turns.append(_Turn(role))
+        self.places.append(place)
+        return self._turns[-1]
+
+
+def schemas_named(error: ApiError, places: list[str]) -> ApiError:
+    """The same error with the schema of the conversation's tool i under the name `places[i]`."""
+
+    def place(match: re.Match[str]) -> str:
+        at = int(match[1])
+        return places[at] if at < len(places) else "tools"
+
+    error.message = _SCHEMA.sub(place, error.message)
+    error.param = None if error.param is None else _SCHEMA.sub(place, error.param)
+    return error
+
+
+async def gathered(num_bytes: int, work: Callable[[], T]) -> T:
+    """What `work` makes of a body of so many bytes; of a large one in a thread, so that other streams keep their
+    pace."""
+    return work() if num_bytes <= INLINE_BYTES else await asyncio.to_thread(work)

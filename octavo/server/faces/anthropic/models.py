@@ -1,0 +1,44 @@
+"""GET /v1/models in Anthropic's form, for clients that say `anthropic-version`."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Literal
+
+import msgspec
+
+from octavo.server.core.serving import Serving
+
+
+class AnthropicModel(msgspec.Struct, kw_only=True):
+    type: Literal["model"] = "model"
+    id: str
+    display_name: str
+    created_at: str
+    lifecycle: Literal["active"] = "active"
+    max_input_tokens: int
+    max_tokens: int
+
+
+class AnthropicModelList(msgspec.Struct, kw_only=True):
+    data: list[AnthropicModel]
+    first_id: str
+    last_id: str
+    has_more: bool = False
+
+
+def served(serve: Serving) -> AnthropicModel:
+    info = serve.info()
+    created = datetime.fromtimestamp(serve.started, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return AnthropicModel(
+        id=info.model,
+        display_name=info.model,
+        created_at=created,
+        max_input_tokens=info.max_model_len,
+        max_tokens=info.max_model_len,
+    )
+
+
+def listed(serve: Serving) -> AnthropicModelList:
+    model = served(serve)
+    return AnthropicModelList(data=[model], first_id=model.id, last_id=model.id)

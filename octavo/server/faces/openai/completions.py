@@ -1,0 +1,289 @@
+"""POST /v1/completions: texts or token ids → generations → one answer or its chunks.
+
+Choice `index` counts over prompts and their n choices: prompt · n + choice. With echo the prompt, and with logprobs
+its own log-probabilities, come first: that is how evaluation harnesses score texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import msgspec
+from msgspec import UNSET
+from starlette.requests import Request
+from starlette.responses import Response
+
+from octavo.client.base import Prompt
+from octavo.errors import ApiError, RequestError
+from octavo.server.core.errors import error_body, refuse_nul
+from octavo.server.core.serving import Serving, json_response, renamed, serving
+from octavo.server.core.structured import written
+from octavo.server.core.work import Work
+from octavo.server.faces.openai.logprobs import CompletionLogprobsBuilder, prompt_logprobs
+from octavo.server.faces.openai.protocol.completions import (
+    MAX_PROMPTS,
+    Completion,
+    CompletionChoice,
+    CompletionLogprobs,
+    CompletionRequest,
+)
+from octavo.server.faces.openai.usage import Header, UsageTally, usage_of
+from octavo.server.http.decode import read
+from octavo.server.http.sse import DONE, KEEP_ALIVE, EventStream, Template, Writer, event
+from octavo.types import Delta, FinishReason, SamplingParams
+
+DEFAULT_MAX_TOKENS = 16
+"""OpenAI's default for this route."""
+
+_decoder = msgspec.json.Decoder(CompletionRequest)
+_encode = msgspec.json.Encoder().encode
+
+
+async def completions(request: Request) -> Response:
+    serve = serving(request)
+    serve.inflight.refuse_when_draining()
+    asked = await read(_decoder, request)
+    asked.check()
+    given = split_prompts(asked.prompt)
+    header = Header.new("cmpl", serve.model(asked.model), serve.fingerprint())
+    _check_fan_out(serve, asked, len(given))
+
+    async def start() -> tuple[Work, list[_Choice]]:
+        constraint, param = asked.constraint()
+        grammar = await written(constraint, param)
+        prompts = await _tokenized(serve, given, asked, grammar)
+        try:
+            work = await Work.start(serve.client, prompts, sampling(asked), serve.metrics)
+        except ApiError as error:
+            raise renamed(error, "grammar", param) from None
+        return work, _choices(serve, asked, prompts)
+
+    if asked.stream:
+
+        async def stream() -> tuple[Work, Writer]:
+            work, choices = await start()
+            return work, _Chunks(asked, header, work, choices)
+
+        return EventStream(stream, serve.inflight)
+    async with serve.inflight.watch(request.receive):
+        return json_response(await _whole(serve, asked, header, *await start()))
+
+
+def sampling(asked: CompletionRequest) -> SamplingParams:
+    """The request's parameters in the engine's terms: echo with logprobs needs those of the prompt."""
+    max_tokens = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
+    wanted = [k for k in (asked.prompt_logprobs, asked.logprobs if asked.echo else None) if k is not None]
+    return asked.sampling(
+        max_tokens=DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens, prompt_logprobs=max(wanted, default=None)
+    )
+
+
+def split_prompts(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]:
+    """One entry per prompt. Raises RequestError where kinds are mixed or there is nothing."""
+    if isinstance(prompt, str):
+        return [_checked(prompt)]
+    if not prompt:
+        raise RequestError("prompt must not be empty", param="prompt")
+    if set(map(type, prompt)) == {int}:  # of a million, without keeping streams waiting
+        return [cast(list[int], prompt)]
+    if len(prompt) > MAX_PROMPTS:
+        raise RequestError(f"prompt has {len(prompt)} entries; at most {MAX_PROMPTS}", param="prompt")
+    if any(isinstance(p, int) for p in prompt):
+        raise RequestError("prompt mixes token ids with texts or lists; send one kind", param="prompt")
+    return [_checked(p) for p in prompt if not isinstance(p, int)]
+
+
+def _checked(prompt: str | list[int]) -> str | list[int]:
+    if isinstance(prompt, str):
+        refuse_nul(prompt, "prompt")
+    elif not prompt:
+        raise RequestError("prompt holds an empty list of token ids", param="prompt")
+    return prompt
+
+
+def _check_fan_out(serve: Serving, asked: CompletionRequest, num_prompts: int) -> None:
+    """Raises RequestError for what could never be admitted, however empty the queue is."""
+    info = serve.info()
+    num_sequences = num_prompts * (asked.best_of or asked.n)
+    limit = info.max_num_seqs + info.max_queued_requests
+    if info.max_queued_requests and num_sequences > limit:
+        raise RequestError(
+            f"prompt, n and best_of ask for {num_sequences} sequences; this server holds at most {limit}",
+            param="prompt",
+        )
+
+
+async def _tokenized(
+    serve: Serving, given: list[str | list[int]], asked: CompletionRequest, grammar: str | None
+) -> list[Prompt]:
+    texts = [prompt for prompt in given if isinstance(prompt, str)]
+    if not texts:
+        return [Prompt(token_ids=prompt, grammar=grammar) for prompt in given if not isinstance(prompt, str)]
+    limit = serve.info().max_model_len
+    add, parse = asked.add_special_tokens, asked.parse_special
+    encoded = iter(await serve.encode(texts, add_special_tokens=add, parse_special=parse, max_tokens=limit))
+    return [
+        Prompt(token_ids=next(encoded), text=prompt, grammar=grammar)
+        if isinstance(prompt, str)
+        else Prompt(token_ids=prompt, grammar=grammar)
+        for prompt in given
+    ]
+
+
+class _Choice:
+    """One choice and its part of the answer, delta by delta."""
+
+    def __init__(self, serve: Serving, asked: CompletionRequest, prompt: Prompt, index: int) -> None:
+        self.index = index
+        self.finish_reason: FinishReason | None = None
+        self.stop_reason: str | int | None = None
+        self._prompt = prompt
+        self._tokenizer = serve.client.tokenizer
+        self._echo = asked.echo
+        self._show_ids = asked.return_token_ids
+        self._prompt_ids_due = asked.return_token_ids
+        self._logprobs: CompletionLogprobsBuilder | None = None
+        if asked.logprobs is not None:
+            self._logprobs = CompletionLogprobsBuilder(
+                self._tokenizer, asked.logprobs, asked.skip_special_tokens, as_ids=asked.return_tokens_as_token_ids
+            )
+
+    @property
+    def plain(self) -> bool:
+        """A delta shows its text and nothing else."""
+        return not self._echo and self._logprobs is None and not self._show_ids
+
+    def take(self, delta: Delta, work: Work, prompt_index: int) -> CompletionChoice | None:
+        """What the delta shows; None when that is nothing."""
+        text = delta.text
+        parts: list[CompletionLogprobs] = []
+        if self._echo:  # once, before everything else
+            self._echo = False
+            text = self._prompt_text() + text
+            found = work.prompt_logprobs(prompt_index)
+            if self._logprobs is not None and found is not None:
+                parts.append(self._logprobs.build(self._prompt.token_ids, found))
+        if self._logprobs is not None and delta.logprobs:
+            parts.append(self._logprobs.build([entry.token_id for entry in delta.logprobs], delta.logprobs))
+        ids = delta.token_ids if self._show_ids else []
+        if not text and not parts and not ids and delta.finish_reason is None:
+            return None
+        logprobs = None if self._logprobs is None else joined(parts)
+        choice = CompletionChoice(index=self.index, text=text, logprobs=logprobs, finish_reason=delta.finish_reason)
+        if delta.finish_reason is not None:
+            choice.stop_reason = delta.stop_reason
+        if self._show_ids:
+            choice.token_ids = ids
+        if self._prompt_ids_due:
+            self._prompt_ids_due = False
+            choice.prompt_token_ids = self._prompt.token_ids
+        return choice
+
+    def _prompt_text(self) -> str:
+        if self._prompt.text is not None:
+            return self._prompt.text
+        return self._tokenizer.decode(self._prompt.token_ids)
+
+
+def joined(parts: Sequence[CompletionLogprobs]) -> CompletionLogprobs:
+    whole = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
+    for part in parts:
+        whole.tokens += part.tokens
+        whole.token_logprobs += part.token_logprobs
+        whole.top_logprobs += part.top_logprobs
+        whole.text_offset += part.text_offset
+    return whole
+
+
+def _choices(serve: Serving, asked: CompletionRequest, prompts: list[Prompt]) -> list[_Choice]:
+    return [_Choice(serve, asked, prompt, i * asked.n + k) for i, prompt in enumerate(prompts) for k in range(asked.n)]
+
+
+async def _whole(
+    serve: Serving, asked: CompletionRequest, header: Header, work: Work, choices: list[_Choice]
+) -> Completion:
+    shown: list[list[CompletionChoice]] = [[] for _ in choices]
+    async with work:
+        arrived = await work.finish()
+    for prompt_index, delta in arrived:
+        index = prompt_index * asked.n + delta.index
+        if (part := choices[index].take(delta, work, prompt_index)) is not None:
+            shown[index].append(part)
+    answer = _completion(header, [])
+    for index, parts in enumerate(shown):
+        assert parts, "a generation ended without a finish_reason"
+        answer.choices.append(_of_parts(parts))
+        if asked.prompt_logprobs is not None and (found := work.prompt_logprobs(index // asked.n)) is not None:
+            answer.choices[-1].prompt_logprobs = prompt_logprobs(serve.client.tokenizer, found)
+    answer.usage = usage_of(work.metrics)
+    return answer
+
+
+def _of_parts(parts: list[CompletionChoice]) -> CompletionChoice:
+    """The choice whose parts, in order, these are."""
+    logprobs = [part.logprobs for part in parts if part.logprobs is not None]
+    return CompletionChoice(
+        index=parts[0].index,
+        text="".join(part.text for part in parts),
+        logprobs=joined(logprobs) if logprobs else None,
+        finish_reason=parts[-1].finish_reason,
+        stop_reason=parts[-1].stop_reason,
+        token_ids=[i for part in parts for i in part.token_ids or ()] if parts[0].token_ids is not UNSET else UNSET,
+        prompt_token_ids=parts[0].prompt_token_ids,
+    )
+
+
+def _completion(header: Header, choices: list[CompletionChoice]) -> Completion:
+    return Completion(
+        id=header.id,
+        created=header.created,
+        model=header.model,
+        choices=choices,
+        system_fingerprint=header.fingerprint,
+    )
+
+
+class _Chunks:
+    """Implements sse.Writer."""
+
+    def __init__(self, asked: CompletionRequest, header: Header, work: Work, choices: list[_Choice]) -> None:
+        self._header = header
+        self._work = work
+        self._choices = choices
+        self._n = asked.n
+        self._tally = UsageTally(asked.stream_options, work.prompt_tokens)
+        self._templates: dict[int, Template] = {}
+
+    def chunk(self, prompt_index: int, delta: Delta) -> bytes:
+        index = prompt_index * self._n + delta.index
+        choice = self._choices[index]
+        if choice.plain and delta.finish_reason is None and not self._tally.continuous:
+            if not delta.text:
+                return b""
+            template = self._templates.get(index)
+            if template is None:
+                empty = CompletionChoice(index=index, text="", logprobs=None, finish_reason=None)
+                template = self._templates[index] = Template(self._event(empty), "text")
+            return template.fill(delta.text)
+        self._tally.add(len(delta.token_ids))
+        part = choice.take(delta, self._work, prompt_index)
+        return b"" if part is None else self._event(part)
+
+    def wait(self) -> bytes:
+        return KEEP_ALIVE
+
+    def end(self) -> bytes:
+        if not self._tally.wanted:
+            return DONE
+        final = _completion(self._header, [])
+        final.usage = usage_of(self._work.metrics)
+        return event(_encode(final)) + DONE
+
+    def fail(self, error: ApiError) -> bytes:
+        return event(error_body(error))
+
+    def _event(self, part: CompletionChoice) -> bytes:
+        body = _completion(self._header, [part])
+        body.usage = self._tally.of_chunk
+        return event(_encode(body))

@@ -1,0 +1,110 @@
+"""POST /v1/embeddings: texts or token ids → the served model's hidden states, pooled, at length 1 as OpenAI's are.
+
+Inputs are computed in waves of as many as the engine runs at once, so that many of them do not fill its queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from octavo.client.base import Prompt
+from octavo.client.embedding import EMBEDDING, finished, numbers
+from octavo.errors import ApiError, RequestError
+from octavo.server.core.errors import refuse_nul
+from octavo.server.core.serving import Serving, renamed, request_id, serving
+from octavo.server.core.work import Work
+from octavo.server.faces.openai.protocol.embeddings import (
+    MAX_INPUTS,
+    Embedding,
+    EmbeddingList,
+    EmbeddingRequest,
+    EmbeddingUsage,
+)
+from octavo.server.http.decode import read
+
+_decoder = msgspec.json.Decoder(EmbeddingRequest)
+
+
+async def embeddings(request: Request) -> Response:
+    serve = serving(request)
+    serve.inflight.refuse_when_draining()
+    asked = await read(_decoder, request)
+    asked.check()
+    model = serve.model(asked.model)
+    size = serve.info().hidden_size
+    if asked.dimensions is not None and asked.dimensions > size:
+        raise RequestError(f"dimensions is {asked.dimensions}; {model} has {size}", param="dimensions")
+    inputs = split_inputs(asked.input)
+    async with serve.inflight.watch(request.receive):
+        try:
+            prompts = await _tokenized(serve, inputs, asked, request_id(request))
+            pooled = await _computed(serve, prompts)
+        except ApiError as error:
+            raise renamed(error, "prompt", "input") from None
+        tokens = sum(len(prompt.token_ids) for prompt in prompts)
+        body = await asyncio.to_thread(_answer, asked, pooled, model, tokens)
+    return Response(body, media_type="application/json")
+
+
+def split_inputs(given: str | list[str | int | list[int]]) -> list[str | list[int]]:
+    """One entry per input. Raises RequestError where kinds are mixed or something is empty."""
+    if isinstance(given, list) and given and all(isinstance(entry, int) for entry in given):
+        return [[entry for entry in given if isinstance(entry, int)]]
+    inputs = [given] if isinstance(given, str) else given
+    if not inputs:
+        raise RequestError("input must not be empty", param="input")
+    if len(inputs) > MAX_INPUTS:
+        raise RequestError(f"input has {len(inputs)} entries; at most {MAX_INPUTS}", param="input")
+    found: list[str | list[int]] = []
+    for i, entry in enumerate(inputs):
+        at = "input" if isinstance(given, str) else f"input[{i}]"
+        if isinstance(entry, int):
+            raise RequestError("input mixes token ids with texts or lists; send one kind", param="input")
+        if not entry:
+            raise RequestError(f"{at} is empty", param="input")
+        if isinstance(entry, str):
+            refuse_nul(entry, at)
+        found.append(entry)
+    return found
+
+
+async def _tokenized(
+    serve: Serving, inputs: list[str | list[int]], asked: EmbeddingRequest, request_id: str
+) -> list[Prompt]:
+    texts = [entry for entry in inputs if isinstance(entry, str)]
+    limit = serve.info().max_model_len
+    encoded = iter(await serve.encode(texts, add_special_tokens=asked.add_special_tokens, max_tokens=limit))
+    return [
+        Prompt(
+            token_ids=next(encoded) if isinstance(entry, str) else entry, pooling=asked.pooling, request_id=request_id
+        )
+        for entry in inputs
+    ]
+
+
+async def _computed(serve: Serving, prompts: list[Prompt]) -> list[bytes]:
+    """The pooled hidden states of each."""
+    found: list[bytes] = []
+    wave = serve.info().max_num_seqs
+    for at in range(0, len(prompts), wave):
+        part = prompts[at : at + wave]
+        async with await Work.start(serve.client, part, EMBEDDING, serve.metrics) as work:
+            await work.finish()
+            found += [work.embedding(index) for index in range(len(part))]
+    return found
+
+
+def _answer(asked: EmbeddingRequest, pooled: list[bytes], model: str, tokens: int) -> bytes:
+    """The whole body; in a thread, since it may hold millions of numbers."""
+    data: list[Embedding] = []
+    for index, entry in enumerate(pooled):
+        vector = finished(entry, asked.dimensions)
+        shown = base64.b64encode(vector).decode() if asked.encoding_format == "base64" else numbers(vector)
+        data.append(Embedding(embedding=shown, index=index))
+    usage = EmbeddingUsage(prompt_tokens=tokens, total_tokens=tokens)
+    return msgspec.json.encode(EmbeddingList(data=data, model=model, usage=usage))

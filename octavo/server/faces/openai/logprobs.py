@@ -1,0 +1,101 @@
+"""Log-probabilities in the two shapes of the API, from token ids. Pure; called by the chat and completions handlers."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+from octavo.server.faces.openai.protocol.chat import ChatLogprobs, LogprobEntry, TopLogprobEntry
+from octavo.server.faces.openai.protocol.completions import CompletionLogprobs
+from octavo.server.faces.openai.protocol.shared import PromptLogprob, PromptLogprobs
+from octavo.text.tokenizer import Tokenizer
+from octavo.types import TokenLogprobs
+
+FLOOR = -9999.0
+"""Stands for -inf, which JSON cannot say."""
+
+
+class ChatLogprobsBuilder:
+    """Of one choice, chunk by chunk: one entry per token of the content. A code point of several tokens is the text of
+    the last of them, so that the joined tokens are the content; `bytes` say what each brought."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def build(self, entries: Sequence[TokenLogprobs], final: bool) -> ChatLogprobs:
+        """`final`: no more will come, an unfinished code point ends as U+FFFD."""
+        content: list[LogprobEntry] = []
+        for number, entry in enumerate(entries, 1):
+            raw = self._tokenizer.token_bytes(entry.token_id)
+            text = self._decoder.decode(raw, final=final and number == len(entries))
+            top = [_top(self._tokenizer, t.token_id, t.logprob) for t in entry.top]
+            content.append(LogprobEntry(token=text, logprob=_finite(entry.logprob), bytes=list(raw), top_logprobs=top))
+        return ChatLogprobs(content=content)
+
+
+class CompletionLogprobsBuilder:
+    """Of one choice, chunk by chunk: keeps where in the choice's text the next token begins, in characters."""
+
+    def __init__(self, tokenizer: Tokenizer, num_top: int, skip_special_tokens: bool, *, as_ids: bool = False) -> None:
+        """`as_ids`: tokens are given as `token_id:ID`, which no other token can be mistaken for."""
+        self._text = _id_text if as_ids else tokenizer.token_text
+        self._tokenizer = tokenizer
+        self._num_top = num_top
+        self._skip = skip_special_tokens
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._offset = 0
+
+    def build(self, ids: Sequence[int], entries: Sequence[TokenLogprobs | None]) -> CompletionLogprobs:
+        """`ids` [n] with their entries [n]; None (the first token of an echoed prompt) gives null."""
+        tokenizer = self._tokenizer
+        out = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
+        for token_id, entry in zip(ids, entries, strict=True):
+            text = self._text(token_id)
+            out.tokens.append(text)
+            out.text_offset.append(self._offset)
+            self._offset += len(self._decoder.decode(tokenizer.visible_bytes(token_id, self._skip)))
+            if entry is None:
+                out.token_logprobs.append(None)
+                out.top_logprobs.append(None)
+                continue
+            out.token_logprobs.append(_finite(entry.logprob))
+            top: dict[str, float] = {}
+            for t in entry.top[: self._num_top]:
+                top.setdefault(self._text(t.token_id), _finite(t.logprob))
+            top.setdefault(text, _finite(entry.logprob))
+            out.top_logprobs.append(top)
+        return out
+
+
+def prompt_logprobs(tokenizer: Tokenizer, entries: Sequence[TokenLogprobs | None]) -> PromptLogprobs:
+    """vLLM's shape: per prompt token a map from token id to its log-probability; null for the first."""
+    found: PromptLogprobs = []
+    for entry in entries:
+        if entry is None:
+            found.append(None)
+            continue
+        ranks = {t.token_id: rank for rank, t in enumerate(entry.top, 1)}
+        pairs = {entry.token_id: entry.logprob, **{t.token_id: t.logprob for t in entry.top}}
+        found.append(
+            {
+                str(token_id): PromptLogprob(
+                    logprob=_finite(logprob), rank=ranks.get(token_id), decoded_token=tokenizer.token_text(token_id)
+                )
+                for token_id, logprob in pairs.items()
+            }
+        )
+    return found
+
+
+def _id_text(token_id: int) -> str:
+    return f"token_id:{token_id}"
+
+
+def _top(tokenizer: Tokenizer, token_id: int, logprob: float) -> TopLogprobEntry:
+    raw = tokenizer.token_bytes(token_id)
+    return TopLogprobEntry(token=raw.decode(errors="replace"), logprob=_finite(logprob), bytes=list(raw))
+
+
+def _finite(value: float) -> float:
+    return max(value, FLOOR)

@@ -1,0 +1,161 @@
+"""What the bodies of several OpenAI-compatible routes have in common, each defined once.
+
+Requests derive from SamplingParams, so a sampling field is defined in octavo/types.py alone; unknown fields are
+ignored, known ones that are not served yet are refused by name.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from octavo.client.prepare import MAX_LOGIT_BIAS
+from octavo.errors import RequestError, Unsupported
+from octavo.server.core.errors import refuse_nul
+from octavo.server.core.structured import ResponseFormat, only_one
+from octavo.types import SamplingParams, StructuredOutputs
+
+NotYet = Annotated[Any, Meta(description="Not supported yet: a value is refused.")]
+
+MAX_STOP = 16
+_CONSTRAINTS = {
+    "guided_json": "json",
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "guided_grammar": "grammar",
+    "grammar": "grammar",
+    "json_schema": "json",
+    "regex": "regex",
+    "ebnf": "grammar",
+}
+"""Fields of vLLM, llama.cpp and SGLang, and what they are in StructuredOutputs."""
+_TOKEN_ID = re.compile(r"-?[0-9]{1,10}")
+
+
+class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
+    include_usage: Annotated[bool, Meta(description="A last chunk with the usage.")] = False
+    continuous_usage_stats: Annotated[bool, Meta(description="With include_usage: so far, in every chunk.")] = False
+
+
+class GenerationRequest(SamplingParams, frozen=True, kw_only=True, omit_defaults=True):
+    """What chat and plain completions have in common."""
+
+    model: Annotated[str, Meta(description="The served model's name; left out: that one.")] | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    echo: Annotated[bool, Meta(description="Completions: the answer begins with the prompt.")] = False
+    user: str | None = None
+    logit_bias: Annotated[dict[str, float], Meta(description="Added to the logits of token ids.")] | None = None  # type: ignore[assignment]
+
+    response_format: Annotated[ResponseFormat, Meta(description="What the output must match.")] | None = None
+    guided_json: Annotated[str | dict[str, Any] | bool, Meta(description="As structured_outputs.json.")] | None = None
+    guided_regex: Annotated[str, Meta(description="As structured_outputs.regex.")] | None = None
+    guided_choice: Annotated[list[str], Meta(description="As structured_outputs.choice.")] | None = None
+    guided_grammar: Annotated[str, Meta(description="As structured_outputs.grammar.")] | None = None
+    guided_whitespace_pattern: Annotated[str, Meta(description="Blanks allowed in JSON.")] | None = None
+    guided_decoding_backend: Annotated[Any, Meta(description="Accepted and ignored: there is one.")] = None
+    grammar: Annotated[str, Meta(description="GBNF as llama.cpp has it, or Lark.")] | None = None
+    json_schema: Annotated[str | dict[str, Any] | bool, Meta(description="As llama.cpp has it.")] | None = None
+    regex: Annotated[str, Meta(description="As SGLang has it.")] | None = None
+    ebnf: Annotated[str, Meta(description="As SGLang has it.")] | None = None
+    prompt_embeds: NotYet = None
+    logits_processors: NotYet = None
+    use_beam_search: NotYet = None
+    truncate_prompt_tokens: NotYet = None
+
+    def refused(self) -> tuple[str, ...]:
+        """Names of the fields that change an answer and are not served yet."""
+        return (
+            "prompt_embeds", "logits_processors", "use_beam_search", "truncate_prompt_tokens",
+        )  # fmt: skip
+
+    def check(self) -> None:
+        """What can be known without the model. Raises RequestError, Unsupported."""
+        for name in self.refused():
+            if getattr(self, name):
+                raise Unsupported(f"{name} is not supported yet; leave it out", param=name)
+        self.constraint()
+        if self.stream_options is not None and not self.stream:
+            raise RequestError("stream_options is only allowed with stream: true", param="stream_options")
+        if len(self.stop_strings()) > MAX_STOP:
+            raise RequestError(f"stop has {len(self.stop_strings())} strings; at most {MAX_STOP}", param="stop")
+        if self.stream and self.prompt_logprobs is not None:
+            raise RequestError("prompt_logprobs are not given with stream: true", param="prompt_logprobs")
+        if self.best_of and self.best_of < self.n:
+            raise RequestError(f"best_of ({self.best_of}) must be at least n ({self.n})", param="best_of")
+        if self.stream and (self.best_of or 0) > self.n:
+            raise RequestError("best_of cannot be combined with stream: true", param="best_of")
+        for name, texts in (("stop", self.stop_strings()), ("bad_words", self.bad_words or [])):
+            for text in texts:
+                refuse_nul(text, name)
+
+    def constraint(self) -> tuple[StructuredOutputs | None, str]:
+        """What the output must match, and the field that says so. Raises RequestError."""
+        blanks = self.guided_whitespace_pattern
+        given: dict[str, StructuredOutputs | None] = {"structured_outputs": self.structured_outputs}
+        if self.response_format is not None:
+            given["response_format"] = self.response_format.structured()
+        for name, kind in _CONSTRAINTS.items():
+            if (value := getattr(self, name)) is not None:
+                given[name] = StructuredOutputs(**{kind: value}, whitespace_pattern=blanks)
+        return only_one(given)
+
+    def sampling(self, **changed: Any) -> SamplingParams:
+        """The sampling fields of this request, some replaced. Raises RequestError."""
+        fields = {name: getattr(self, name) for name in SamplingParams.__struct_fields__}
+        fields["structured_outputs"] = self.constraint()[0]
+        fields["logit_bias"] = biases(self.logit_bias)
+        return SamplingParams(**{**fields, **changed})
+
+
+def biases(given: dict[str, float] | None) -> dict[int, float] | None:
+    """By token id. A bias of 0 changes nothing, whatever it is for; any other is for a token id."""
+    if not given:
+        return None
+    if len(given) > MAX_LOGIT_BIAS:
+        raise RequestError(f"logit_bias: {len(given)} entries, at most {MAX_LOGIT_BIAS}", param="logit_bias")
+    wrong = [key for key, value in given.items() if value and not _TOKEN_ID.fullmatch(key)]
+    if wrong:
+        names = ", ".join(repr(key[:40]) for key in wrong[:8])
+        raise RequestError(f"logit_bias: keys are token ids, which {names} is not", param="logit_bias")
+    return {int(key): value for key, value in given.items() if _TOKEN_ID.fullmatch(key)}
+
+
+class PromptTokensDetails(msgspec.Struct, kw_only=True):
+    cached_tokens: int
+
+
+class CompletionTokensDetails(msgspec.Struct, kw_only=True):
+    reasoning_tokens: int
+
+
+class Performance(msgspec.Struct, kw_only=True):
+    """Milliseconds, measured in the engine."""
+
+    prefill_ms: float
+    decode_ms: float
+    decode_iterations: int
+    tokens_per_second: float
+    time_to_first_token_ms: float
+    queue_ms: float
+
+
+class Usage(msgspec.Struct, kw_only=True):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails | UnsetType = UNSET
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
+    performance: Performance | UnsetType = UNSET
+
+
+class PromptLogprob(msgspec.Struct, kw_only=True):
+    logprob: float
+    rank: Annotated[int, Meta(description="1 is the most likely; null beyond those asked for.")] | None
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]

@@ -1,0 +1,199 @@
+"""A request of /v1/responses in the terms that all faces share, and the response object around what came of it.
+
+Called by the responses handlers. Everything here raises RequestError in the words of this API.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import msgspec
+
+from octavo.errors import ApiError, QueueFull, RequestError
+from octavo.server.core.conversation import Conversation, checked_messages, template_kwargs
+from octavo.server.core.errors import clean
+from octavo.server.core.turns import Turns, schemas_named
+from octavo.server.faces.openai.protocol.responses import (
+    LOGPROBS,
+    IncompleteDetails,
+    InputTokensDetails,
+    Item,
+    OutputTokensDetails,
+    ResponseFailure,
+    ResponseObject,
+    ResponseReasoning,
+    ResponsesRequest,
+    ResponseText,
+    ResponseUsage,
+    TextFormat,
+)
+from octavo.server.faces.openai.responses.items import add_items
+from octavo.server.faces.openai.responses.output import Output
+from octavo.server.faces.openai.responses.tools import Functions, shown, tool_choice
+from octavo.server.faces.openai.usage import Header
+from octavo.types import Metrics, SamplingParams, StructuredOutputs
+
+
+def turns_of(asked: ResponsesRequest, before: Sequence[list[Item]], items: list[Item]) -> Turns:
+    """`before`: the items of earlier responses, `items`: those of this input."""
+    turns = Turns()
+    if asked.instructions:
+        turns.system([{"type": "text", "text": asked.instructions}], "instructions")
+    for earlier in before:
+        add_items(turns, earlier, "previous_response_id")
+    add_items(turns, items)
+    if not turns.places:
+        raise RequestError("input must not be empty", param="input")
+    return turns
+
+
+def conversation(asked: ResponsesRequest, turns: Turns, found: Functions, request_id: str) -> Conversation:
+    choice, named, allowed = tool_choice(asked.tool_choice, found)
+    try:
+        messages = checked_messages(turns.messages)
+    except ApiError as error:
+        raise turns.named(error, "input") from None
+    effort = asked.reasoning.effort if asked.reasoning is not None else None
+    return Conversation(
+        messages=messages,
+        params=sampling(asked),
+        tools=[tool for name, tool in found.tools.items() if allowed is None or name in allowed],
+        tool_choice=choice,
+        named_tool=named,
+        parallel_tool_calls=asked.parallel_tool_calls is not False,
+        template_kwargs=template_kwargs(asked.chat_template_kwargs, effort),
+        structured_param="text.format" if asked.structured_outputs is None else "structured_outputs",
+        request_id=request_id,
+    )
+
+
+def sampling(asked: ResponsesRequest) -> SamplingParams:
+    fields = {name: getattr(asked, name) for name in SamplingParams.__struct_fields__}
+    fields["max_tokens"] = asked.max_tokens if asked.max_output_tokens is None else asked.max_output_tokens
+    fields["logprobs"] = (asked.top_logprobs or 0) if asked.includes(LOGPROBS) else None
+    fields["structured_outputs"] = structured(asked)
+    return SamplingParams(**fields)
+
+
+def structured(asked: ResponsesRequest) -> StructuredOutputs | None:
+    wanted = asked.text.format if asked.text is not None else None
+    if wanted is None or wanted.type == "text":
+        return asked.structured_outputs
+    if asked.structured_outputs is not None:
+        raise RequestError("send either text.format or structured_outputs", param="text.format")
+    if wanted.type == "json_object":
+        return StructuredOutputs(json_object=True)
+    if wanted.type != "json_schema":
+        raise RequestError(
+            f"text.format.type is {wanted.type[:40]!r}; it must be one of text, json_object, json_schema",
+            param="text.format.type",
+        )
+    if wanted.schema is None:
+        raise RequestError("text.format.schema is required with type json_schema", param="text.format.schema")
+    return StructuredOutputs(json=wanted.schema)
+
+
+def shortened(wanted: Conversation) -> Conversation | None:
+    """Without the oldest turns, at least a quarter of what there is: what is left begins with a user's message. None
+    where only the last turn is left. For `truncation: "auto"`."""
+    messages = wanted.messages
+    start = next((i for i, message in enumerate(messages) if message.role != "system"), len(messages))
+    users = [i for i in range(start + 1, len(messages)) if messages[i].role == "user"]
+    if not users:
+        return None
+    wished = start + (len(messages) - start + 3) // 4
+    cut = next((i for i in users if i >= wished), users[-1])
+    return replace(wanted, messages=[*messages[:start], *messages[cut:]])
+
+
+def refusal(error: ApiError, turns: Turns, wanted: Conversation, found: Functions) -> ApiError:
+    """What the shared path said of fields by their names in chat completions, in the names of this API."""
+    error = turns.named(error, "input")
+    error = schemas_named(error, [found.places[tool.name] for tool in wanted.tools])
+    if error.param in ("max_tokens", "max_completion_tokens"):
+        error.param = "max_output_tokens"
+    elif error.param == "reasoning_effort":
+        error.param = "reasoning.effort"
+    return error
+
+
+# -- what comes out
+
+
+def response(asked: ResponsesRequest, header: Header, defaults: SamplingParams) -> ResponseObject:
+    """As it is announced, before anything has come."""
+    wanted = asked.text.format if asked.text is not None else None
+    reasoning = asked.reasoning
+    return ResponseObject(
+        id=header.id,
+        created_at=header.created,
+        status="in_progress",
+        instructions=asked.instructions,
+        max_output_tokens=asked.max_output_tokens,
+        max_tool_calls=asked.max_tool_calls,
+        model=header.model,
+        output=[],
+        parallel_tool_calls=asked.parallel_tool_calls is not False,
+        previous_response_id=asked.previous_response_id,
+        prompt_cache_key=asked.prompt_cache_key,
+        reasoning=ResponseReasoning(
+            effort=reasoning.effort if reasoning else None, summary=reasoning.summary if reasoning else None
+        ),
+        safety_identifier=asked.safety_identifier,
+        store=asked.store is not False,
+        temperature=_first(asked.temperature, defaults.temperature),
+        text=ResponseText(
+            format=wanted or TextFormat(type="text"), verbosity=(asked.text and asked.text.verbosity) or "medium"
+        ),
+        tool_choice=asked.tool_choice or "auto",
+        tools=[shown(tool) for tool in asked.tools or ()],
+        top_logprobs=asked.top_logprobs or 0,
+        top_p=_first(asked.top_p, defaults.top_p),
+        truncation=asked.truncation or "disabled",
+        user=asked.user,
+        metadata=asked.metadata or {},
+    )
+
+
+def finished(begun: ResponseObject, output: Output, metrics: Metrics) -> ResponseObject:
+    is_cut = output.finish_reason == "length"
+    return msgspec.structs.replace(
+        begun,
+        status="incomplete" if is_cut else "completed",
+        completed_at=None if is_cut else int(time.time()),
+        incomplete_details=IncompleteDetails() if is_cut else None,
+        output=output.items,
+        usage=usage(metrics),
+    )
+
+
+def failed(begun: ResponseObject, output: Output, error: ApiError, metrics: Metrics) -> ResponseObject:
+    code: Literal["server_error", "rate_limit_exceeded", "invalid_prompt"] = "server_error"
+    if isinstance(error, QueueFull):
+        code = "rate_limit_exceeded"
+    elif isinstance(error, RequestError):
+        code = "invalid_prompt"
+    return msgspec.structs.replace(
+        begun,
+        status="failed",
+        error=ResponseFailure(code=code, message=clean(error.message)),
+        output=output.items,
+        usage=usage(metrics),
+    )
+
+
+def usage(metrics: Metrics) -> ResponseUsage:
+    return ResponseUsage(
+        input_tokens=metrics.prompt_tokens,
+        input_tokens_details=InputTokensDetails(cached_tokens=metrics.cached_tokens),
+        output_tokens=metrics.completion_tokens,
+        output_tokens_details=OutputTokensDetails(reasoning_tokens=metrics.reasoning_tokens),
+        total_tokens=metrics.prompt_tokens + metrics.completion_tokens,
+    )
+
+
+def _first(asked: float | None, default: float | None) -> float:
+    return asked if asked is not None else 1.0 if default is None else default

@@ -1,0 +1,121 @@
+"""POST /tokenize and /detokenize, GET /tokenizer_info, as vLLM has them: text or messages to token ids and back."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from octavo.errors import ContextLengthExceeded, RequestError
+from octavo.server.core.conversation import render
+from octavo.server.core.errors import refuse_nul
+from octavo.server.core.serving import Serving, json_response, serving
+from octavo.server.faces.openai.chat import conversation
+from octavo.server.faces.openai.protocol.chat import ChatCompletionRequest
+from octavo.server.faces.openai.protocol.tokenize import (
+    DetokenizeRequest,
+    DetokenizeResponse,
+    TokenizeRequest,
+    TokenizeResponse,
+    TokenizerInfo,
+    TokenPiece,
+)
+from octavo.server.http.decode import read
+from octavo.text.tokenizer import Tokenizer
+
+MAX_TOKENS = 1 << 20
+"""More would take long to write, while streams wait."""
+
+_tokenize = msgspec.json.Decoder(TokenizeRequest)
+_detokenize = msgspec.json.Decoder(DetokenizeRequest)
+
+
+async def tokenize(request: Request) -> Response:
+    serve = serving(request)
+    asked = await read(_tokenize, request)
+    serve.model(asked.model)
+    if [asked.prompt, asked.messages, asked.content].count(None) != 2:
+        raise RequestError("send one of prompt, messages and content", param="prompt")
+    ids = await _ids(serve, asked)
+    tokenizer = serve.client.tokenizer
+    answer = TokenizeResponse(count=len(ids), max_model_len=serve.info().max_model_len, tokens=[*ids])
+    if asked.return_token_strs:
+        answer.token_strs = await asyncio.to_thread(lambda: [tokenizer.spelling(i) for i in ids])
+    if asked.with_pieces:
+        answer.tokens = await asyncio.to_thread(lambda: [_piece(tokenizer, i) for i in ids])
+    return json_response(answer)
+
+
+async def _ids(serve: Serving, asked: TokenizeRequest) -> list[int]:
+    if asked.prompt is not None:
+        return await _text_ids(
+            serve, "prompt", asked.prompt, asked.add_special_tokens is not False, asked.parse_special
+        )
+    if asked.content is not None:
+        return await _text_ids(serve, "content", asked.content, asked.add_special, asked.parse_special)
+    as_chat = ChatCompletionRequest(
+        messages=asked.messages or [],
+        tools=asked.tools,
+        add_generation_prompt=asked.add_generation_prompt,
+        continue_final_message=asked.continue_final_message,
+        chat_template_kwargs=asked.chat_template_kwargs,
+    )
+    ids = await render(serve, conversation(as_chat))
+    if asked.add_special_tokens:
+        return [*serve.client.tokenizer.encode(""), *ids]
+    return ids
+
+
+async def _text_ids(serve: Serving, field: str, text: str, add_special: bool, parse_special: bool) -> list[int]:
+    refuse_nul(text, field)
+    try:
+        each = await serve.encode(
+            [text], add_special_tokens=add_special, parse_special=parse_special, max_tokens=MAX_TOKENS
+        )
+    except ContextLengthExceeded:
+        message = f"{field} has more than {MAX_TOKENS} tokens, the most of one request; send it in parts"
+        raise RequestError(message, param=field) from None
+    return each[0]
+
+
+def _piece(tokenizer: Tokenizer, token_id: int) -> TokenPiece:
+    raw = tokenizer.token_bytes(token_id)
+    try:
+        return TokenPiece(id=token_id, piece=raw.decode())
+    except UnicodeDecodeError:
+        return TokenPiece(id=token_id, piece=list(raw))
+
+
+async def detokenize(request: Request) -> Response:
+    serve = serving(request)
+    asked = await read(_detokenize, request)
+    serve.model(asked.model)
+    tokenizer = serve.client.tokenizer
+    for token_id in (min(asked.tokens, default=0), max(asked.tokens, default=0)):
+        if not 0 <= token_id < tokenizer.vocab_size:
+            raise RequestError(
+                f"tokens: {token_id} is out of vocabulary: the model has {tokenizer.vocab_size} tokens, from 0 on",
+                param="tokens",
+            )
+    text = await asyncio.to_thread(tokenizer.decode, asked.tokens, skip_special_tokens=False)
+    return json_response(DetokenizeResponse(prompt=text))
+
+
+async def tokenizer_info(request: Request) -> Response:
+    serve = serving(request)
+    tokenizer = serve.client.tokenizer
+    name = tokenizer.special_names.get
+    return json_response(
+        TokenizerInfo(
+            vocab_size=tokenizer.vocab_size,
+            model_max_length=serve.info().max_model_len,
+            bos_token=name("bos_token"),
+            eos_token=name("eos_token"),
+            pad_token=name("pad_token"),
+            unk_token=name("unk_token"),
+            add_bos_token=bool(tokenizer.encode("")),
+            chat_template=serve.client.template.source,
+        )
+    )

@@ -1,0 +1,175 @@
+"""The tools of a chat request, the choice among them, and its messages, in the terms that all faces share.
+
+Pure; called by openai/chat.py. The deprecated `functions` and `function_call` are the same thing under older names.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal, NamedTuple
+
+from octavo.errors import ApiError, RequestError, Unsupported
+from octavo.server.faces.openai.protocol.chat import ChatCompletionRequest, ChatMessage, ChatTool, FunctionDefinition
+from octavo.text.toolcalls.tool import Tool
+from octavo.types import Message
+
+NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
+_PLACE = re.compile(r"\btools\[(\d+)\]\.function\b")
+
+
+class Choice(NamedTuple):
+    tools: list[Tool]
+    tool_choice: Literal["none", "auto", "required"]
+    named: str | None
+
+
+def chosen(asked: ChatCompletionRequest) -> Choice:
+    """What may be called and what has to be. Raises RequestError, Unsupported."""
+    if asked.by_functions:
+        return _chosen_functions(asked)
+    tools = [_tool(tool, f"tools[{i}]") for i, tool in enumerate(asked.tools or [])]
+    _check_names(tools, "tools[{}].function.name")
+    choice = asked.tool_choice
+    if choice is None or choice in ("none", "auto"):
+        return Choice(tools, "none" if choice == "none" else "auto", None)
+    if not tools:
+        raise RequestError("tool_choice is only allowed when tools are specified", param="tool_choice")
+    if choice == "required":
+        return Choice(tools, "required", None)
+    if isinstance(choice, str):
+        raise RequestError(
+            f"tool_choice is {choice[:40]!r}; it must be 'none', 'auto', 'required' or an object that names a function",
+            param="tool_choice",
+        )
+    kind = choice.get("type")
+    if kind == "function":
+        return Choice(tools, "required", _known(_function_name(choice, "tool_choice"), tools, "tool_choice"))
+    if kind == "allowed_tools":
+        return _allowed(choice, tools)
+    if isinstance(kind, str):
+        raise Unsupported(f"tool_choice of type {kind[:40]!r} is not supported; 'function' is", param="tool_choice")
+    raise RequestError("tool_choice.type is required", param="tool_choice.type")
+
+
+def _chosen_functions(asked: ChatCompletionRequest) -> Choice:
+    tools = [_function(function) for function in asked.functions or []]
+    _check_names(tools, "functions[{}].name")
+    choice = asked.function_call
+    if choice is None or choice in ("none", "auto"):
+        return Choice(tools, "none" if choice == "none" else "auto", None)
+    name = choice.get("name") if isinstance(choice, dict) else None
+    if not isinstance(name, str):
+        raise RequestError("function_call must be 'none', 'auto' or an object with a name", param="function_call")
+    return Choice(tools, "required", _known(name, tools, "function_call"))
+
+
+def _tool(tool: ChatTool, at: str) -> Tool:
+    kind = tool.type
+    if kind != "function":
+        raise Unsupported(f"{at}.type is {kind[:40]!r}; only 'function' is supported", param=f"{at}.type")
+    if tool.function is None:
+        raise RequestError(f"{at}.function is required", param=f"{at}.function", code="missing_required_parameter")
+    return _function(tool.function)
+
+
+def _function(function: FunctionDefinition) -> Tool:
+    return Tool(
+        name=function.name,
+        description=function.description,
+        parameters=function.parameters,
+        strict=bool(function.strict),
+    )
+
+
+def _check_names(tools: list[Tool], place: str) -> None:
+    seen: set[str] = set()
+    for index, tool in enumerate(tools):
+        at = place.format(index)
+        if not NAME.fullmatch(tool.name):
+            raise RequestError(
+                f"{at} is {tool.name[:40]!r}; a name has 1 to 128 letters, digits and _ - . : /", param=at
+            )
+        if tool.name in seen:
+            raise RequestError(f"{at}: there are two tools named {tool.name!r}", param=at)
+        seen.add(tool.name)
+
+
+def _function_name(choice: dict[str, Any], at: str) -> str:
+    function = choice.get("function")
+    name = function.get("name") if isinstance(function, dict) else choice.get("name")
+    if not isinstance(name, str):
+        raise RequestError(f"{at}.function.name is required", param=f"{at}.function.name")
+    return name
+
+
+def _known(name: str, tools: list[Tool], param: str) -> str:
+    if all(tool.name != name for tool in tools):
+        raise RequestError(f"{param}: there is no tool named {name[:128]!r}", param=param)
+    return name
+
+
+def _allowed(choice: dict[str, Any], tools: list[Tool]) -> Choice:
+    """Some of the tools; the others are as if they had not been sent."""
+    allowed = choice.get("allowed_tools")
+    given = allowed.get("tools") if isinstance(allowed, dict) else None
+    mode = allowed.get("mode") if isinstance(allowed, dict) else None
+    if not isinstance(given, list) or mode not in ("auto", "required"):
+        raise RequestError(
+            "tool_choice.allowed_tools needs a mode, 'auto' or 'required', and a list of tools",
+            param="tool_choice.allowed_tools",
+        )
+    names = set()
+    for index, one in enumerate(given):
+        at = f"tool_choice.allowed_tools.tools[{index}]"
+        if not isinstance(one, dict):
+            raise RequestError(f"{at} must be an object", param=at)
+        names.add(_known(_function_name(one, at), tools, at))
+    found = [tool for tool in tools if tool.name in names]
+    if mode == "required" and not found:
+        raise RequestError("tool_choice.allowed_tools.tools is empty", param="tool_choice.allowed_tools.tools")
+    return Choice(found, "required" if mode == "required" else "auto", None)
+
+
+def in_words_of(error: ApiError, asked: ChatCompletionRequest) -> ApiError:
+    """An error about `tools`, naming `functions` where the request says so."""
+    if asked.by_functions:
+        error.message = _PLACE.sub(r"functions[\1]", error.message)
+        error.param = None if error.param is None else _PLACE.sub(r"functions[\1]", error.param)
+    return error
+
+
+def history(messages: list[ChatMessage]) -> list[Message]:
+    """Function calls as tool calls, refusals as content, and whatever the reasoning is called."""
+    found: list[Message] = []
+    last_id: dict[str, str] = {}
+    for index, message in enumerate(messages):
+        role, calls, call_id = message.role, message.tool_calls, message.tool_call_id
+        if message.function_call is not None and not calls:
+            name = message.function_call.get("name")
+            made = f"call_{index}"
+            last_id[str(name)] = made
+            calls = [{"id": made, "type": "function", "function": message.function_call}]
+        if role == "function":
+            role, call_id = "tool", last_id.get(message.name or "", f"call_{index}")
+        found.append(
+            Message(
+                role=role,
+                content=_content(message),
+                name=message.name,
+                tool_calls=calls,
+                tool_call_id=call_id,
+                reasoning_content=message.reasoning_content or message.reasoning,
+            )
+        )
+    return found
+
+
+def _content(message: ChatMessage) -> str | list[dict[str, Any]] | None:
+    content = message.content
+    if content is None and message.role == "assistant":
+        return message.refusal
+    if isinstance(content, list) and any(part.get("type") == "refusal" for part in content):
+        return [
+            {"type": "text", "text": part.get("refusal")} if part.get("type") == "refusal" else part for part in content
+        ]
+    return content

@@ -1,0 +1,146 @@
+"""Who asks: the gate that every request but the open paths passes with a key, and what the key stands for.
+
+The gate is middleware, before routing: a path that no route matches, a method that none takes, an odd spelling of a
+path are all behind it. Invariants: a key is compared by its digest, in constant time, with every key there is; neither
+a key nor a digest of it is ever logged or answered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+
+import msgspec
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from octavo.errors import ApiError
+from octavo.server.core.account import current
+from octavo.server.core.errors import error_response
+from octavo.server.core.limits import Quota, Ticket
+from octavo.server.http.cors import PREFLIGHT
+from octavo.types import SamplingParams
+
+OWNER = "octavo.owner"
+"""Key of the scope: whom the request belongs to, as an opaque text; empty where there are no keys."""
+
+
+class InvalidApiKey(ApiError):
+    status = 401
+    type = "invalid_request_error"
+    default_code = "invalid_api_key"
+
+
+class Caller:
+    """One key's owner. `owner` names it where state is kept apart by keys."""
+
+    def __init__(self, owner: str, quota: Quota, *, salted: bool) -> None:
+        self.owner = owner
+        self.quota = quota
+        self._salted = salted
+
+    def own(self, params: SamplingParams) -> SamplingParams:
+        """The parameters with a cache salt that no other key can give, whatever it sends: who shares a cached prefix
+        can tell by the time of an answer what others have asked."""
+        if not self._salted:
+            return params
+        salt = _digest("octavo cache salt", self.owner, params.cache_salt or "")
+        return msgspec.structs.replace(params, cache_salt=salt)
+
+
+class Callers:
+    """All of them; without keys there is one, for everybody."""
+
+    def __init__(self, keys: Sequence[str], quotas: Sequence[Quota], *, share_prefix_cache: bool = False) -> None:
+        """`quotas`: one for each key, or one without keys."""
+        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+        owners = [_digest("octavo owner", key) for key in keys] or [""]
+        salted = bool(keys) and not share_prefix_cache
+        self._callers = [Caller(owner, quota, salted=salted) for owner, quota in zip(owners, quotas, strict=True)]
+        self.have_keys = bool(keys)
+
+    def find(self, headers: Headers) -> Caller | None:
+        """By `Authorization: Bearer KEY` or `x-api-key: KEY`; None when neither is one of the keys."""
+        if not self._digests:
+            return self._callers[0]
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        given = (bearer.strip() if scheme.lower() == "bearer" else "", headers.get("x-api-key", "").strip())
+        found = -1
+        for candidate in given:
+            digest = hashlib.sha256(candidate.encode("latin-1")).digest()
+            for index, known in enumerate(self._digests):  # all of them: the time says nothing about which one it is
+                if secrets.compare_digest(digest, known):
+                    found = index
+        return self._callers[found] if found >= 0 else None
+
+
+class Gate:
+    """Lets nobody in without a key, except to `open_paths`, and counts what each key asks for.
+
+    Answers itself instead of raising, so that what surrounds it sees an ordinary answer.
+    """
+
+    def __init__(self, app: ASGIApp, callers: Callers, open_paths: frozenset[str]) -> None:
+        self.app = app
+        self._callers = callers
+        self._open_paths = open_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        if (preflight := scope.get(PREFLIGHT)) is not None:  # browsers send it without a key
+            await preflight(scope, receive, send)
+            return
+        if scope["method"] in ("GET", "HEAD") and scope["path"] in self._open_paths:
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        caller = self._callers.find(headers)
+        if caller is None:
+            await _refusal(headers)(scope, receive, send)
+            return
+        scope[OWNER] = caller.owner
+        if scope["method"] != "POST":
+            await self.app(scope, receive, send)
+            return
+        await self._metered(caller, scope, receive, send)
+
+    async def _metered(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
+        account, quota = current(), caller.quota
+        account.ticket = ticket = Ticket(quota, caller.own)
+
+        async def send_with_limits(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(quota.headers())
+            await send(message)
+
+        sending = send_with_limits if quota.is_rated else send
+        try:
+            ticket.enter()
+        except ApiError as error:
+            await error_response(error)(scope, receive, sending)
+            return
+        try:
+            await self.app(scope, receive, sending)
+        finally:
+            ticket.leave(account.prompt_tokens + account.completion_tokens)
+
+
+def owner(request: Request) -> str:
+    """Whom the request belongs to; empty where there are no keys."""
+    return str(request.scope.get(OWNER, ""))
+
+
+def _refusal(headers: Headers) -> ASGIApp:
+    if "authorization" in headers or "x-api-key" in headers:
+        message = "the API key is not one of this server's; check the key that the client sends"
+    else:
+        message = "an API key is required; send it as `Authorization: Bearer KEY` or `x-api-key: KEY`"
+    return error_response(InvalidApiKey(message), {"www-authenticate": "Bearer"})
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -1,0 +1,122 @@
+"""What surrounds every request: its id, its account, its log line, its span, and the last net for failures.
+
+Outermost of the middleware: whatever happens inside, the client gets an answer in the error format with an
+x-request-id, and the request is logged and counted exactly once.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from octavo import log
+from octavo.errors import ApiError
+from octavo.server.core.account import Account, open_account
+from octavo.server.core.errors import ClientGone, error_response, unexpected
+from octavo.server.core.metrics import PROBES, ServerMetrics
+from octavo.server.core.serving import REQUEST_ID
+from octavo.server.http.sse import CONNECTION
+from octavo.server.http.tracing import Tracing
+
+logger = logging.getLogger("octavo.server")
+access = logging.getLogger("octavo.access")
+
+MAX_REQUEST_ID = 128
+MAX_PATH = 128
+METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE"})
+
+
+class RequestContext:
+    """`paths`: endpoint → the path under which it is registered, the label of its counter."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: ServerMetrics,
+        paths: Mapping[Any, str],
+        *,
+        access_log: bool = True,
+        tracing: Tracing | None = None,
+    ) -> None:
+        self.app = app
+        self._metrics = metrics
+        self._paths = paths
+        self._access_log = access_log
+        self._tracing = tracing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id = _request_id(Headers(scope=scope).get("x-request-id"))
+        scope.setdefault(CONNECTION, send)
+        scope[REQUEST_ID] = request_id
+        log.REQUEST_ID.set(request_id)
+        account = open_account(request_id)
+        started = time.perf_counter()
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                account.status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        except ClientDisconnect:  # before its body was complete: nobody is there to be answered
+            account.fail(ClientGone("the client closed the connection"))
+        except Exception as error:
+            if not isinstance(error, ApiError):
+                logger.exception("a request failed")
+            if not account.status:
+                failure = error if isinstance(error, ApiError) else unexpected()
+                await error_response(failure)(scope, receive, send_with_id)
+        finally:
+            account.seconds = time.perf_counter() - started
+            if isinstance(account.error, ClientGone):
+                account.status = account.status or ClientGone.status
+            self._close(account, scope)
+
+    def _close(self, account: Account, scope: Scope) -> None:
+        route = self._paths.get(scope.get("endpoint"), "other")
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        self._metrics.closed(account, method, route)
+        trace_id = None if self._tracing is None else self._tracing.record(account, route, Headers(scope=scope))
+        level = logging.DEBUG if route in PROBES else logging.INFO
+        if self._access_log and access.isEnabledFor(level):
+            _log(level, account, method, scope["path"][:MAX_PATH] if route == "other" else route, trace_id)
+
+
+def _log(level: int, account: Account, method: str, route: str, trace_id: str | None) -> None:
+    """One line of what was asked and what came of it; nothing of a body is ever in it, nor of a query."""
+    ms = round(account.seconds * 1e3, 1)
+    fields: dict[str, Any] = {"method": method, "route": route, "status": account.status, "ms": ms}
+    words = f"{method} {route} {account.status} in {ms:.0f} ms"
+    if account.metrics:
+        given, made, cached = account.prompt_tokens, account.completion_tokens, account.cached_tokens
+        fields |= {"prompt_tokens": given, "completion_tokens": made, "cached_tokens": cached}
+        words += f", {given} + {made} tokens"
+    if account.finish_reasons:
+        reasons = ", ".join(dict.fromkeys(account.finish_reasons))
+        fields["finish_reason"] = reasons
+        words += f", {reasons}"
+    if code := account.code:
+        fields["error"] = code
+        words += f", {code}"
+    if trace_id is not None:
+        fields["trace_id"] = trace_id
+    access.log(level, "%s", words, extra=log.about(account.request_id, **fields))
+
+
+def _request_id(given: str | None) -> str:
+    """The client's own when it is short and printable (it only travels back), else a fresh one."""
+    if given and len(given) <= MAX_REQUEST_ID and given.isascii() and given.isprintable() and " " not in given:
+        return given
+    return uuid.uuid4().hex
