@@ -2,7 +2,7 @@
 # Options of octavo come from the environment as they are: OCTAVO_PORT=8123 make serve
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve chat bench test lint sanitize soak fuzz clean
+.PHONY: help install serve chat bench test test-all lint sanitize soak fuzz clean
 # Else each process compiles all of octavo anew at every start.
 unexport PYTHONDONTWRITEBYTECODE
 OCTAVO := .venv/bin/octavo
@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 TEST_WORKERS ?= 2
 
 help: ## List these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  ARGS=... adds arguments to serve, chat and bench; every option is OCTAVO_<NAME> in the environment too."
 
 install: ## Make .venv and install the pinned packages
@@ -26,9 +26,15 @@ bench: install ## Measure speed: prefill, decode and many streams at once
 	@$(OCTAVO) bench latency --input-len 512 --output-len 64 $(ARGS)
 	@$(OCTAVO) bench throughput --num-prompts 32 --input-len 128 --output-len 64 $(ARGS)
 
-test: ## Run all tests with coverage, in TEST_WORKERS=2 processes; PYTEST_ARGS=... adds arguments
+PYTEST := .venv/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+
+test: ## Run all tests but the long ones, in TEST_WORKERS=2 processes; PYTEST_ARGS=... adds arguments
 	@tools/setup dev
-	@.venv/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered --cov-fail-under=85 $(PYTEST_ARGS)
+	@$(PYTEST) -m "not long" $(PYTEST_ARGS)
+
+test-all: ## Run all tests, the long ones too, with coverage
+	@tools/setup dev
+	@$(PYTEST) --cov --cov-report=term:skip-covered --cov-fail-under=85 $(PYTEST_ARGS)
 
 lint: ## Check style and types
 	@tools/setup dev

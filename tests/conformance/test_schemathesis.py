@@ -31,11 +31,13 @@ def run(url: str, folder: Path, *options: str) -> None:
     assert ran.returncode == 0, ran.stdout[-8000:] + ran.stderr[-2000:]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(LIMIT_S + 5)
 def test_what_openapi_json_says_is_true(url: str, tmp_path: Path) -> None:
     run(url, tmp_path, "--phases", "examples,coverage,fuzzing", "-n", EXAMPLES)
 
 
+@pytest.mark.long
 def test_what_it_says_of_keys_is_true(tmp_path: Path) -> None:
     """With a key all is as told; without one, or with another, every route is the 401 that is told."""
     with live(ServerConfig(api_key=("sk-1",), drain_timeout=5)) as server:
