@@ -16,10 +16,31 @@
         └── EngineError        500: the engine failed while the request was in flight
 
 Messages say what went wrong, with which value, and what to do. They hold no traceback, path of
-the serving machine or address once they reach an HTTP client.
+the serving machine or address once they reach an HTTP client. What a program asks of an error is not in its message but
+beside it: its code, its place in the request and its facts.
 """
 
 from __future__ import annotations
+
+
+class Place(tuple[str | int, ...]):
+    """Where in the body of a request: keys and indices, from the outside in. `str` spells it: messages[3].content."""
+
+    __slots__ = ()
+
+    def __new__(cls, *keys: str | int) -> Place:
+        return super().__new__(cls, keys)
+
+    def __truediv__(self, key: str | int) -> Place:
+        return Place(*self, key)
+
+    def __str__(self) -> str:
+        parts = [f"[{key}]" if isinstance(key, int) else f".{key}" for key in self]
+        return "".join(parts).removeprefix(".")
+
+
+Field = Place | str
+"""A place, or the name of a field at the top."""
 
 
 class OctavoError(Exception):
@@ -67,7 +88,10 @@ class DeviceLost(OctavoError):
 
 
 class ApiError(OctavoError):
-    """Ends one request. Maps to one HTTP answer: `status` and `{"error": {message, type, param, code}}`."""
+    """Ends one request. Maps to one HTTP answer: `status` and `{"error": {message, type, param, code}}`.
+
+    `place`: the field that is wrong. A message that begins with it is a sentence about it, and names the new field when
+    a face that calls it otherwise moves the error there. `facts`: the numbers that the message tells, by name."""
 
     status = 500
     type = "server_error"
@@ -77,14 +101,37 @@ class ApiError(OctavoError):
         self,
         message: str,
         *,
-        param: str | None = None,
+        param: Field | None = None,
         code: str | None = None,
         retry_after: int | None = None,
+        facts: dict[str, int] | None = None,
     ) -> None:
+        self.place = Place(param) if isinstance(param, str) else param
+        self._rest: str | None = None
+        """What the sentence says of the place."""
         super().__init__(message)
-        self.param = param
         self.code = code if code is not None else self.default_code
         self.retry_after = retry_after
+        self.facts = facts or {}
+
+    @property
+    def message(self) -> str:
+        return self._message if self._rest is None else f"{self.place}{self._rest}"
+
+    @message.setter
+    def message(self, message: str) -> None:
+        subject = str(self.place or "")
+        rest = message[len(subject) :]
+        is_about = subject and message.startswith(subject) and rest[:1] in " :"
+        self._message, self._rest = message, rest if is_about else None
+
+    @property
+    def param(self) -> str | None:
+        """The place, spelled."""
+        return None if self.place is None else str(self.place)
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class RequestError(ApiError):

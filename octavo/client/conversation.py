@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from octavo.client.base import Prompt
-from octavo.errors import ApiError, RequestError
+from octavo.errors import ApiError, Place, RequestError
 from octavo.grammar import tools as tool_grammars
 from octavo.grammar.spec import grammar_of
 from octavo.text.channels import Channels, Tags, ends_inside, reasoning_by_name, reasoning_of_template
@@ -31,6 +31,9 @@ TAIL_TOKENS = 32
 """At the end of a prompt, in which a template may open the reasoning."""
 
 
+STRUCTURED = Place("structured_outputs")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Conversation:
     """`params.n` answers to `messages`. `params.structured_outputs` binds the content."""
@@ -47,7 +50,7 @@ class Conversation:
     continue_final_message: bool = False
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     """`thinking_budget` and `reasoning_effort` among them bound the reasoning, also where the template does not."""
-    structured_param: str = "structured_outputs"
+    structured_place: Place = STRUCTURED
     """The field that errors of `params.structured_outputs` name."""
     request_id: str = ""
 
@@ -156,7 +159,7 @@ class Prompter:
         self, conversation: Conversation, channels: Channels | None, enforced: bool, budget: int | None
     ) -> str | None:
         structured = conversation.params.structured_outputs
-        content = None if structured is None else grammar_of(structured, conversation.structured_param)
+        content = None if structured is None else grammar_of(structured, conversation.structured_place)
         if channels is None:
             return content
         if enforced and channels.tool_parser is not None:
@@ -218,12 +221,12 @@ def _opens_answer(conversation: Conversation) -> bool:
 def blamed(error: ApiError, conversation: Conversation) -> ApiError:
     """An error of the prompt or of its grammar as a whole, naming the field of the conversation."""
     if error.param == "prompt":
-        error.param = "messages"
+        error.place = Place("messages")
     elif error.param == "grammar":
         callable_tools = conversation.callable_tools
         indices = [i for i, tool in enumerate(conversation.tools) if tool in callable_tools]
         if conversation.params.structured_outputs is not None:
-            error.param = conversation.structured_param
+            error.place = conversation.structured_place
         else:
-            error.param = tool_grammars.place(indices[0]) if len(indices) == 1 else "tools"
+            error.place = tool_grammars.place(indices[0]) if len(indices) == 1 else Place("tools")
     return error

@@ -167,6 +167,7 @@ def _room(
             f"the prompt has {len(prompt_ids)} tokens, but the model's context is {max_model_len} tokens "
             "and needs room for one more; shorten the prompt",
             param="prompt",
+            facts={"tokens": len(prompt_ids), "limit": max_model_len},
         )
     _check_ids(prompt_ids, vocab_size, "prompt")
     wanted = params.max_tokens if params.max_tokens is not None else default_max_tokens

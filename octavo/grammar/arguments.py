@@ -10,7 +10,7 @@ import json
 import re
 from typing import Any
 
-from octavo.errors import RequestError
+from octavo.errors import Field, RequestError
 from octavo.grammar.spec import ANY_TEXT, json_expr, literal
 from octavo.text.toolcalls.family import ArgumentForm
 from octavo.text.toolcalls.tagged import types_of
@@ -21,7 +21,7 @@ EMPTY = '""'
 _LOCAL = ('"$ref": "#/$defs/', '"$ref": "#/definitions/')
 
 
-def argument_rules(name: str, form: ArgumentForm, schema: dict[str, Any], param: str) -> list[str] | None:
+def argument_rules(name: str, form: ArgumentForm, schema: dict[str, Any], param: Field) -> list[str] | None:
     """Rules whose first, called `name`, is the arguments of an object with this schema. Raises RequestError."""
     properties = _properties(schema)
     if properties is None:
@@ -70,7 +70,7 @@ def _properties(schema: dict[str, Any]) -> dict[str, Any] | None:
     return found
 
 
-def _value(raw: str, form: ArgumentForm, schema: Any, param: str) -> str | None:
+def _value(raw: str, form: ArgumentForm, schema: Any, param: Field) -> str | None:
     """The value and what is behind it."""
     end = form.string_end
     if end is None or types_of(schema) != {"string"}:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from octavo.errors import RequestError
+from octavo.errors import Field, RequestError
 from octavo.grammar import arrays, objects, values
 from octavo.grammar.disjoint import Proof
 from octavo.grammar.formats import FORMATS, UNRESTRICTED
@@ -42,7 +42,7 @@ class Normalizer:
     """Of one document. `param` is the request's field that errors name; `closed`: objects that name properties have no
     others."""
 
-    def __init__(self, document: Any, param: str, *, closed: bool = False) -> None:
+    def __init__(self, document: Any, param: Field, *, closed: bool = False) -> None:
         self._document = document
         self._param = param
         self._closed = closed

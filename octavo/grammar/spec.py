@@ -12,7 +12,7 @@ import json
 import re
 from typing import Any
 
-from octavo.errors import RequestError
+from octavo.errors import Field, RequestError
 from octavo.types import StructuredOutputs
 
 MAX_CHARS = 1 << 20
@@ -30,7 +30,7 @@ _LARK = re.compile(r'//[^\n]*|#[^\n]*|"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\])+/|%jso
 _OPTION = re.compile(r"\b(stop|max_tokens|temperature)\b")
 
 
-def grammar_of(structured: StructuredOutputs, param: str = "structured_outputs") -> str:
+def grammar_of(structured: StructuredOutputs, param: Field = "structured_outputs") -> str:
     """The grammar of the whole output. `param` is the field that errors name. Raises RequestError."""
     if structured.structural_tag is not None:
         raise RequestError(f"{param}: structural_tag is not supported; use tools or a grammar", param=param)
@@ -52,7 +52,7 @@ def grammar_of(structured: StructuredOutputs, param: str = "structured_outputs")
     return _checked(f"start: {json_expr(schema, param, blanks=blanks, closed=closed)}\n", param)
 
 
-def json_expr(schema: Any, param: str, *, blanks: str | None = BLANKS, closed: bool = False) -> str:
+def json_expr(schema: Any, param: Field, *, blanks: str | None = BLANKS, closed: bool = False) -> str:
     """A Lark expression for a JSON text that a schema accepts. `schema`: JSON Schema as values, or its text. `blanks`:
     what may stand between its parts, None for nothing; `closed`: objects that name properties have no others."""
     from octavo.grammar.schema import Normalizer
@@ -66,7 +66,7 @@ def json_expr(schema: Any, param: str, *, blanks: str | None = BLANKS, closed: b
     return "%json " + json.dumps(strict, ensure_ascii=False, allow_nan=False)
 
 
-def regex_expr(pattern: str, param: str) -> str:
+def regex_expr(pattern: str, param: Field) -> str:
     """A Lark expression for text that the whole of a regex matches."""
     from octavo.grammar.patterns import whole
     from octavo.grammar.regexes import RegexError
@@ -80,7 +80,7 @@ def regex_expr(pattern: str, param: str) -> str:
     return f"/{regexes[0]}/" if regexes[0] else '""'
 
 
-def choice_expr(texts: list[str], param: str) -> str:
+def choice_expr(texts: list[str], param: Field) -> str:
     """A Lark expression for one of the texts."""
     if not texts:
         raise RequestError(f"{param}: there is nothing to choose from", param=param)
@@ -100,7 +100,7 @@ def token(token_id: int) -> str:
     return f"<[{token_id}]>"
 
 
-def lark_of(text: str, param: str) -> str:
+def lark_of(text: str, param: Field) -> str:
     """The Lark grammar that a client gave, as Lark or as GBNF; JSON Schemas in it are as strict as any."""
     from octavo.grammar.gbnf import GbnfError, is_gbnf, lark_of_gbnf
 
@@ -133,7 +133,7 @@ def after_reasoning(grammar: str, close: str | int, *, open: str | int | None = 
     return json.dumps({"grammars": [{"lark_grammar": "\n".join(lines) + "\n"}, *named]}, ensure_ascii=False)
 
 
-def _checked(grammar: str, param: str) -> str:
+def _checked(grammar: str, param: Field) -> str:
     if len(grammar) > MAX_CHARS:
         raise RequestError(f"{param}: it has {len(grammar)} characters as a grammar, at most {MAX_CHARS}", param=param)
     if any(0xD800 <= ord(char) < 0xE000 for char in grammar) or "\0" in grammar:
@@ -141,7 +141,7 @@ def _checked(grammar: str, param: str) -> str:
     return grammar
 
 
-def _schema_of(text: str, param: str) -> Any:
+def _schema_of(text: str, param: Field) -> Any:
     """The values of a schema's text. Raises RequestError."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -158,7 +158,7 @@ def _schema_of(text: str, param: str) -> Any:
         raise RequestError(f"{param}: the schema is not valid JSON: {why}", param=param) from None
 
 
-def _blanks(structured: StructuredOutputs, param: str) -> str | None:
+def _blanks(structured: StructuredOutputs, param: Field) -> str | None:
     from octavo.grammar.patterns import whole
     from octavo.grammar.regexes import RegexError, characters, parse, union
 
@@ -175,7 +175,7 @@ def _blanks(structured: StructuredOutputs, param: str) -> str | None:
         raise RequestError(f"{param}: whitespace_pattern: {error}", param=param) from None
 
 
-def _strict_lark(text: str, param: str) -> str:
+def _strict_lark(text: str, param: Field) -> str:
     """The grammar, its JSON Schemas made strict. Raises RequestError for options that the engine does not follow."""
     found: list[str] = []
     at = 0

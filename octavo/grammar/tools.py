@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from octavo.errors import RequestError
+from octavo.errors import Place, RequestError
 from octavo.grammar.arguments import argument_rules, is_written
 from octavo.grammar.spec import ANY_TEXT, after_reasoning, json_expr, literal, token
 from octavo.text.tokenizer import Tokenizer
@@ -32,9 +32,9 @@ def enforceable(family: Family, tools: Sequence[Tool]) -> Family:
     return family if all(is_written(arguments, tool.parameters or {}) for tool in tools) else DEFAULT
 
 
-def place(index: int) -> str:
+def place(index: int) -> Place:
     """The field that holds the schema of a tool, as errors name it."""
-    return f"tools[{index}].function.parameters"
+    return Place("tools", index, "function", "parameters")
 
 
 def calls_grammar(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from octavo.errors import RequestError
+from octavo.errors import Field, RequestError
 from octavo.grammar.schema import MAX_SCHEMAS, TYPES
 
 MAX_DEPTH = 200
@@ -23,7 +23,7 @@ _TEXTS = ("$ref", "$id", "pattern", "format", "title", "description")
 Found = list[tuple[Any, str]]
 
 
-def check_parameters(schema: dict[str, Any], param: str) -> None:
+def check_parameters(schema: dict[str, Any], param: Field) -> None:
     """Raises RequestError that names the keyword and its place."""
     if schema.get("type", "object") != "object":
         raise _refused(param, "type", "", "the arguments of a function are an object")
@@ -42,7 +42,7 @@ def check_parameters(schema: dict[str, Any], param: str) -> None:
         waiting += [(inner, place, depth + 1) for inner, place in _inside(node, at, param)]
 
 
-def _inside(node: dict[str, Any], at: str, param: str) -> Found:
+def _inside(node: dict[str, Any], at: str, param: Field) -> Found:
     """The schemas that a schema holds."""
     found: Found = []
     for keyword in _ONE:
@@ -61,7 +61,7 @@ def _inside(node: dict[str, Any], at: str, param: str) -> Found:
     return found
 
 
-def _check_values(node: dict[str, Any], at: str, param: str) -> None:
+def _check_values(node: dict[str, Any], at: str, param: Field) -> None:
     """The keywords of one schema that hold no schemas."""
     if "type" in node:
         types = node["type"] if isinstance(node["type"], list) else [node["type"]]
@@ -87,6 +87,6 @@ def _check_values(node: dict[str, Any], at: str, param: str) -> None:
             raise _refused(param, keyword, at, "it must be a text")
 
 
-def _refused(param: str, keyword: str, at: str, why: str) -> RequestError:
+def _refused(param: Field, keyword: str, at: str, why: str) -> RequestError:
     where = f" at {at[:200]}" if at else ""
     return RequestError(f"{param}: {keyword}{where}: {why}", param=param)

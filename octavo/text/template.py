@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from octavo.errors import ModelFileError, RequestError, Unsupported
+from octavo.errors import ModelFileError, Place, RequestError, Unsupported
 from octavo.modelfiles.files import ModelFiles
 from octavo.modelfiles.gguf import read_header
 from octavo.modelfiles.jsonfile import read_object
@@ -295,7 +295,7 @@ def _plain_message(message: Message, index: int, keeps_parts: bool) -> dict[str,
     plain: dict[str, Any] = msgspec.to_builtins(message)
     plain = {key: value for key, value in plain.items() if value is not None}
     if isinstance(content := plain.get("content"), list):
-        texts = [_part_text(part, f"messages[{index}].content[{i}]") for i, part in enumerate(content)]
+        texts = [_part_text(part, Place("messages", index, "content", i)) for i, part in enumerate(content)]
         plain["content"] = [{"type": "text", "text": text} for text in texts] if keeps_parts else "\n".join(texts)
     if "reasoning_content" in plain:
         # gpt-oss templates read the older name; the order of the keys is Transformers', since templates may print them.
@@ -303,7 +303,7 @@ def _plain_message(message: Message, index: int, keeps_parts: bool) -> dict[str,
     return plain
 
 
-def _part_text(part: Any, where: str) -> str:
+def _part_text(part: Any, where: Place) -> str:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind in ("text", "input_text", "output_text"):
         if isinstance(text := part.get("text"), str):

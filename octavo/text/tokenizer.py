@@ -253,7 +253,9 @@ class SpecialMatcher:
 def _check_length(count: int, max_tokens: int | None) -> None:
     if max_tokens is not None and count > max_tokens:
         raise ContextLengthExceeded(
-            f"the prompt has at least {count} tokens, but at most {max_tokens} fit the context", param="prompt"
+            f"the prompt has at least {count} tokens, but at most {max_tokens} fit the context",
+            param="prompt",
+            facts={"tokens": count, "limit": max_tokens},
         )
 
 

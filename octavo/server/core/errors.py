@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
-from octavo.errors import ApiError, EngineError, RequestError
+from octavo.errors import ApiError, EngineError, Place, RequestError
 from octavo.server.core.account import current
 from octavo.server.faces.anthropic.errors import anthropic_body, is_spoken
 
@@ -149,6 +149,6 @@ def _allowed(request: Request) -> str:
     return ", ".join(sorted(found))
 
 
-def refuse_nul(text: str, param: str) -> None:
+def refuse_nul(text: str, param: Place | str) -> None:
     if "\0" in text:
         raise RequestError(f"{param} holds a NUL character, which no model's text has; remove it", param=param)

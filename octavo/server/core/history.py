@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from octavo.errors import RequestError
+from octavo.errors import Place, RequestError
 from octavo.server.core.errors import refuse_nul
 from octavo.types import Message
 
@@ -22,44 +22,46 @@ def checked_messages(messages: list[Message]) -> list[Message]:
     """The messages, `developer` named `system` as templates know it. Text and parts are the template's business."""
     if not messages:
         raise RequestError("messages must not be empty", param="messages")
-    return [_checked(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    return [_checked(message, Place("messages", i)) for i, message in enumerate(messages)]
 
 
-def _checked(message: Message, at: str) -> Message:
+def _checked(message: Message, at: Place) -> Message:
     if message.role not in ROLES:
         raise RequestError(
-            f"{at}.role is {message.role[:40]!r}; it must be one of {', '.join(ROLES)}", param=f"{at}.role"
+            f"{at}.role is {message.role[:40]!r}; it must be one of {', '.join(ROLES)}", param=at / "role"
         )
     content = message.content
     if content is None:
         if message.role not in ("assistant", "tool"):
-            raise RequestError(f"{at}.content is required for role {message.role}", param=f"{at}.content")
+            raise RequestError(f"{at}.content is required for role {message.role}", param=at / "content")
         content = ""
     parts = [content] if isinstance(content, str) else [part.get("text") for part in content]
     for text in parts:
         if isinstance(text, str):
-            refuse_nul(text, f"{at}.content")
+            refuse_nul(text, at / "content")
     for name, value in (("name", message.name), ("reasoning_content", message.reasoning_content)):
-        refuse_nul(value or "", f"{at}.{name}")
+        refuse_nul(value or "", at / name)
     calls = None
     if message.tool_calls and message.role == "assistant":
-        calls = [_call(call, f"{at}.tool_calls[{i}]") for i, call in enumerate(message.tool_calls)]
+        calls = [_call(call, at / "tool_calls" / i) for i, call in enumerate(message.tool_calls)]
     role = "system" if message.role == "developer" else message.role
     return msgspec.structs.replace(message, role=role, content=content, tool_calls=calls)
 
 
-def _call(call: dict[str, Any], at: str) -> dict[str, Any]:
+def _call(call: dict[str, Any], at: Place) -> dict[str, Any]:
     """A call as OpenAI writes it. A custom tool's input is its one argument."""
     function = call.get("function")
     if function is None and isinstance(custom := call.get("custom"), dict):
         function = {"name": custom.get("name"), "arguments": {"input": custom.get("input")}}
     if not isinstance(function, dict):
-        raise RequestError(f"{at}.function is required", param=f"{at}.function")
+        raise RequestError(f"{at}.function is required", param=at / "function")
     name, arguments = function.get("name"), function.get("arguments")
     if not isinstance(name, str):
-        raise RequestError(f"{at}.function.name must be a text", param=f"{at}.function.name")
+        raise RequestError(f"{at}.function.name must be a text", param=at / "function" / "name")
     if not isinstance(arguments, str | dict | None):
-        raise RequestError(f"{at}.function.arguments must be a text that holds JSON", param=f"{at}.function.arguments")
+        raise RequestError(
+            f"{at}.function.arguments must be a text that holds JSON", param=at / "function" / "arguments"
+        )
     if isinstance(arguments, str):
         arguments = arguments.replace("\0", "")
     call_id = call.get("id")

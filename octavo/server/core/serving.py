@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 import octavo
 from octavo.client.base import Client
-from octavo.errors import ApiError, ModelNotFound, Unavailable
+from octavo.errors import ApiError, ModelNotFound, Place, Unavailable
 from octavo.server.core.inflight import InFlight
 from octavo.server.core.machine import Machine
 from octavo.server.core.metrics import ServerMetrics
@@ -103,5 +103,5 @@ def json_response(body: msgspec.Struct) -> Response:
 def renamed(error: ApiError, field: str, name: str) -> ApiError:
     """The same error naming the HTTP field instead of the client's own."""
     if error.param == field:
-        error.param = name
+        error.place = Place(name)
     return error

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from octavo.errors import RequestError
+from octavo.errors import Field, RequestError
 from octavo.grammar.spec import grammar_of
 from octavo.types import StructuredOutputs
 
@@ -57,7 +57,7 @@ def only_one(given: dict[str, StructuredOutputs | None]) -> tuple[StructuredOutp
     return (found[0][1], found[0][0]) if found else (None, "structured_outputs")
 
 
-async def written(structured: StructuredOutputs | None, param: str) -> str | None:
+async def written(structured: StructuredOutputs | None, param: Field) -> str | None:
     """The grammar of the whole output. Raises RequestError."""
     if structured is None:
         return None

@@ -8,17 +8,13 @@ time is linear in what comes, however it is cut.
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from octavo.errors import ApiError
+from octavo.errors import ApiError, Place
 from octavo.server.http.decode import INLINE_BYTES
 from octavo.types import Message
-
-_MESSAGE = re.compile(r"\bmessages\[(\d+)\](?:\.[\w.\[\]]+)?")
-_SCHEMA = re.compile(r"\btools\[(\d+)\]\.function(?:\.parameters)?")
 
 T = TypeVar("T")
 Part = dict[str, Any]
@@ -50,27 +46,27 @@ class _Turn:
 
 class Turns:
     def __init__(self) -> None:
-        self.places: list[str] = []
+        self.places: list[Place] = []
         self._turns: list[_Turn] = []
 
-    def system(self, parts: list[Part], place: str) -> None:
+    def system(self, parts: list[Part], place: Place) -> None:
         self._last_or_new("system", place).parts += parts
 
-    def user(self, parts: list[Part], place: str) -> None:
+    def user(self, parts: list[Part], place: Place) -> None:
         self._last_or_new("user", place).parts += parts
 
-    def assistant(self, parts: list[Part], place: str) -> None:
+    def assistant(self, parts: list[Part], place: Place) -> None:
         """Also what is said after calls: templates want the results of calls right behind their message."""
         self._last_or_new("assistant", place).parts += parts
 
-    def reasoning(self, text: str, place: str) -> None:
+    def reasoning(self, text: str, place: Place) -> None:
         self._last_or_new("assistant", place).thoughts.append(text)
 
-    def call(self, call_id: str, name: str, arguments: str, place: str) -> None:
+    def call(self, call_id: str, name: str, arguments: str, place: Place) -> None:
         function = {"name": name, "arguments": arguments}
         self._last_or_new("assistant", place).calls.append({"id": call_id, "type": "function", "function": function})
 
-    def result(self, call_id: str, text: str, place: str) -> None:
+    def result(self, call_id: str, text: str, place: Place) -> None:
         turn = self._new("tool", place)
         turn.parts, turn.call_id = [{"type": "text", "text": text}], call_id
 
@@ -81,36 +77,37 @@ class Turns:
     def named(self, error: ApiError, whole: str) -> ApiError:
         """The same error in the words of the face: messages[i] as the place where it came from, `messages` as
         `whole`."""
-
-        def place(match: re.Match[str]) -> str:
-            at = int(match[1])
-            return self.places[at] if at < len(self.places) else whole
-
-        error.message = _MESSAGE.sub(place, error.message)
-        if error.param is not None:
-            error.param = whole if error.param == "messages" else _MESSAGE.sub(place, error.param)
+        match error.place:
+            case ("messages", int(at), *_) if at < len(self.places):
+                error.place = self.places[at]
+            case ("messages", *_):
+                error.place = Place(whole)
         return error
 
-    def _last_or_new(self, role: str, place: str) -> _Turn:
+    def _last_or_new(self, role: str, place: Place) -> _Turn:
         if self._turns and self._turns[-1].role == role:
             return self._turns[-1]
         return self._new(role, place)
 
-    def _new(self, role: str, place: str) -> _Turn:
+    def _new(self, role: str, place: Place) -> _Turn:
         self._turns.append(_Turn(role))
         self.places.append(place)
         return self._turns[-1]
 
 
-def schemas_named(error: ApiError, places: list[str]) -> ApiError:
+def schemas_named(error: ApiError, places: Sequence[Place]) -> ApiError:
     """The same error with the schema of the conversation's tool i under the name `places[i]`."""
+    match error.place:
+        case ("tools", int(at), "function", "parameters", *rest) if at < len(places):
+            error.place = Place(*places[at], *rest)
+        case ("tools", int(_), *_):
+            error.place = Place("tools")
+    return error
 
-    def place(match: re.Match[str]) -> str:
-        at = int(match[1])
-        return places[at] if at < len(places) else "tools"
 
-    error.message = _SCHEMA.sub(place, error.message)
-    error.param = None if error.param is None else _SCHEMA.sub(place, error.param)
+def moved(error: ApiError, places: Mapping[str, Place]) -> ApiError:
+    """The same error about the field that a face calls otherwise than chat completions do."""
+    error.place = places.get(error.param or "", error.place)
     return error
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from octavo.errors import RequestError
+from octavo.errors import Place, RequestError
 from octavo.server.faces.anthropic.protocol import Block, ToolChoice
 from octavo.server.faces.openai.tools import NAME
 from octavo.text.toolcalls.tool import Tool
@@ -66,16 +66,17 @@ def client_tools(tools: list[Block]) -> list[Tool]:
     """Raises RequestError that names the place."""
     found: dict[str, Tool] = {}
     for index, tool in enumerate(tools):
-        made = _tool(tool, f"tools[{index}]")
+        made = _tool(tool, Place("tools", index))
         if made is None:
             continue
         if made.name in found:
-            raise RequestError(f"tools[{index}].name {made.name[:64]!r} is there twice", param=f"tools[{index}].name")
+            at = Place("tools", index, "name")
+            raise RequestError(f"{at} {made.name[:64]!r} is there twice", param=at)
         found[made.name] = made
     return list(found.values())
 
 
-def _tool(tool: Block, place: str) -> Tool | None:
+def _tool(tool: Block, place: Place) -> Tool | None:
     kind = tool.get("type")
     typed = next((v for k, v in _TYPED.items() if isinstance(kind, str) and kind.startswith(k)), None)
     schema = tool.get("input_schema")
@@ -83,14 +84,14 @@ def _tool(tool: Block, place: str) -> Tool | None:
         return None
     name = tool.get("name")
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise RequestError(f"{place}.name must have 1 to 128 letters, digits and _ - . : /", param=f"{place}.name")
+        raise RequestError(f"{place}.name must have 1 to 128 letters, digits and _ - . : /", param=place / "name")
     if typed is not None and schema is None:
         return Tool(name=name, description=typed[0], parameters=typed[1])
     if not isinstance(schema, dict):
-        raise RequestError(f"{place}.input_schema must be a JSON Schema", param=f"{place}.input_schema")
+        raise RequestError(f"{place}.input_schema must be a JSON Schema", param=place / "input_schema")
     description = tool.get("description")
     if not isinstance(description, str | None):
-        raise RequestError(f"{place}.description must be a text", param=f"{place}.description")
+        raise RequestError(f"{place}.description must be a text", param=place / "description")
     return Tool(name=name, description=description, parameters=schema, strict=tool.get("strict") is True)
 
 
@@ -106,6 +107,7 @@ def chosen(choice: ToolChoice | None, tools: list[Tool]) -> tuple[Literal["none"
         return "required", None
     if choice.name not in {tool.name for tool in tools}:
         raise RequestError(
-            f"tool_choice.name is {str(choice.name)[:64]!r}, which is not among the tools", param="tool_choice.name"
+            f"tool_choice.name is {str(choice.name)[:64]!r}, which is not among the tools",
+            param=Place("tool_choice", "name"),
         )
     return "required", choice.name

@@ -5,15 +5,14 @@ Pure; called by the messages handlers. Everything here raises RequestError in th
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from typing import Any
 
 import msgspec
 
-from octavo.errors import ApiError, ContextLengthExceeded, RequestError, Unsupported
+from octavo.errors import ApiError, ContextLengthExceeded, Place, RequestError, Unsupported
 from octavo.server.core.conversation import Conversation, checked_messages, template_kwargs
-from octavo.server.core.turns import Part, Turns, schemas_named
+from octavo.server.core.turns import Part, Turns, moved, schemas_named
 from octavo.server.faces.anthropic.protocol import Block, CountTokensRequest, MessageParam, MessagesRequest, Thinking
 from octavo.server.faces.anthropic.tools import chosen, client_tools
 from octavo.types import SamplingParams, StructuredOutputs
@@ -21,6 +20,7 @@ from octavo.types import SamplingParams, StructuredOutputs
 BILLING = "x-anthropic-billing-header:"
 """Begins a system block of a coding agent that differs with every request and is not meant for the model; in the prompt
 it would keep every prefix from being found in the cache."""
+_PLACES = {"stop": Place("stop_sequences"), "reasoning_effort": Place("output_config", "effort")}
 PASSED_OVER = ("redacted_thinking", "server_tool_use", "container_upload", "compaction", "mcp_tool_use", "fallback")
 """Blocks in the history that say nothing to this model; so do the results of server tools, whatever their names."""
 
@@ -53,7 +53,7 @@ def _conversation(
         parallel_tool_calls=asked.tool_choice is None or not asked.tool_choice.disable_parallel_tool_use,
         continue_final_message=_is_prefill(asked.messages, messages),
         template_kwargs=template_kwargs(thinking_kwargs(asked.thinking) | (asked.chat_template_kwargs or {}), effort),
-        structured_param="output_config.format" if params.structured_outputs is not None else "structured_outputs",
+        structured_place=Place("output_config", "format"),
         request_id=request_id,
     )
 
@@ -83,16 +83,12 @@ def refusal(error: ApiError, turns: Turns, tools: list[Block], wanted: Conversat
     """What the shared path said of fields by their names in chat completions, in the names of this API."""
     given = {str(tool.get("name")): index for index, tool in enumerate(tools)}
     error = turns.named(error, "messages")
-    error = schemas_named(error, [f"tools[{given[tool.name]}].input_schema" for tool in wanted.tools])
+    error = schemas_named(error, [Place("tools", given[tool.name], "input_schema") for tool in wanted.tools])
     if isinstance(error, ContextLengthExceeded):  # agents look for these words, and shorten what they send
-        numbers = re.findall(r"\d+", error.message)
-        sizes = f"{numbers[0]} tokens > {numbers[1]} maximum" if len(numbers) == 2 else error.message
-        error.message, error.param = f"prompt is too long: {sizes}", None
-    elif error.param == "stop":
-        error.param = "stop_sequences"
-    elif error.param == "reasoning_effort":
-        error.param = "output_config.effort"
-    return error
+        facts = error.facts
+        sizes = f"{facts['tokens']} tokens > {facts['limit']} maximum" if facts else error.message
+        error.message, error.place = f"prompt is too long: {sizes}", None
+    return moved(error, _PLACES)
 
 
 def sampling(asked: MessagesRequest) -> SamplingParams:
@@ -110,25 +106,25 @@ def turns_of(system: str | list[Block] | None, messages: list[MessageParam]) -> 
     turns = Turns()
     if system:
         blocks = [{"type": "text", "text": system}] if isinstance(system, str) else system
-        parts = [p for p in (_part(b, f"system[{i}]") for i, b in enumerate(blocks)) if not _is_billing(p)]
+        parts = [p for p in (_part(b, Place("system", i)) for i, b in enumerate(blocks)) if not _is_billing(p)]
         if parts:
-            turns.system(parts, "system")
+            turns.system(parts, Place("system"))
     for index, message in enumerate(messages):
-        _add(turns, message, f"messages[{index}]")
+        _add(turns, message, Place("messages", index))
     return turns
 
 
-def _add(turns: Turns, message: MessageParam, place: str) -> None:
+def _add(turns: Turns, message: MessageParam, place: Place) -> None:
     content = message.content
     blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if message.role == "assistant":
         turns.assistant([], place)  # an empty turn is a turn
         for index, block in enumerate(blocks):
-            _add_said(turns, block, f"{place}.content[{index}]")
+            _add_said(turns, block, place / "content" / index)
     elif message.role == "user":
         parts: list[Part] = []
         for index, block in enumerate(blocks):
-            at = f"{place}.content[{index}]"
+            at = place / "content" / index
             if block.get("type") != "tool_result":
                 parts.append(_part(block, at))
                 continue
@@ -139,14 +135,14 @@ def _add(turns: Turns, message: MessageParam, place: str) -> None:
         if parts:
             turns.user(parts, place)
     elif message.role == "system":
-        turns.system([_part(block, f"{place}.content[{i}]") for i, block in enumerate(blocks)], place)
+        turns.system([_part(block, place / "content" / i) for i, block in enumerate(blocks)], place)
     else:
         raise RequestError(
-            f"{place}.role is {message.role[:40]!r}; it must be user, assistant or system", param=f"{place}.role"
+            f"{place}.role is {message.role[:40]!r}; it must be user, assistant or system", param=place / "role"
         )
 
 
-def _add_said(turns: Turns, block: Block, place: str) -> None:
+def _add_said(turns: Turns, block: Block, place: Place) -> None:
     """One block of the assistant's turn."""
     kind = block.get("type")
     if kind == "thinking":
@@ -155,14 +151,14 @@ def _add_said(turns: Turns, block: Block, place: str) -> None:
     elif kind == "tool_use":
         given = block.get("input")
         if not isinstance(given, dict):
-            raise RequestError(f"{place}.input must be an object", param=f"{place}.input")
+            raise RequestError(f"{place}.input must be an object", param=place / "input")
         arguments = msgspec.json.encode(given).decode()
         turns.call(_text(block, "id", place), _text(block, "name", place), arguments, place)
     elif not (isinstance(kind, str) and (kind in PASSED_OVER or kind.endswith("_tool_result"))):
         turns.assistant([_part(block, place)], place)
 
 
-def _result(block: Block, place: str) -> str:
+def _result(block: Block, place: Place) -> str:
     """What a tool gave, as text; a failure says so."""
     content = block.get("content")
     if content is None:
@@ -170,15 +166,15 @@ def _result(block: Block, place: str) -> str:
     elif isinstance(content, str):
         text = content
     elif isinstance(content, list):
-        text = "\n".join(str(_part(part, f"{place}.content[{i}]")["text"]) for i, part in enumerate(content))
+        text = "\n".join(str(_part(part, place / "content" / i)["text"]) for i, part in enumerate(content))
     else:
-        raise RequestError(f"{place}.content must be a text or a list of blocks", param=f"{place}.content")
+        raise RequestError(f"{place}.content must be a text or a list of blocks", param=place / "content")
     if block.get("is_error") is True and "error" not in text[:40].lower():
         return f"Error: {text}" if text else "Error"
     return text
 
 
-def _part(block: Any, place: str) -> Part:
+def _part(block: Any, place: Place) -> Part:
     """A block that is text, or holds it."""
     kind = block.get("type") if isinstance(block, dict) else None
     if kind == "text":
@@ -186,9 +182,9 @@ def _part(block: Any, place: str) -> Part:
     source = block.get("source") if isinstance(block, dict) else None
     if kind == "document" and isinstance(source, dict) and source.get("type") == "text":
         title = f"{block['title']}\n" if isinstance(block.get("title"), str) else ""
-        return {"type": "text", "text": title + _text(source, "data", f"{place}.source")}
+        return {"type": "text", "text": title + _text(source, "data", place / "source")}
     if kind == "search_result" and isinstance(block.get("content"), list):
-        said = [_part(part, f"{place}.content[{i}]")["text"] for i, part in enumerate(block["content"])]
+        said = [_part(part, place / "content" / i)["text"] for i, part in enumerate(block["content"])]
         return {"type": "text", "text": "\n".join([str(block.get("title", "")), str(source or ""), *said])}
     if kind == "tool_reference":
         return {"type": "text", "text": _text(block, "tool_name", place)}
@@ -201,7 +197,7 @@ def _is_billing(part: Part) -> bool:
     return str(part["text"]).startswith(BILLING)
 
 
-def _text(block: Block, key: str, place: str) -> str:
+def _text(block: Block, key: str, place: Place) -> str:
     value = block.get(key)
     if not isinstance(value, str):
         raise RequestError(f"{place}.{key} must be a text", param=f"{place}.{key}")

@@ -12,7 +12,7 @@ from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
-from octavo.errors import ApiError
+from octavo.errors import ApiError, Place
 from octavo.server.core.conversation import Answer, Conversation, answers, checked_messages, start, template_kwargs
 from octavo.server.core.errors import error_body
 from octavo.server.core.serving import Serving, json_response, request_id, serving
@@ -87,7 +87,7 @@ def conversation(asked: ChatCompletionRequest, request_id: str = "") -> Conversa
         add_generation_prompt=asked.add_generation_prompt,
         continue_final_message=asked.continue_final_message,
         template_kwargs=template_kwargs(kwargs, asked.reasoning_effort),
-        structured_param=asked.constraint()[1],
+        structured_place=Place(asked.constraint()[1]),
         request_id=request_id,
     )
 

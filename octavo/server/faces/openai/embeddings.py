@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from octavo.client.base import Prompt
 from octavo.client.embedding import EMBEDDING, finished, numbers
-from octavo.errors import ApiError, RequestError
+from octavo.errors import ApiError, Place, RequestError
 from octavo.server.core.errors import refuse_nul
 from octavo.server.core.serving import Serving, renamed, request_id, serving
 from octavo.server.core.work import Work
@@ -62,7 +62,7 @@ def split_inputs(given: str | list[str | int | list[int]]) -> list[str | list[in
         raise RequestError(f"input has {len(inputs)} entries; at most {MAX_INPUTS}", param="input")
     found: list[str | list[int]] = []
     for i, entry in enumerate(inputs):
-        at = "input" if isinstance(given, str) else f"input[{i}]"
+        at = Place("input") if isinstance(given, str) else Place("input", i)
         if isinstance(entry, int):
             raise RequestError("input mixes token ids with texts or lists; send one kind", param="input")
         if not entry:

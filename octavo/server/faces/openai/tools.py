@@ -6,15 +6,15 @@ Pure; called by openai/chat.py. The deprecated `functions` and `function_call` a
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-from octavo.errors import ApiError, RequestError, Unsupported
+from octavo.errors import ApiError, Place, RequestError, Unsupported
 from octavo.server.faces.openai.protocol.chat import ChatCompletionRequest, ChatMessage, ChatTool, FunctionDefinition
 from octavo.text.toolcalls.tool import Tool
 from octavo.types import Message
 
 NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
-_PLACE = re.compile(r"\btools\[(\d+)\]\.function\b")
 
 
 class Choice(NamedTuple):
@@ -27,8 +27,8 @@ def chosen(asked: ChatCompletionRequest) -> Choice:
     """What may be called and what has to be. Raises RequestError, Unsupported."""
     if asked.by_functions:
         return _chosen_functions(asked)
-    tools = [_tool(tool, f"tools[{i}]") for i, tool in enumerate(asked.tools or [])]
-    _check_names(tools, "tools[{}].function.name")
+    tools = [_tool(tool, Place("tools", i)) for i, tool in enumerate(asked.tools or [])]
+    _check_names(tools, lambda index: Place("tools", index, "function", "name"))
     choice = asked.tool_choice
     if choice is None or choice in ("none", "auto"):
         return Choice(tools, "none" if choice == "none" else "auto", None)
@@ -43,17 +43,17 @@ def chosen(asked: ChatCompletionRequest) -> Choice:
         )
     kind = choice.get("type")
     if kind == "function":
-        return Choice(tools, "required", _known(_function_name(choice, "tool_choice"), tools, "tool_choice"))
+        return Choice(tools, "required", _known(_function_name(choice, Place("tool_choice")), tools, "tool_choice"))
     if kind == "allowed_tools":
         return _allowed(choice, tools)
     if isinstance(kind, str):
         raise Unsupported(f"tool_choice of type {kind[:40]!r} is not supported; 'function' is", param="tool_choice")
-    raise RequestError("tool_choice.type is required", param="tool_choice.type")
+    raise RequestError("tool_choice.type is required", param=Place("tool_choice", "type"))
 
 
 def _chosen_functions(asked: ChatCompletionRequest) -> Choice:
     tools = [_function(function) for function in asked.functions or []]
-    _check_names(tools, "functions[{}].name")
+    _check_names(tools, lambda index: Place("functions", index, "name"))
     choice = asked.function_call
     if choice is None or choice in ("none", "auto"):
         return Choice(tools, "none" if choice == "none" else "auto", None)
@@ -63,12 +63,12 @@ def _chosen_functions(asked: ChatCompletionRequest) -> Choice:
     return Choice(tools, "required", _known(name, tools, "function_call"))
 
 
-def _tool(tool: ChatTool, at: str) -> Tool:
+def _tool(tool: ChatTool, at: Place) -> Tool:
     kind = tool.type
     if kind != "function":
-        raise Unsupported(f"{at}.type is {kind[:40]!r}; only 'function' is supported", param=f"{at}.type")
+        raise Unsupported(f"{at}.type is {kind[:40]!r}; only 'function' is supported", param=at / "type")
     if tool.function is None:
-        raise RequestError(f"{at}.function is required", param=f"{at}.function", code="missing_required_parameter")
+        raise RequestError(f"{at}.function is required", param=at / "function", code="missing_required_parameter")
     return _function(tool.function)
 
 
@@ -81,10 +81,10 @@ def _function(function: FunctionDefinition) -> Tool:
     )
 
 
-def _check_names(tools: list[Tool], place: str) -> None:
+def _check_names(tools: list[Tool], place: Callable[[int], Place]) -> None:
     seen: set[str] = set()
     for index, tool in enumerate(tools):
-        at = place.format(index)
+        at = place(index)
         if not NAME.fullmatch(tool.name):
             raise RequestError(
                 f"{at} is {tool.name[:40]!r}; a name has 1 to 128 letters, digits and _ - . : /", param=at
@@ -94,15 +94,15 @@ def _check_names(tools: list[Tool], place: str) -> None:
         seen.add(tool.name)
 
 
-def _function_name(choice: dict[str, Any], at: str) -> str:
+def _function_name(choice: dict[str, Any], at: Place) -> str:
     function = choice.get("function")
     name = function.get("name") if isinstance(function, dict) else choice.get("name")
     if not isinstance(name, str):
-        raise RequestError(f"{at}.function.name is required", param=f"{at}.function.name")
+        raise RequestError(f"{at}.function.name is required", param=at / "function" / "name")
     return name
 
 
-def _known(name: str, tools: list[Tool], param: str) -> str:
+def _known(name: str, tools: list[Tool], param: Place | str) -> str:
     if all(tool.name != name for tool in tools):
         raise RequestError(f"{param}: there is no tool named {name[:128]!r}", param=param)
     return name
@@ -116,25 +116,30 @@ def _allowed(choice: dict[str, Any], tools: list[Tool]) -> Choice:
     if not isinstance(given, list) or mode not in ("auto", "required"):
         raise RequestError(
             "tool_choice.allowed_tools needs a mode, 'auto' or 'required', and a list of tools",
-            param="tool_choice.allowed_tools",
+            param=Place("tool_choice", "allowed_tools"),
         )
     names = set()
     for index, one in enumerate(given):
-        at = f"tool_choice.allowed_tools.tools[{index}]"
+        at = Place("tool_choice", "allowed_tools", "tools", index)
         if not isinstance(one, dict):
             raise RequestError(f"{at} must be an object", param=at)
         names.add(_known(_function_name(one, at), tools, at))
     found = [tool for tool in tools if tool.name in names]
     if mode == "required" and not found:
-        raise RequestError("tool_choice.allowed_tools.tools is empty", param="tool_choice.allowed_tools.tools")
+        raise RequestError(
+            "tool_choice.allowed_tools.tools is empty", param=Place("tool_choice", "allowed_tools", "tools")
+        )
     return Choice(found, "required" if mode == "required" else "auto", None)
 
 
 def in_words_of(error: ApiError, asked: ChatCompletionRequest) -> ApiError:
     """An error about `tools`, naming `functions` where the request says so."""
     if asked.by_functions:
-        error.message = _PLACE.sub(r"functions[\1]", error.message)
-        error.param = None if error.param is None else _PLACE.sub(r"functions[\1]", error.param)
+        match error.place:
+            case ("tools", int(index), "function", *rest):
+                error.place = Place("functions", index, *rest)
+            case ("tools", *rest):
+                error.place = Place("functions", *rest)
     return error
 
 

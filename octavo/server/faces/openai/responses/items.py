@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from octavo.errors import RequestError, Unsupported
+from octavo.errors import Place, RequestError, Unsupported
 from octavo.server.core.turns import Part, Turns
 from octavo.server.faces.openai.protocol.responses import Item
 from octavo.server.faces.openai.responses.tools import seen_name
@@ -40,7 +40,8 @@ def listed(given: str | list[Item]) -> list[Item]:
     for index, item in enumerate(given):
         kind = item.get("type", "message" if "role" in item else "item_reference" if "id" in item else None)
         if not isinstance(kind, str):
-            raise RequestError(f"input[{index}].type must be a text", param=f"input[{index}].type")
+            at = Place("input", index, "type")
+            raise RequestError(f"{at} must be a text", param=at)
         item = {**item, "type": kind}
         if not isinstance(item.get("id"), str):
             item["id"] = f"{_IDS.get(kind, 'item')}_{uuid.uuid4().hex}"
@@ -62,7 +63,7 @@ def resolved(items: list[Item], lookup: Callable[[str], Item | None]) -> list[It
         if item["type"] == "item_reference":
             referred = lookup(item["id"])
             if referred is None:
-                raise RequestError(f"Item with id {item['id'][:100]!r} not found.", param=f"input[{index}]")
+                raise RequestError(f"Item with id {item['id'][:100]!r} not found.", param=Place("input", index))
             item = referred
         found.append(item)
     return found
@@ -71,10 +72,10 @@ def resolved(items: list[Item], lookup: Callable[[str], Item | None]) -> list[It
 def add_items(turns: Turns, items: list[Item], where: str = "input") -> None:
     """Raises RequestError that names the place of an item."""
     for index, item in enumerate(items):
-        _add(turns, item, f"{where}[{index}]")
+        _add(turns, item, Place(where, index))
 
 
-def _add(turns: Turns, item: Item, place: str) -> None:
+def _add(turns: Turns, item: Item, place: Place) -> None:
     kind = item["type"]
     if kind == "message":
         _add_message(turns, item, place)
@@ -94,14 +95,14 @@ def _add(turns: Turns, item: Item, place: str) -> None:
         if kind == "mcp_call" and isinstance(output := item.get("output"), str):
             turns.result(item["id"], output, place)
     elif kind.endswith("_call_output") and kind not in PASSED_OVER:
-        turns.result(str(item.get("call_id") or item["id"]), _output(item.get("output"), f"{place}.output"), place)
+        turns.result(str(item.get("call_id") or item["id"]), _output(item.get("output"), place / "output"), place)
     elif kind not in PASSED_OVER:
-        raise RequestError(f"{place}.type is {kind[:40]!r}, which no item of an input is", param=f"{place}.type")
+        raise RequestError(f"{place}.type is {kind[:40]!r}, which no item of an input is", param=place / "type")
 
 
-def _add_message(turns: Turns, item: Item, place: str) -> None:
+def _add_message(turns: Turns, item: Item, place: Place) -> None:
     role = item.get("role")
-    parts = _parts(item.get("content"), f"{place}.content")
+    parts = _parts(item.get("content"), place / "content")
     if role == "user":
         turns.user(parts, place)
     elif role in ("system", "developer"):
@@ -111,19 +112,19 @@ def _add_message(turns: Turns, item: Item, place: str) -> None:
     else:
         raise RequestError(
             f"{place}.role is {str(role)[:40]!r}; it must be one of user, assistant, system, developer",
-            param=f"{place}.role",
+            param=place / "role",
         )
 
 
-def _parts(content: Any, place: str) -> list[Part]:
+def _parts(content: Any, place: Place) -> list[Part]:
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
     if not isinstance(content, list):
         raise RequestError(f"{place} must be a text or a list of parts", param=place)
-    return [{"type": "text", "text": _part_text(part, f"{place}[{i}]")} for i, part in enumerate(content)]
+    return [{"type": "text", "text": _part_text(part, place / i)} for i, part in enumerate(content)]
 
 
-def _part_text(part: Any, place: str) -> str:
+def _part_text(part: Any, place: Place) -> str:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind in _TEXT_PARTS:
         return _text(part, "text", place)
@@ -134,7 +135,7 @@ def _part_text(part: Any, place: str) -> str:
     raise RequestError(f"{place} must be an object with a type", param=place)
 
 
-def _output(output: Any, place: str) -> str:
+def _output(output: Any, place: Place) -> str:
     """Of a tool: a text, or parts of which the texts count."""
     if isinstance(output, str):
         return output
@@ -147,12 +148,12 @@ def _output(output: Any, place: str) -> str:
     return _json(output)
 
 
-def _reasoning(item: Item, place: str) -> str:
+def _reasoning(item: Item, place: Place) -> str:
     """What can be read of it: its content, else what this server sealed, else the summary."""
     sealed = item.get("encrypted_content")
     for key in ("content", "summary"):
         if item.get(key):
-            return "\n".join(part["text"] for part in _parts(item[key], f"{place}.{key}"))
+            return "\n".join(part["text"] for part in _parts(item[key], place / key))
         if key == "content" and isinstance(sealed, str) and sealed.startswith(SEALED):
             return unsealed(sealed, place)
     return ""
@@ -162,19 +163,19 @@ def sealed(reasoning: str) -> str:
     return SEALED + base64.urlsafe_b64encode(reasoning.encode()).decode()
 
 
-def unsealed(text: str, place: str) -> str:
+def unsealed(text: str, place: Place) -> str:
     try:
         return base64.b64decode(text[len(SEALED) :], b"-_", validate=True).decode()
     except (binascii.Error, ValueError):
-        param = f"{place}.encrypted_content"
+        param = place / "encrypted_content"
         raise RequestError(f"{param} is not what this server gave", param=param) from None
 
 
-def _name(item: Item, place: str) -> str:
+def _name(item: Item, place: Place) -> str:
     return seen_name(_text(item, "name", place), item.get("namespace"))
 
 
-def _text(item: Item, key: str, place: str) -> str:
+def _text(item: Item, key: str, place: Place) -> str:
     value = item.get(key)
     if not isinstance(value, str):
         raise RequestError(f"{place}.{key} must be a text", param=f"{place}.{key}")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from octavo.errors import RequestError, Unsupported
+from octavo.errors import Place, RequestError, Unsupported
 from octavo.server.faces.openai.protocol.responses import Item
 from octavo.server.faces.openai.tools import NAME
 from octavo.text.toolcalls.tool import Tool
@@ -25,7 +25,7 @@ class Functions:
     """By the names that the model sees."""
 
     tools: dict[str, Tool] = field(default_factory=dict)
-    places: dict[str, str] = field(default_factory=dict)
+    places: dict[str, Place] = field(default_factory=dict)
     """Where in the request each stands."""
     spaces: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Of those in a namespace: its name and their own."""
@@ -44,28 +44,28 @@ def functions(tools: list[Item]) -> Functions:
         name, parameters, description = about.get("name"), about.get("parameters"), about.get("description")
         seen = seen_name(name, namespace) if isinstance(name, str) else ""
         if not NAME.fullmatch(seen):
-            raise RequestError(f"{place}.name must have 1 to 128 letters, digits and _ - . : /", param=f"{place}.name")
+            raise RequestError(f"{place}.name must have 1 to 128 letters, digits and _ - . : /", param=place / "name")
         if seen in found.tools:
-            raise RequestError(f"{place}.name {seen!r} is there twice", param=f"{place}.name")
+            raise RequestError(f"{place}.name {seen!r} is there twice", param=place / "name")
         if not isinstance(parameters, dict | None):
-            raise RequestError(f"{place}.parameters must be a JSON Schema", param=f"{place}.parameters")
+            raise RequestError(f"{place}.parameters must be a JSON Schema", param=place / "parameters")
         if not isinstance(description, str | None):
-            raise RequestError(f"{place}.description must be a text", param=f"{place}.description")
+            raise RequestError(f"{place}.description must be a text", param=place / "description")
         found.tools[seen] = Tool(
             name=seen, description=description, parameters=parameters, strict=about.get("strict") is True
         )
-        found.places[seen] = f"{place}.parameters"
+        found.places[seen] = place / "parameters"
         if namespace is not None:
             found.spaces[seen] = (namespace, str(name))
     return found
 
 
-def _each(tools: list[Item]) -> Iterator[tuple[str, str | None, Item]]:
+def _each(tools: list[Item]) -> Iterator[tuple[Place, str | None, Item]]:
     """→ place, namespace, function"""
     for index, tool in enumerate(tools):
-        place, kind = f"tools[{index}]", tool.get("type")
+        place, kind = Place("tools", index), tool.get("type")
         if not isinstance(kind, str):
-            raise RequestError(f"{place}.type is required", param=f"{place}.type")
+            raise RequestError(f"{place}.type is required", param=place / "type")
         if kind == "function":
             yield place, None, tool
         elif kind == "namespace":
@@ -74,7 +74,7 @@ def _each(tools: list[Item]) -> Iterator[tuple[str, str | None, Item]]:
                 raise RequestError(f"{place} must have a name and a list of tools", param=place)
             for number, one in enumerate(inner):
                 if isinstance(one, dict) and one.get("type") == "function":
-                    yield f"{place}.tools[{number}]", name, one
+                    yield place / "tools" / number, name, one
 
 
 def tool_choice(choice: Any, found: Functions) -> tuple[Choice, str | None, set[str] | None]:
@@ -94,12 +94,14 @@ def tool_choice(choice: Any, found: Functions) -> tuple[Choice, str | None, set[
     if kind == "allowed_tools":
         given = choice.get("tools")
         if not isinstance(given, list):
-            raise RequestError("tool_choice.tools must be a list", param="tool_choice.tools")
+            raise RequestError("tool_choice.tools must be a list", param=Place("tool_choice", "tools"))
         allowed = {_chosen(tool) for tool in given if isinstance(tool, dict)} & found.tools.keys()
         if choice.get("mode") != "required":
             return "auto", None, allowed
         if not allowed:
-            raise RequestError("tool_choice.tools names no function among the tools", param="tool_choice.tools")
+            raise RequestError(
+                "tool_choice.tools names no function among the tools", param=Place("tool_choice", "tools")
+            )
         return "required", None, allowed
     if isinstance(kind, str):
         raise Unsupported(f"tool_choice of type {kind[:40]!r}: only functions can be called here", param="tool_choice")

@@ -12,10 +12,10 @@ from typing import Literal
 
 import msgspec
 
-from octavo.errors import ApiError, QueueFull, RequestError
+from octavo.errors import ApiError, Place, QueueFull, RequestError
 from octavo.server.core.conversation import Conversation, checked_messages, template_kwargs
 from octavo.server.core.errors import clean
-from octavo.server.core.turns import Turns, schemas_named
+from octavo.server.core.turns import Turns, moved, schemas_named
 from octavo.server.faces.openai.protocol.responses import (
     LOGPROBS,
     IncompleteDetails,
@@ -36,12 +36,18 @@ from octavo.server.faces.openai.responses.tools import Functions, shown, tool_ch
 from octavo.server.faces.openai.usage import Header
 from octavo.types import Metrics, SamplingParams, StructuredOutputs
 
+_PLACES = {
+    "max_tokens": Place("max_output_tokens"),
+    "max_completion_tokens": Place("max_output_tokens"),
+    "reasoning_effort": Place("reasoning", "effort"),
+}
+
 
 def turns_of(asked: ResponsesRequest, before: Sequence[list[Item]], items: list[Item]) -> Turns:
     """`before`: the items of earlier responses, `items`: those of this input."""
     turns = Turns()
     if asked.instructions:
-        turns.system([{"type": "text", "text": asked.instructions}], "instructions")
+        turns.system([{"type": "text", "text": asked.instructions}], Place("instructions"))
     for earlier in before:
         add_items(turns, earlier, "previous_response_id")
     add_items(turns, items)
@@ -65,7 +71,7 @@ def conversation(asked: ResponsesRequest, turns: Turns, found: Functions, reques
         named_tool=named,
         parallel_tool_calls=asked.parallel_tool_calls is not False,
         template_kwargs=template_kwargs(asked.chat_template_kwargs, effort),
-        structured_param="text.format" if asked.structured_outputs is None else "structured_outputs",
+        structured_place=Place("text", "format") if asked.structured_outputs is None else Place("structured_outputs"),
         request_id=request_id,
     )
 
@@ -113,11 +119,7 @@ def refusal(error: ApiError, turns: Turns, wanted: Conversation, found: Function
     """What the shared path said of fields by their names in chat completions, in the names of this API."""
     error = turns.named(error, "input")
     error = schemas_named(error, [found.places[tool.name] for tool in wanted.tools])
-    if error.param in ("max_tokens", "max_completion_tokens"):
-        error.param = "max_output_tokens"
-    elif error.param == "reasoning_effort":
-        error.param = "reasoning.effort"
-    return error
+    return moved(error, _PLACES)
 
 
 # -- what comes out
