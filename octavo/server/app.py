@@ -22,7 +22,7 @@ from octavo.config import ServerConfig
 from octavo.config.keys import api_keys
 from octavo.config.sizes import parse_bytes
 from octavo.errors import ApiError
-from octavo.server.core.errors import on_api_error, on_http_exception
+from octavo.server.core.errors import error_response, on_api_error, on_http_exception
 from octavo.server.core.inflight import InFlight
 from octavo.server.core.limits import quotas
 from octavo.server.core.metrics import ServerMetrics
@@ -33,6 +33,7 @@ from octavo.server.http.cors import Cors, checked_origins
 from octavo.server.http.middleware import BodyGuard, require_json
 from octavo.server.http.tracing import Tracing
 from octavo.server.routes import ENDPOINTS, Handler
+from octavo.server.unserved import unserved
 from octavo.text.channels import reasoning_by_name
 from octavo.text.toolcalls.registry import by_name
 
@@ -78,8 +79,14 @@ def create_app(client: Client, config: ServerConfig) -> Starlette:
     if config.cors_origin:
         app.add_middleware(Cors, origins=checked_origins(config.cors_origin))
     app.add_exception_handler(ApiError, on_api_error)
-    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(HTTPException, _on_http_exception)
     return app
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """No route took the request: one that is known and not served is told by its name."""
+    known = unserved(request.method, request.url.path)
+    return await on_http_exception(request, error) if known is None else error_response(known)
 
 
 def _callers(config: ServerConfig) -> Callers:

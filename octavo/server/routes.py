@@ -237,11 +237,21 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     ),
     Endpoint(
         method="GET",
+        path="/live",
+        handler=system.live,
+        summary="200 while the server lives, under the name that probes of containers use.",
+        given=system.Live,
+        is_open=True,
+        needs_model=False,
+    ),
+    Endpoint(
+        method="GET",
         path="/ready",
         handler=system.ready,
         summary="200 once the model answers, else 503.",
         given=system.Ready,
         special={503: system.Ready},
+        is_open=True,
     ),
     Endpoint(
         method="GET",
@@ -258,6 +268,13 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         summary="Counters, histograms and gauges for Prometheus.",
         needs_model=False,
     ),
-    Endpoint(method="GET", path="/docs", handler=docs.page, summary="This page.", is_documented=False),
-    Endpoint(method="GET", path="/openapi.json", handler=docs.openapi, summary="The routes.", is_documented=False),
+    Endpoint(method="GET", path="/docs", handler=docs.page, summary="This page.", is_open=True, is_documented=False),
+    Endpoint(
+        method="GET",
+        path="/openapi.json",
+        handler=docs.openapi,
+        summary="The routes.",
+        is_open=True,
+        is_documented=False,
+    ),
 )

@@ -64,7 +64,7 @@ def test_serving_with_keys_over_tls(tmp_path: Path) -> None:
 
 
 def _check(url: str, certificate: Path) -> None:
-    """Only /health answers without a key; the official client works with each."""
+    """Only the probes and the static pages answer without a key; the official client works with each."""
     context = ssl.create_default_context(cafile=str(certificate))
 
     def ask(path: str, given: str | None) -> int:
@@ -78,8 +78,9 @@ def _check(url: str, certificate: Path) -> None:
             connection.close()
 
     wait_until(lambda: ask("/ready", KEY) == 200, "the model")
-    assert ask("/health", None) == 200
-    for path in ("/ready", "/metrics", "/v1/models", "/docs", "/nowhere"):
+    for path in ("/health", "/live", "/ready", "/docs", "/openapi.json"):
+        assert ask(path, None) == 200
+    for path in ("/metrics", "/v1/models", "/nowhere"):
         assert ask(path, None) == 401 and ask(path, "wrong") == 401
     for given in (KEY, FILED):
         with (

@@ -1,4 +1,4 @@
-"""T-KEY, T-ROUTES, T-SALT: with a key set, only /health answers without it; what a key stands for stays its own."""
+"""T-KEY, T-ROUTES, T-SALT: with a key set, only probes and static pages answer without it; keys share nothing."""
 
 from __future__ import annotations
 
@@ -107,6 +107,7 @@ ODD_PATHS = [
     "/health/", "//health", "/HEALTH", "/health/x", "/health;x", "/health%00", "/health%2f", "/%2fhealth",
     "/v1/models%3f", "/%76%31/models", "/docs/", "/openapi.json/", "/favicon.ico", "/admin",
 ]  # fmt: skip
+OPEN = {"/health", "/live", "/ready", "/docs", "/openapi.json"}
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"]
 
 
@@ -118,16 +119,18 @@ def test_routes_are_all_closed_without_a_key() -> None:
     async def test(api: Api) -> None:
         for path in [*paths, *(path.removeprefix("/v1") for path in paths), *ODD_PATHS]:
             for method in METHODS:
-                if path == "/health" and method in ("GET", "HEAD"):
+                if path in OPEN and method in ("GET", "HEAD"):
                     continue
                 refused(await api.http.request(method, "http://test" + path, headers=preflight), method)
         for spelling in ("/health", "/health?x=1", "/%68ealth"):
             assert (await api.http.get("http://test" + spelling)).json() == {"status": "healthy", "service": "octavo"}
-        assert (await api.http.head("/health")).status_code == 200
+        for path in OPEN:
+            assert (await api.http.get(path)).status_code == (await api.http.head(path)).status_code == 200
+        assert "fake-model" not in (await api.http.get("/openapi.json")).text  # what is served is told to key holders
         assert api.engine.num_running == 0
 
     run(test, GUARDED)
-    assert [endpoint.path for endpoint in ENDPOINTS if endpoint.is_open] == ["/health"]
+    assert {endpoint.path for endpoint in ENDPOINTS if endpoint.is_open} == OPEN
 
 
 def test_routes_of_the_application_are_those_of_the_table() -> None:

@@ -72,7 +72,7 @@ def test_cors_errors_and_streams_carry_the_headers_too() -> None:
         asked = [
             (401, api.http.get("/v1/models", headers={"origin": origin})),
             (404, api.http.get("/nowhere", headers=headers)),
-            (405, api.http.get("/v1/chat/completions", headers=headers)),
+            (405, api.http.get("/v1/completions", headers=headers)),
             (400, api.http.post("/v1/completions", content=b"{", headers=headers)),
             (413, api.http.post("/v1/completions", content=b" " * 2000, headers=headers)),
             (415, api.http.post("/v1/completions", content=b"x", headers={**headers, "content-type": "text/plain"})),

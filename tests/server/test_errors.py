@@ -225,7 +225,7 @@ def test_routes_methods_and_media_types() -> None:
             assert error_of(await api.http.get("http://test" + path), 404)["code"] == "not_found"
         for path in ("/models", "/models/fake-model"):
             assert (await api.http.get(path)).json() == (await api.http.get("/v1" + path)).json()
-        for path in ("/v1/chat/completions", "/chat/completions", "/v1/completions", "/tokenize"):
+        for path in ("/v1/completions", "/completions", "/v1/embeddings", "/tokenize"):
             response = await api.http.get(path)
             assert error_of(response, 405)["code"] == "method_not_allowed" and response.headers["allow"] == "POST"
         response = await api.http.post("/v1/models")

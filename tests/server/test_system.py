@@ -25,6 +25,7 @@ def test_health_and_ready() -> None:
         assert (await api.http.get("/health")).json() == {"status": "healthy", "service": "octavo"}
         assert (await api.http.get("/ready")).json() == {"status": "ready", "model_loaded": True}
         assert (await api.http.head("/health")).status_code == 200
+        assert (await api.http.get("/live")).json() == {"status": "alive"}
 
     run(test)
 
@@ -113,6 +114,7 @@ def test_docs_page_needs_nothing_from_elsewhere() -> None:
         assert response.headers["content-type"].startswith("text/html")
         assert "https://" not in response.text and "http://" not in response.text and "src=" not in response.text
         assert "prefers-color-scheme: dark" in response.text
+        assert 'id="key" type="password"' in response.text and "localStorage" not in response.text
         assert "default-src 'none'" in response.headers["content-security-policy"]
 
     run(test)

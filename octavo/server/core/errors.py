@@ -76,11 +76,11 @@ class ClientGone(ApiError):
 
 
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}\b")
-_PATH = re.compile(r"(?<![\w:/.])/(?:[\w.+@~-]+/)+[\w.+@~-]*")
+_PATH = re.compile(r"(?<![\w:/.])/(?!(?:v1|v2|api)/)(?:[\w.+@~-]+/)+[\w.+@~-]*")
 
 
 def clean(message: str) -> str:
-    """The message without memory addresses and absolute paths."""
+    """The message without memory addresses and absolute paths; routes may stand there."""
     if "0x" in message:
         message = _ADDRESS.sub("…", message)
     return _PATH.sub("…", message) if "/" in message else message

@@ -30,7 +30,7 @@ _TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
 _NUMBERS = (1, 2, 5, 10, 20, 50, 100)
 _CHECKS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
-PROBES = frozenset({"/health", "/ready", "/metrics", "/v1/metrics"})
+PROBES = frozenset({"/health", "/live", "/ready", "/metrics", "/v1/metrics"})
 """Asked every few seconds by machines; a 503 of theirs is an answer, not a failure."""
 FINISH_REASONS = ("stop", "length", "tool_calls")
 USUAL_CODES = (

@@ -77,8 +77,9 @@ class Described(Protocol):
 
 async def openapi(request: Request) -> Response:
     info = serving(request).client.info
-    model = None if info is None else info.model
     state = request.app.state
+    # Everybody may read it: what the server's owner serves is told to those who have a key.
+    model = None if info is None or state.have_keys else info.model
     return Response(_document(state.endpoints, model, state.have_keys), media_type="application/json")
 
 

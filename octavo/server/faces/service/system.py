@@ -24,6 +24,10 @@ class Health(msgspec.Struct, kw_only=True):
     service: str = "octavo"
 
 
+class Live(msgspec.Struct, kw_only=True):
+    status: str = "alive"
+
+
 class Ready(msgspec.Struct, kw_only=True, omit_defaults=True):
     """`error` beside status 503 only."""
 
@@ -76,6 +80,10 @@ class SystemMetrics(msgspec.Struct, kw_only=True):
 
 async def health(_request: Request) -> Response:
     return json_response(Health())
+
+
+async def live(_request: Request) -> Response:
+    return json_response(Live())
 
 
 async def ready(request: Request) -> Response:
