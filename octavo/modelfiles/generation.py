@@ -7,7 +7,9 @@ limits of the file's author, not of the model.
 
 from __future__ import annotations
 
+import logging
 import math
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,7 +17,10 @@ import msgspec
 from octavo.errors import ModelFileError
 from octavo.modelfiles.files import ModelFiles
 from octavo.modelfiles.gguf import read_header
+from octavo.modelfiles.jsonfile import read_object
 from octavo.types import SamplingParams
+
+logger = logging.getLogger(__name__)
 
 _FOLDER_KEYS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 _GGUF_KEYS = {
@@ -25,7 +30,7 @@ _GGUF_KEYS = {
     "general.sampling.min_p": "min_p",
     "general.sampling.penalty_repeat": "repetition_penalty",
 }
-_MAX_BYTES = 1 << 20
+_GENERATION, _CONFIG = "generation_config.json", "config.json"
 
 
 def sampling_defaults(files: ModelFiles) -> SamplingParams:
@@ -41,22 +46,32 @@ def _from_gguf(files: ModelFiles) -> SamplingParams:
 
 
 def _from_folder(files: ModelFiles) -> SamplingParams:
-    path = files.path / "generation_config.json"
+    path = files.path / _GENERATION
     if not path.is_file():
         return SamplingParams()
-    if path.stat().st_size > _MAX_BYTES:
-        raise ModelFileError(path.name, f"larger than {_MAX_BYTES} bytes")
-    try:
-        config = msgspec.json.decode(path.read_bytes())
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise ModelFileError(path.name, f"not valid JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ModelFileError(path.name, "not a JSON object")
+    config = read_object(path)
     found = {key: config[key] for key in _FOLDER_KEYS if config.get(key) is not None}
-    eos = config.get("eos_token_id")
-    if eos is not None:
-        found["stop_token_ids"] = eos if isinstance(eos, list) else [eos]
+    if config.get("eos_token_id") is not None:
+        found["stop_token_ids"] = end_ids(files.path, _GENERATION)
     return _params(found, path.name)
+
+
+def end_ids(folder: Path, *names: str) -> list[int]:
+    """The ids that end a generation according to generation_config.json and config.json (or those of `names`). Ids
+    without a row in the model can never come, and are left out. Raises ModelFileError for what are no ids."""
+    configs = {name: read_object(folder / name) for name in (_GENERATION, _CONFIG) if (folder / name).is_file()}
+    size = configs.get(_CONFIG, {}).get("vocab_size")
+    found: dict[int, None] = {}
+    for name in names or configs:
+        value = configs[name].get("eos_token_id")
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(i) is int for i in ids):
+            raise ModelFileError(name, f"eos_token_id is {value!r:.80}; expected token ids")
+        outside = [i for i in ids if i < 0 or (type(size) is int and i >= size)]
+        if outside:
+            logger.warning("%s: eos_token_id %s: not in the vocabulary of %s, left out", name, outside[0], size)
+        found.update(dict.fromkeys(i for i in ids if i not in outside))
+    return list(found)
 
 
 def _params(found: dict[str, Any], file: str) -> SamplingParams:

@@ -18,11 +18,23 @@ from octavo.text.pretokenizers import KINDS, build
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """The values of tokenizer.ggml.token_type."""
 
-# Control tokens that end a turn, whatever the file names as EOS; many files name only one of theirs.
-END_OF_TURN = frozenset(
+END_OF_GENERATION = frozenset(
     {"<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|end_of_text|>", "<|endoftext|>", "<|end_of_turn|>"}
-    | {"<end_of_turn>", "<EOT>", "<|return|>", "<|call|>", "<｜end▁of▁sentence｜>", "</s>"}  # noqa: RUF001
+    | {"<end_of_turn>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<eos>", "</s>", "<end_of_utterance>"}
+    | {"<turn|>", "<|tool_response>", "<|return|>", "<|call|>", "<|calls|>", "<|flush|>", "[e~["}
+    | {"<｜end▁of▁sentence｜>"}  # noqa: RUF001
 )
+"""Where llama.cpp ends, whatever the file names as EOS (many files name only one of theirs) and whatever type it gives
+these tokens: fine-tunes often have them as user-defined or normal, where text of a user could spell them."""
+FILL_IN_END = {
+    "fim_pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
+    "fim_rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
+    "fim_sep": ("<|file_sep|>",),
+}
+"""The same for what ends code that is filled in: used where the file does not name the id itself."""
+DEFAULT_IDS = {"llama": {"bos": 1, "eos": 2, "unknown": 0}, "gpt2": {"bos": 11, "eos": 11}}
+"""Ids that llama.cpp takes where a file names none, or one that does not exist. Those of gpt2 are Falcon's; in other
+vocabularies 11 is a word (a comma, for Qwen), so they count only where that token is a control token."""
 NAMES = {
     "bos": "bos_token",
     "eos": "eos_token",
@@ -43,9 +55,14 @@ class _Metadata:
             raise self.error("tokens", "is missing or empty")
         size = len(self.tokens)
         self.types = self.array("token_type", int, size) or [NORMAL] * size
-        self.ids = {name: self.token_id(name) for name in (*NAMES, "eot", "eom")}
+        self.ids = {name: self.token_id(name) for name in (*NAMES, "eot", "eom", *FILL_IN_END)}
         named = {i for name, i in self.ids.items() if i is not None and name != "padding"}
-        self.special = {i for i, kind in enumerate(self.types) if kind in (CONTROL, UNKNOWN)} | named
+        ends = set(END_OF_GENERATION).union(*FILL_IN_END.values())
+        self.special = named | {
+            i
+            for i, (token, kind) in enumerate(zip(self.tokens, self.types, strict=True))
+            if kind in (CONTROL, UNKNOWN) or token in ends
+        }
 
     def error(self, key: str, what: str) -> ModelFileError:
         return ModelFileError(self.file, f"tokenizer.ggml.{key} {what}")
@@ -69,14 +86,23 @@ class _Metadata:
         return value
 
     def token_id(self, name: str) -> int | None:
-        key = f"{name}_token_id"
-        value: int | None = self.scalar(key, int)
-        # -1 in its unsigned spelling means "none"
-        if value in (-1, 0xFFFFFFFF):
+        """The id under `name`, else llama.cpp's default if there is such a token."""
+        value: int | None = self.scalar(f"{name}_token_id", int)
+        if value is not None and 0 <= value < len(self.tokens):
+            return value
+        model = str(self._values.get("tokenizer.ggml.model"))
+        default = DEFAULT_IDS.get(model, {}).get(name)
+        if default is None or default >= len(self.tokens):
             return None
-        if value is not None and not 0 <= value < len(self.tokens):
-            raise self.error(key, f"is {value}, outside the vocabulary of {len(self.tokens)}")
-        return value
+        return default if model == "llama" or self.types[default] == CONTROL else None
+
+    def around(self, name: str, default: bool) -> int | None:
+        """The token that goes before (bos) or after (eos) a prompt, None where none does."""
+        if not self.scalar(f"add_{name}_token", bool, default):
+            return None
+        if self.ids[name] is None:
+            raise self.error(f"{name}_token_id", f"is missing, and each prompt needs it (add_{name}_token)")
+        return self.ids[name]
 
     def vocab(self, keep: int | None = None) -> dict[str, int]:
         """Token → id for the model that merges. Special tokens, but `keep`, stand under names that no text spells."""
@@ -105,7 +131,7 @@ def parts_from_metadata(file: str, metadata: dict[str, Any]) -> TokenizerParts:
 
 def _byte_level(meta: _Metadata) -> TokenizerParts:
     from tokenizers import Tokenizer as Backend
-    from tokenizers import models
+    from tokenizers import models, normalizers
 
     name = meta.scalar("pre", str, "default")
     kind = KINDS.get(name)
@@ -120,6 +146,8 @@ def _byte_level(meta: _Metadata) -> TokenizerParts:
     vocab = meta.vocab()
     backend = Backend(_model(meta, models.BPE, vocab=vocab, merges=pairs, ignore_merges=kind.ignore_merges))
     backend.pre_tokenizer = build(kind)
+    if kind.nfc:
+        backend.normalizer = normalizers.NFC()
     return _finish(meta, backend, byte_level_piece, kind.add_bos, strips_space=False)
 
 
@@ -198,8 +226,8 @@ def _finish(
             return tokens[token_id].encode()
         return spelling(tokens[token_id])
 
-    before = ids["bos"] if meta.scalar("add_bos_token", bool, add_bos) else None
-    after = ids["eos"] if meta.scalar("add_eos_token", bool, False) else None
+    before = meta.around("bos", add_bos)
+    after = meta.around("eos", False)
     return TokenizerParts(
         backend=backend,
         piece=piece,
@@ -216,9 +244,15 @@ def _finish(
 
 
 def _end_ids(ids: dict[str, int | None], added: tuple[AddedToken, ...]) -> frozenset[int]:
-    found = {token.content: token.id for token in added if token.special and token.content in END_OF_TURN}
-    if "<|return|>" in found and "<|call|>" in found:
-        # The harmony format: <|end|> ends a message, not the turn.
+    special = {token.content: token.id for token in added if token.special}
+    found = {content: i for content, i in special.items() if content in END_OF_GENERATION}
+    if found.keys() >= {"<|return|>", "<|call|>"} or found.keys() >= {"<|flush|>", "<|calls|>"}:
+        # The harmony format and its kin: <|end|> ends a message, not the turn.
         found.pop("<|end|>", None)
-    ends = {i for name in ("eos", "eot", "eom") if (i := ids[name]) is not None}
+    if "<|tool_response>" in found:
+        found.pop("</s>", None)
+    for name, contents in FILL_IN_END.items():
+        if ids[name] is None:
+            found.update({content: special[content] for content in contents if content in special})
+    ends = {i for name in ("eos", "eot", "eom", *FILL_IN_END) if (i := ids[name]) is not None}
     return frozenset(ends | set(found.values()))

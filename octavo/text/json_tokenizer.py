@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from octavo.errors import ModelFileError
+from octavo.modelfiles.generation import end_ids
 from octavo.modelfiles.jsonfile import read_object
 from octavo.text.parts import AddedToken, TokenizerParts, byte_level_piece, sentencepiece_piece
 
@@ -106,16 +107,8 @@ def _special_names(folder: Path, config: dict[str, Any]) -> dict[str, str]:
 
 def _eos_ids(folder: Path, backend: Any, names: dict[str, str]) -> frozenset[int]:
     """The tokenizer's own end token and those that generation_config.json and config.json add."""
-    ids: set[int] = set()
-    if "eos_token" in names:
-        ids.add(backend.token_to_id(names["eos_token"]))
-    for file in ("generation_config.json", "config.json"):
-        value = read_object(folder / file).get("eos_token_id") if (folder / file).is_file() else None
-        values = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(type(v) is int and v >= 0 for v in values):
-            raise ModelFileError(file, f"eos_token_id is {value!r}; expected token ids")
-        ids.update(values)
-    return frozenset(ids)
+    own = {backend.token_to_id(names["eos_token"])} if "eos_token" in names else set()
+    return frozenset(own.union(end_ids(folder)))
 
 
 def _affixes(backend: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -54,32 +54,33 @@ _DEEPSEEK3 = (
 @dataclass(frozen=True)
 class Kind:
     """`patterns`: applied in order. `ignore_merges`: a word that is a token is that token, whatever the merges say.
-    `add_bos`: a BOS is put in front when the file does not say."""
+    `add_bos`: a BOS is put in front when the file does not say. `nfc`: texts are composed first (Unicode's NFC), as the
+    same tokenizer's tokenizer.json does; GGUF files do not say."""
 
     patterns: tuple[str, ...]
     ignore_merges: bool = False
     add_bos: bool = False
+    nfc: bool = False
 
 
 _KINDS: dict[tuple[str, ...], Kind] = {
     ("default",): Kind((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
     (
-        *("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "gigachat", "a.x-4.0", "mellum", "exaone4"),
+        *("gpt-2", "phi-2", "jais", "trillion", "gigachat", "a.x-4.0", "mellum", "exaone4"),
         *("granite-docling", "jina-es", "jina-de", "jina-v1-en", "jina-v2-es", "jina-v2-de", "jina-v2-code"),
-        *("roberta-bpe", "modern-bert"),
+        "roberta-bpe",
     ): Kind((_GPT2,)),
-    ("starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b", "mellum2"): Kind(
-        (r"\p{N}", _GPT2)
-    ),
+    ("olmo", "mpt", "modern-bert"): Kind((_GPT2,), nfc=True),
+    ("command-r",): Kind((r"\p{N}", _GPT2), nfc=True),
+    ("starcoder", "refact", "smollm", "codeshell", "exaone", "minerva-7b", "mellum2"): Kind((r"\p{N}", _GPT2)),
     ("falcon",): Kind((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]")),
     ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"): Kind(
         (_LLAMA3,), ignore_merges=True, add_bos=True
     ),
     ("dbrx", "smaug-bpe", "chatglm-bpe", "glm4"): Kind((_LLAMA3,)),
-    ("qwen2", "deepseek-r1-qwen", "stablelm2", "kormo", "f2llmv2", "megrez", "hunyuan", "solar-open", "grok-2"): Kind(
-        (_QWEN2,)
-    ),
-    ("qwen35",): Kind((_QWEN35,)),
+    ("qwen2", "deepseek-r1-qwen"): Kind((_QWEN2,), nfc=True),
+    ("stablelm2", "kormo", "f2llmv2", "megrez", "hunyuan", "solar-open", "grok-2"): Kind((_QWEN2,)),
+    ("qwen35",): Kind((_QWEN35,), nfc=True),
     ("deepseek-llm",): Kind(
         (
             r"[\r\n]",

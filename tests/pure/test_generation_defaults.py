@@ -11,7 +11,7 @@ import pytest
 
 from octavo.errors import ModelFileError
 from octavo.modelfiles.files import locate
-from octavo.modelfiles.generation import sampling_defaults
+from octavo.modelfiles.generation import end_ids, sampling_defaults
 from octavo.types import SamplingParams
 
 
@@ -39,6 +39,14 @@ def test_folder(tmp_path: Path) -> None:
 def test_folder_says_nothing(tmp_path: Path) -> None:
     assert sampling_defaults(locate(folder(tmp_path, None))) == SamplingParams()
     assert sampling_defaults(locate(folder(tmp_path, '{"eos_token_id": 3}'))) == SamplingParams(stop_token_ids=[3])
+
+
+def test_end_ids_without_a_row_in_the_model_are_left_out(tmp_path: Path) -> None:
+    """They can never be sampled; as stop ids they would be refused with every request."""
+    files = locate(folder(tmp_path, '{"eos_token_id": [2, 99999, -1]}'))
+    (tmp_path / "config.json").write_text('{"vocab_size": 100, "eos_token_id": [7, 100]}')
+    assert sampling_defaults(files).stop_token_ids == [2]
+    assert end_ids(tmp_path) == [2, 7]
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,73 @@ def test_end_of_turn_tokens_are_all_stops() -> None:
     assert byte_level(eot_token_id=5, eom_token_id=2).eos_ids == {1, 2, 3, 4, 5}
 
 
+@pytest.mark.parametrize("kind", [1, 3, 4])
+def test_end_of_turn_whatever_its_type_and_the_eos_id_say(kind: int) -> None:
+    """llama.cpp makes a control token of it, so that a user's text cannot spell it either."""
+    names = [
+        "[EOT]",
+        "[EOS]",
+        "_<EOT>",
+        "<end_of_utterance>",
+        "<eos>",
+        "<turn|>",
+        "<|calls|>",
+        "<|fim_pad|>",
+        "<|file_sep|>",
+    ]
+    metadata = byte_level_metadata(eos_token_id=None)
+    metadata["tokenizer.ggml.tokens"][-1:] = names
+    types = metadata["tokenizer.ggml.token_type"]
+    types[2:5] = [kind] * 3
+    types[-1:] = [kind] * len(names)
+    tokenizer = Tokenizer(parts_from_metadata("tiny.gguf", metadata))
+    ends = [tokenizer.special_id(name) for name in ("</s>", "<|im_end|>", "<|eot_id|>", *names)]
+    assert tokenizer.eos_ids == set(ends)
+    assert not tokenizer.eos_ids & set(tokenizer.encode("x<|im_end|>[EOT]<|fim_pad|>"))
+    assert tokenizer.decode([3, 4]) == ""
+
+
+def test_which_names_do_not_end_a_turn() -> None:
+    """As llama.cpp has it: harmony's and its kin's <|end|>, and </s> beside <|tool_response>; a file's own fill-in
+    tokens take the place of those known by name."""
+
+    def ends(*names: str, **changes: Any) -> set[str]:
+        metadata = byte_level_metadata(eos_token_id=None, **changes)
+        tokens = metadata["tokenizer.ggml.tokens"]
+        tokens[1:5] = [f"<x{i}>" for i in range(4)]
+        tokens[-1:] = names
+        metadata["tokenizer.ggml.token_type"][-1:] = [3] * len(names)
+        return {tokens[i] for i in parts_from_metadata("tiny.gguf", metadata).eos_ids}
+
+    assert ends("<|end|>", "<|call|>") == {"<|end|>", "<|call|>"}
+    assert ends("<|end|>", "<|call|>", "<|return|>") == {"<|call|>", "<|return|>"}
+    assert ends("<|end|>", "<|calls|>", "<|flush|>") == {"<|calls|>", "<|flush|>"}
+    assert ends("</s>", "<|tool_response>") == {"<|tool_response>"}
+    assert ends("<PAD>", fim_pad_token_id=0) == {"<s>"}
+
+
+def test_ids_that_a_file_leaves_out_or_that_do_not_exist() -> None:
+    """llama.cpp's defaults: those of SentencePiece models; those of gpt2 are Falcon's, and a comma elsewhere."""
+    for value in (None, 10**6, -1, 0xFFFFFFFF):
+        left_out = sentencepiece(bos_token_id=value, eos_token_id=value, unknown_token_id=value)
+        assert (left_out.bos_id, left_out.eos_ids) == (1, {2})
+        assert left_out.encode("hello 日") == PIECES.encode("hello 日")
+        assert byte_level(eos_token_id=value, bos_token_id=value).bos_id is None
+    metadata = byte_level_metadata(eos_token_id=None, bos_token_id=None)
+    metadata["tokenizer.ggml.token_type"][11] = 3
+    falcon = parts_from_metadata("tiny.gguf", metadata)
+    assert falcon.bos_id == 11 and 11 in falcon.eos_ids
+
+
+@pytest.mark.parametrize("text", ["e\u0301", "\u1112\u1161\u11ab", "Vie\u0323\u0302t", "\u212b", "plain"])
+def test_qwens_texts_are_composed_as_in_its_tokenizer_json(text: str) -> None:
+    import unicodedata
+
+    composed = unicodedata.normalize("NFC", text)
+    assert byte_level(pre="qwen2").encode(text) == byte_level(pre="qwen2").encode(composed)
+    assert byte_level(pre="gpt-2").decode(byte_level(pre="gpt-2").encode(text)) == text
+
+
 def test_bos_and_eos_around_a_prompt() -> None:
     assert BYTE_LEVEL.encode("") == []
     assert byte_level(add_bos_token=True, add_eos_token=True).encode("hello")[::2] == [0, 1]
@@ -191,7 +258,8 @@ def test_a_context_limit_counts_bos() -> None:
         (byte_level_metadata(merges=["x zzz"]), "merges do not fit"),
         (byte_level_metadata(merges=["nospace"]), "merges do not fit"),
         (byte_level_metadata(token_type=[1]), "token_type has 1 entries"),
-        (byte_level_metadata(eos_token_id=10**6), "eos_token_id is 1000000, outside"),
+        (byte_level_metadata(add_eos_token=True, eos_token_id=10**6), "eos_token_id is missing, and each prompt needs"),
+        (byte_level_metadata(pre="llama-bpe", bos_token_id=None), "bos_token_id is missing, and each prompt needs"),
         (byte_level_metadata(add_bos_token="yes"), "add_bos_token is 'yes'"),
         (sentencepiece_metadata(scores=None), "scores is missing"),
     ],
@@ -255,7 +323,7 @@ def test_a_folder_without_or_with_a_broken_tokenizer(tmp_path: Path) -> None:
 def test_the_demo_model(demo_gguf: Path) -> None:
     tokenizer = Tokenizer.load(ModelFiles("demo", demo_gguf))
     assert tokenizer.vocab_size == 49152
-    assert tokenizer.eos_ids == {0, 2}
+    assert tokenizer.eos_ids == {0, 2, 4}  # and <reponame>, as in llama.cpp
     ids = tokenizer.encode("Hello 😀 2024 <|im_end|>")
     assert 2 not in ids
     assert tokenizer.decode(ids) == "Hello 😀 2024 <|im_end|>"
