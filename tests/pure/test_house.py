@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tools import floors
+
 ROOT = Path(__file__).parents[2]
 CODE = ROOT / "octavo"
 
@@ -141,6 +143,22 @@ def test_imports_point_down(name: str) -> None:
         if room(found.target) != here and not permits(MAY_IMPORT[here] + late, found.target):
             wrong.append(f"line {found.line}: octavo.{found.target}")
     assert not wrong, f"octavo.{name} ({here}) may not import " + "; ".join(wrong)
+
+
+SERVER_FLOORS = 14
+"""At most so many files of server/ in a chain of imports; 7 is the aim."""
+SERVER_STILL_UPWARD = {
+    ("core.errors", "faces.anthropic.errors"),
+    ("core.serving", "faces.openai.responses.store"),
+    ("core.turns", "http.decode"),
+}
+"""Imports from a wing above that are still to go; none may be added."""
+
+
+def test_the_wings_of_the_server_point_down() -> None:
+    server = floors.now()
+    assert set(server.upward) <= SERVER_STILL_UPWARD, "core ← http ← faces ← app, routes, process"
+    assert len(server.longest_chain) <= SERVER_FLOORS, " → ".join(server.longest_chain)
 
 
 def test_the_table_itself_points_down() -> None:
