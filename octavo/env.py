@@ -31,6 +31,12 @@ def cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "octavo"
 
 
+def runtime_dir() -> Path | None:
+    """The user's own folder for sockets and the like, which ends with the session."""
+    named = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(named) if named else None
+
+
 def faults() -> dict[str, int]:
     """Parse OCTAVO_FAULTS into {name: number}; unknown names are errors."""
     from octavo.errors import ConfigError

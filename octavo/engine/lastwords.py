@@ -14,14 +14,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
-from octavo.wire.endpoint import check_endpoint
+from octavo.wire.endpoint import CRASH_SUFFIX, check_endpoint
 
 MOST_CHARACTERS = 20_000
 
 
 class LastWords:
     def __init__(self, endpoint: str) -> None:
-        self._path = check_endpoint(endpoint) + ".crash"
+        self._path = check_endpoint(endpoint) + CRASH_SUFFIX
         self._file: TextIO | None = None
 
     def of_predecessor(self) -> tuple[str, str]:

@@ -31,12 +31,11 @@ from octavo.engine.watchdog import Watchdog
 from octavo.executor import choose
 from octavo.modelfiles.facts import read_facts
 from octavo.modelfiles.hub import fetch
+from octavo.processes.signals import STOPPED_AT_ONCE, heeded
 from octavo.wire.plan import WorkerInfo
 from octavo.wire.sockets import SocketTransport
 
 logger = logging.getLogger(__name__)
-
-STOPPED_AT_ONCE = 130
 
 
 def main(
@@ -118,7 +117,7 @@ class _Stop:
         self._deadline: float | None = None
         self._loop: EngineLoop | None = None
         self._transport: SocketTransport | None = None
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in heeded():
             signal.signal(number, self._on_signal)
 
     def attach(self, loop: EngineLoop, transport: SocketTransport) -> None:

@@ -13,9 +13,7 @@ import hashlib
 import os
 import signal
 import socket
-import struct
 import subprocess
-import sys
 from collections import OrderedDict
 
 import msgspec
@@ -23,14 +21,14 @@ import msgspec
 from octavo.errors import QueueFull, RequestError, Unavailable
 from octavo.grammar.limits import CPU_S, Task
 from octavo.modelfiles.files import ModelFiles
+from octavo.processes import frames
+from octavo.processes.spawn import spawn
 
 MAX_WAITING = 64
 """Grammars that wait for their trial; more are refused."""
 START_S, WALL_S = 60.0, 20.0
 """The start of a child; one trial, on a machine so busy that its processor time takes long to come."""
 REMEMBERED_BYTES = 1 << 20
-_COMMAND = "import sys; sys.path[:] = {path!r}; from octavo.grammar.trial import main; main()"
-_LENGTH = struct.Struct("<I")
 _ENTRY_BYTES = 300
 """What an entry takes beside its message."""
 
@@ -124,12 +122,8 @@ class GrammarChecker:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         with theirs:
-            self._child = subprocess.Popen(
-                [sys.executable, "-c", _COMMAND.format(path=[path for path in sys.path if path])],
-                stdin=theirs.fileno(),
-                stdout=theirs.fileno(),
-                stderr=subprocess.DEVNULL,
-            )
+            end = theirs.fileno()
+            self._child = spawn("octavo.grammar.trial", stdin=end, stdout=end, stderr=subprocess.DEVNULL)
         self._socket = ours
         task = Task(parent=os.getpid(), name=self._files.name, path=str(self._files.path), vocab_size=self._vocab_size)
         try:
@@ -157,15 +151,4 @@ class GrammarChecker:
     async def _asked(self, data: bytes) -> bytes:
         """The child's answer."""
         assert self._socket is not None
-        await asyncio.get_running_loop().sock_sendall(self._socket, _LENGTH.pack(len(data)) + data)
-        return await self._read(*_LENGTH.unpack(await self._read(_LENGTH.size)))
-
-    async def _read(self, count: int) -> bytes:
-        assert self._socket is not None
-        data = bytearray()
-        while len(data) < count:
-            part = await asyncio.get_running_loop().sock_recv(self._socket, count - len(data))
-            if not part:
-                raise EOFError
-            data += part
-        return bytes(data)
+        return await frames.ask(self._socket, data)

@@ -7,14 +7,11 @@ much processor time, memory or stack ends it. Its stack is smaller than the engi
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import resource
 import signal
 import socket
-import struct
-import sys
 import threading
 from pathlib import Path
 
@@ -23,14 +20,14 @@ import msgspec
 from octavo.grammar.limits import CPU_S, Task
 from octavo.grammar.matcher import GrammarError, Vocabulary
 from octavo.modelfiles.files import locate
+from octavo.processes import frames
+from octavo.processes.lifeline import die_with_parent
 
 MEMORY = 512 << 20
 """Bytes that trials may take beside the vocabulary."""
 STACK = 2 << 20
 MAX_MESSAGE = 400
-_LENGTH = struct.Struct("<I")
 _PLACE = re.compile(r"^(?:at )?(\d+)\((\d+)\): ")
-_PR_SET_PDEATHSIG = 1
 
 
 def verdict(vocabulary: Vocabulary, grammar: str) -> str:
@@ -58,7 +55,6 @@ def readable(message: str, grammar: str) -> str:
 
 def main() -> None:
     """Entry point of the child; its end of the socket is standard input and output."""
-    _follow_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     connection = socket.socket(fileno=os.dup(0))
@@ -71,52 +67,27 @@ def main() -> None:
     worker.join()
 
 
-def _follow_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # elsewhere the end of the socket tells
-
-
 def _serve(connection: socket.socket) -> None:
     import setproctitle
 
     setproctitle.setproctitle("octavo-grammar")
     with contextlib.suppress(EOFError, OSError):
-        task = msgspec.json.decode(_receive(connection), type=Task)
-        if os.getppid() != task.parent:
-            return
+        task = msgspec.json.decode(frames.receive(connection), type=Task)
+        die_with_parent(task.parent)
         vocabulary = Vocabulary.load(locate(Path(task.path), task.name), task.vocab_size)
         verdict(vocabulary, 'start: %json {"type": "object"}')  # whatever is made once
         _limit_memory()
-        _send(connection, b"ready")
+        frames.send(connection, b"ready")
         while True:
-            grammar = _receive(connection).decode()
+            grammar = frames.receive(connection).decode()
             # When the time is up the signal's default action ends this process, wherever it is.
             signal.setitimer(signal.ITIMER_PROF, CPU_S)
             message = verdict(vocabulary, grammar)
             signal.setitimer(signal.ITIMER_PROF, 0)
-            _send(connection, message.encode())
+            frames.send(connection, message.encode())
 
 
 def _limit_memory() -> None:
     with contextlib.suppress(OSError, ValueError):  # where addresses cannot be limited
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
-
-
-def _send(connection: socket.socket, data: bytes) -> None:
-    connection.sendall(_LENGTH.pack(len(data)) + data)
-
-
-def _receive(connection: socket.socket) -> bytes:
-    (count,) = _LENGTH.unpack(_read(connection, _LENGTH.size))
-    return _read(connection, count)
-
-
-def _read(connection: socket.socket, count: int) -> bytes:
-    data = bytearray()
-    while len(data) < count:
-        part = connection.recv(count - len(data))
-        if not part:
-            raise EOFError
-        data += part
-    return bytes(data)

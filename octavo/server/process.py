@@ -1,6 +1,6 @@
 """The server process: the web application on a socket, from its first log line to its drained end.
 
-Started by the supervisor (with an inherited listening socket) or by `octavo serve --connect`. On SIGTERM or SIGINT it
+It serves on listening sockets that it inherits. On SIGTERM or SIGINT it
 stays reachable: new work is refused with 503, what runs may finish within the drain time-out, the rest gets an error
 event; then it leaves with 0. A second signal ends it at once.
 """
@@ -23,8 +23,9 @@ from octavo import log
 from octavo.client.engine import EngineClient
 from octavo.config import ServerConfig
 from octavo.config.tls import tls_context
-from octavo.errors import ConfigError, OctavoError
+from octavo.errors import OctavoError
 from octavo.modelfiles.files import ModelFiles
+from octavo.processes.listen import BACKLOG, url
 from octavo.server.app import create_app
 from octavo.server.http.connection import Bounds, protocol
 
@@ -32,23 +33,21 @@ logger = logging.getLogger("octavo.server")
 
 CLOSE_S = 2
 """How long connections get to take their last bytes after the drain."""
-BACKLOG = 2048
 SPARE_DESCRIPTORS = 64
 """For everything that is no connection."""
 
 
-def main(config: ServerConfig, endpoint: str, fd: int | None = None, model: ModelFiles | None = None) -> None:
-    """Serve until a signal. `endpoint`: the engine's; `fd`: a listening socket to take over; `model`: what the engine
+def main(config: ServerConfig, endpoint: str, fds: tuple[int, ...], model: ModelFiles | None = None) -> None:
+    """Serve until a signal. `endpoint`: the engine's; `fds`: listening sockets to take over; `model`: what the engine
     is expected to serve.
 
-    Raises ConfigError when the address cannot be bound or an option is wrong, and what makes the engine one that can
-    never be served.
+    Raises ConfigError when an option is wrong, and what makes the engine one that can never be served.
     """
     import setproctitle
 
     setproctitle.setproctitle("octavo-server")
     log.setup("server", config.log_level, config.log_format)
-    listener = socket.socket(fileno=fd) if fd is not None else bind(config)
+    listeners = [socket.socket(fileno=fd) for fd in fds]
     server: DrainingServer | None = None
 
     def fatal(error: OctavoError) -> None:
@@ -59,33 +58,11 @@ def main(config: ServerConfig, endpoint: str, fd: int | None = None, model: Mode
     app = create_app(EngineClient(endpoint, on_fatal=fatal, model=model), config)
     server = DrainingServer(app, config)
     _allow_descriptors(config.max_connections + SPARE_DESCRIPTORS)
-    host, port = listener.getsockname()[:2]
-    scheme = "https" if config.ssl_certfile else "http"
-    logger.info("listening on %s://%s:%d", scheme, f"[{host}]" if ":" in str(host) else host, port)
-    server.run(sockets=[listener])
+    where = [url(listener, is_tls=config.ssl_certfile is not None) for listener in listeners]
+    logger.info("listening on %s", " and ".join(where))
+    server.run(sockets=listeners)
     if server.fatal is not None:
         raise server.fatal
-
-
-def bind(config: ServerConfig) -> socket.socket:
-    """A listening socket at host and port. Raises ConfigError that says why not."""
-    listener: socket.socket | None = None
-    try:
-        family, kind, number, _, address = socket.getaddrinfo(
-            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, number)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(BACKLOG)
-    except OSError as error:
-        if listener is not None:
-            listener.close()
-        reason = error.strerror or str(error)
-        raise ConfigError(
-            f"cannot listen on {config.host}:{config.port}: {reason}; choose another --port or --host"
-        ) from None
-    return listener
 
 
 def _allow_descriptors(wanted: int) -> None:

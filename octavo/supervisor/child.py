@@ -9,18 +9,17 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 
 import msgspec
 
 from octavo.env import without_keys
+from octavo.processes.spawn import spawn
 from octavo.supervisor.entry import Spec
 
 logger = logging.getLogger(__name__)
 
-_COMMAND = "import sys; sys.path[:] = {path!r}; from octavo.supervisor.entry import main; main()"
 STARTUP_CODES = range(2, 6)
 """Exit codes of errors that a restart does not mend (errors.py)."""
 MAX_FAILED_STARTS = 3
@@ -82,14 +81,13 @@ class Child:
     def start(self) -> None:
         read, write = os.pipe()
         spec = self._make_spec(write)
-        command = _COMMAND.format(path=[path for path in sys.path if path])
         # A session of its own: the terminal's Ctrl-C reaches the supervisor alone, which ends its children in order.
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", command],
+        self._process = spawn(
+            "octavo.supervisor.entry",
             stdin=subprocess.PIPE,
             pass_fds=(*self._fds, write),
             env=without_keys(),
-            start_new_session=True,
+            own_session=True,
         )
         os.close(write)
         self._ready_read = read

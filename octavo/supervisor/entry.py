@@ -17,7 +17,8 @@ from octavo import log
 from octavo.config.engine import EngineConfig, ServerConfig
 from octavo.errors import OctavoError
 from octavo.modelfiles.files import ModelFiles
-from octavo.supervisor.lifeline import die_with_parent
+from octavo.processes.lifeline import die_with_parent
+from octavo.processes.signals import obey_parent
 
 
 class EngineSpec(msgspec.Struct, tag="engine", frozen=True, kw_only=True):
@@ -38,8 +39,8 @@ class ServerSpec(msgspec.Struct, tag="server", frozen=True, kw_only=True):
     endpoint: str
     config: ServerConfig
     ready_fd: int
-    listen_fd: int
-    """The listening TCP socket."""
+    listen_fds: tuple[int, ...]
+    """The listening TCP sockets."""
     model: tuple[str, str] | None = None
     """Name and path of what the engine will serve, where that is known."""
 
@@ -49,6 +50,7 @@ Spec = EngineSpec | ServerSpec
 
 def main() -> None:
     """Entry point of a child process."""
+    obey_parent()
     spec = msgspec.json.decode(sys.stdin.buffer.read(), type=Spec)
     die_with_parent(spec.parent)
 
@@ -83,7 +85,7 @@ def _server(spec: ServerSpec, ready: Callable[[], None]) -> int:
 
     ready()
     model = None if spec.model is None else ModelFiles(spec.model[0], Path(spec.model[1]))
-    process.main(spec.config, spec.endpoint, spec.listen_fd, model)
+    process.main(spec.config, spec.endpoint, spec.listen_fds, model)
     return 0
 
 

@@ -27,17 +27,17 @@ from octavo.modelfiles.facts import read_facts
 from octavo.modelfiles.files import ModelFiles
 from octavo.modelfiles.hub import fetch
 from octavo.modelfiles.hub.progress import console_progress
+from octavo.processes.folder import RuntimeFolder
+from octavo.processes.listen import is_loopback, listen, url
+from octavo.processes.signals import STOP, STOPPED_AT_ONCE, heeded, let_through
 from octavo.supervisor.child import Child
 from octavo.supervisor.entry import EngineSpec, ServerSpec
-from octavo.supervisor.listen import is_loopback, listen, url
-from octavo.wire.endpoint import check_endpoint, private_endpoint
+from octavo.wire.endpoint import check_endpoint, endpoint_in, meeting_place
 
 logger = logging.getLogger(__name__)
 
 GRACE_S = 3.0
 """What a child gets beyond its drain time-out before it is killed."""
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-STOPPED_AT_ONCE = 130
 
 
 def run(config: EngineConfig, server: ServerConfig) -> int:
@@ -48,24 +48,27 @@ def run(config: EngineConfig, server: ServerConfig) -> int:
     server = with_keys_read(server)
     is_tls = tls_context(server) is not None
     with ExitStack() as stack:
-        listener = stack.enter_context(listen(server.host, server.port))
-        address = url(listener, is_tls)
-        if not is_loopback(listener) and not server.api_key:
+        listeners = [stack.enter_context(listener) for listener in listen(server.host, server.port)]
+        address = url(listeners[0], is_tls)
+        if not server.api_key and not all(map(is_loopback, listeners)):
             logger.warning("anyone who reaches %s may use it; --api-key or --api-key-file closes it", address)
-        files = None
+        files = folder = None
         if server.connect is not None:
             check_endpoint(server.connect)
             endpoint = server.connect
         else:
             files, config = _check_model(config, as_log=server.log_format == "json")
-            endpoint = stack.enter_context(private_endpoint())
-        children = [_server_child(server, endpoint, listener.fileno(), files)]
-        if server.connect is None:
-            children.append(_engine_child(config, server, endpoint))
+            folder = stack.enter_context(meeting_place())
+            endpoint = endpoint_in(folder)
+        fds = tuple(listener.fileno() for listener in listeners)
+        children = [_server_child(server, endpoint, fds, files)]
+        if folder is not None:
+            children.append(_engine_child(config, server, folder))
         signals = stack.enter_context(_caught_signals())
         try:
             code = Supervisor(children, signals, server.drain_timeout, address).run()
-            listener.close()
+            for listener in listeners:
+                listener.close()
             return code
         finally:
             for child in children:
@@ -83,22 +86,23 @@ def _check_model(config: EngineConfig, *, as_log: bool) -> tuple[ModelFiles, Eng
     return files, config if device == "cpu" else msgspec.structs.replace(config, device=device)
 
 
-def _server_child(server: ServerConfig, endpoint: str, fd: int, files: ModelFiles | None) -> Child:
+def _server_child(server: ServerConfig, endpoint: str, fds: tuple[int, ...], files: ModelFiles | None) -> Child:
     model = None if files is None else (files.name, str(files.path.resolve()))
 
     def make_spec(ready_fd: int) -> ServerSpec:
         return ServerSpec(
-            parent=os.getpid(), endpoint=endpoint, config=server, ready_fd=ready_fd, listen_fd=fd, model=model
+            parent=os.getpid(), endpoint=endpoint, config=server, ready_fd=ready_fd, listen_fds=fds, model=model
         )
 
-    return Child("server", make_spec, fds=(fd,))
+    return Child("server", make_spec, fds=fds)
 
 
-def _engine_child(config: EngineConfig, server: ServerConfig, endpoint: str) -> Child:
+def _engine_child(config: EngineConfig, server: ServerConfig, folder: RuntimeFolder) -> Child:
     def make_spec(ready_fd: int) -> EngineSpec:
+        folder.restore()
         return EngineSpec(
             parent=os.getpid(),
-            endpoint=endpoint,
+            endpoint=endpoint_in(folder),
             config=config,
             ready_fd=ready_fd,
             drain_timeout=server.drain_timeout,
@@ -113,11 +117,13 @@ def _engine_child(config: EngineConfig, server: ServerConfig, endpoint: str) -> 
 
 @contextmanager
 def _caught_signals() -> Iterator[int]:
-    """→ a descriptor that gives one byte per signal, its number. Also SIGCHLD: a child that dies wakes the loop."""
+    """→ a descriptor that gives one byte per signal, its number; ignored ones stay so. Also SIGCHLD: a child that dies
+    wakes the loop."""
+    let_through()
     read, write = os.pipe()
     os.set_blocking(read, False)
     os.set_blocking(write, False)
-    before = {number: signal.signal(number, lambda *_: None) for number in (*STOP_SIGNALS, signal.SIGCHLD)}
+    before = {number: signal.signal(number, lambda *_: None) for number in (*heeded(), signal.SIGCHLD)}
     old_fd = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     try:
         yield read
@@ -147,7 +153,7 @@ class Supervisor:
             child.start()
         while True:
             for number in self._wait():
-                if number not in STOP_SIGNALS:
+                if number not in STOP:
                     continue
                 if self._stopping:
                     logger.warning("second signal: stopping at once")

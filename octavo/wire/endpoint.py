@@ -6,24 +6,23 @@ can reach the socket, and an engine that listens keeps its path.
 
 from __future__ import annotations
 
-import fcntl
 import os
-import shutil
 import socket
-import stat
-import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from octavo.errors import ConfigError
+from octavo.processes.folder import RuntimeFolder
+from octavo.processes.listen import listen_unix
 
 SCHEME = "ipc://"
 MAX_PATH_BYTES = 107
 """A Unix socket's address holds 108 bytes, the last of them NUL."""
 BACKLOG = 128
-_PREFIX = "octavo-"
+_SOCKET = "engine"
+CRASH_SUFFIX = ".crash"
+"""Of the file beside the socket in which an engine that breaks down leaves its last words."""
 
 
 def check_endpoint(endpoint: str) -> str:
@@ -36,67 +35,31 @@ def check_endpoint(endpoint: str) -> str:
     return path
 
 
+def meeting_place(where: list[Path] | None = None) -> RuntimeFolder:
+    """A folder for an endpoint. Raises ConfigError when none can be made."""
+    return RuntimeFolder((_SOCKET, _SOCKET + CRASH_SUFFIX), where)
+
+
+def endpoint_in(folder: RuntimeFolder) -> str:
+    return f"{SCHEME}{folder.path}/{_SOCKET}"
+
+
 @contextmanager
-def private_endpoint(folder: Path | None = None) -> Iterator[str]:
-    """An endpoint inside a new folder that only this user may enter (0700), removed at the end. `folder`: where,
-    instead of the folder for temporary files. Folders that killed processes left behind are removed on the way."""
-    where = next(
-        path
-        for path in [folder or Path(tempfile.gettempdir()), Path("/tmp")]
-        if len(os.fsencode(path / _PREFIX)) + 32 <= MAX_PATH_BYTES or path == Path("/tmp")
-    )
-    _remove_stale(where)
-    inside = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=where))
-    lock = (inside / "lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield f"{SCHEME}{inside}/engine"
-    finally:
-        lock.close()
-        shutil.rmtree(inside, ignore_errors=True)
-
-
-def _remove_stale(where: Path) -> None:
-    """A folder is stale when it is ours, old enough to be complete, and nobody holds its lock."""
-    for folder in where.glob(f"{_PREFIX}*"):
-        with suppress(OSError):
-            status = folder.lstat()
-            if status.st_uid != os.getuid() or time.time() - status.st_mtime < 60:
-                continue
-            with (folder / "lock").open("r+") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
+def private_endpoint(where: Path | None = None) -> Iterator[str]:
+    """An endpoint inside a new folder that only this user may enter, removed at the end. `where`: in which folder,
+    instead of the one for temporary files, if a socket's path can be so long."""
+    with meeting_place(None if where is None else [where, Path("/tmp")]) as folder:
+        yield endpoint_in(folder)
 
 
 def listen(path: str) -> socket.socket:
     """A listening, non-blocking socket that only this user may use. What a killed engine left at the path is replaced.
     Raises ConfigError when an engine listens there, or nobody can."""
-    _refuse_taken(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.setblocking(False)
-    umask = os.umask(0o177)
     try:
-        with suppress(FileNotFoundError):
-            if stat.S_ISSOCK(Path(path).lstat().st_mode):
-                Path(path).unlink()
-        listener.bind(path)
-        listener.listen(BACKLOG)
+        return listen_unix(path, BACKLOG)
+    except FileExistsError:
+        raise ConfigError(
+            f"endpoint {SCHEME}{path}: another engine listens there; stop it or choose another path"
+        ) from None
     except OSError as error:
-        listener.close()
         raise ConfigError(f"endpoint {SCHEME}{path}: cannot listen there: {error.strerror}") from None
-    finally:
-        os.umask(umask)
-    return listener
-
-
-def _refuse_taken(path: str) -> None:
-    """Binding anew would silently take the path from an engine that already listens there."""
-    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    probe.settimeout(1.0)
-    try:
-        probe.connect(path)
-    except OSError:
-        return
-    finally:
-        probe.close()
-    raise ConfigError(f"endpoint {SCHEME}{path}: another engine listens there; stop it or choose another path")

@@ -15,15 +15,15 @@ import logging
 import os
 import select
 import socket
-import struct
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
+from octavo.processes.frames import HEADER, frame, take
 from octavo.wire.endpoint import check_endpoint, listen
 from octavo.wire.messages import PROTOCOL_VERSION, Bye, Failed, Hello, ToClient, ToEngine
 
@@ -38,7 +38,6 @@ LINGER_S = 0.2
 """How long closing waits for a peer to take what was sent."""
 RECEIVE_BYTES = 256 << 10
 VERSION_MISMATCH = "version_mismatch"
-_HEADER = struct.Struct("<I")
 
 
 class _Peer:
@@ -76,7 +75,7 @@ class SocketTransport:
         self._num_peers = 0
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
-        self._frame = bytearray(_HEADER.size)
+        self._frame = bytearray(HEADER.size)
         self._next_complaint = 0.0
 
     def wake(self) -> None:
@@ -110,8 +109,8 @@ class SocketTransport:
         if peer is None:
             return
         frame = self._frame
-        self._encoder.encode_into(message, frame, _HEADER.size)
-        _HEADER.pack_into(frame, 0, len(frame) - _HEADER.size)
+        self._encoder.encode_into(message, frame, HEADER.size)
+        HEADER.pack_into(frame, 0, len(frame) - HEADER.size)
         if peer.outbox:
             peer.outbox.append(bytes(frame))
             if len(peer.outbox) > self._queue:
@@ -171,7 +170,7 @@ class SocketTransport:
             return
         peer.inbox += data
         try:
-            for payload in _payloads(peer.inbox):
+            for payload in take(peer.inbox, MAX_MESSAGE_BYTES):
                 message = self._decode(peer.key, payload)
                 if message is not None:
                     found.append((peer.key, message))
@@ -223,25 +222,6 @@ class SocketTransport:
             logger.warning("%s", text)
 
 
-def _payloads(inbox: bytearray) -> Iterator[bytes]:
-    """The whole messages at the front of `inbox`, which are taken out of it. Raises ValueError on one that is too
-    large to be a message."""
-    at = 0
-    try:
-        while len(inbox) - at >= _HEADER.size:
-            (size,) = _HEADER.unpack_from(inbox, at)
-            if size > MAX_MESSAGE_BYTES:
-                raise ValueError(f"a peer announced {size} bytes; messages have at most {MAX_MESSAGE_BYTES}")
-            end = at + _HEADER.size + size
-            if len(inbox) < end:
-                return
-            payload = bytes(inbox[at + _HEADER.size : end])
-            at = end
-            yield payload
-    finally:
-        del inbox[:at]
-
-
 class SocketConnection:
     """The client's end, on the running event loop; reconnects by itself.
 
@@ -284,7 +264,7 @@ class SocketConnection:
             return False
         payload = self._encoder.encode(message)
         waiting = bool(self._outbox)
-        self._outbox += _HEADER.pack(len(payload)) + payload
+        self._outbox += frame(payload)
         if not waiting and not self._flush():
             self._loop.add_writer(self._socket.fileno(), self._on_writable)
         return True
@@ -354,7 +334,7 @@ class SocketConnection:
             self._on_lost()
             return
         self._inbox += data
-        for payload in _payloads(self._inbox):
+        for payload in take(self._inbox, MAX_MESSAGE_BYTES):
             try:
                 message = self._decoder.decode(payload)
             except (ValueError, RecursionError, msgspec.MsgspecError) as error:

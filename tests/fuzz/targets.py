@@ -31,6 +31,7 @@ from octavo.modelfiles.gguf import read_header as read_gguf
 from octavo.modelfiles.jsonfile import parse_object
 from octavo.modelfiles.safetensors import find_tensors
 from octavo.modelfiles.safetensors import read_header as read_safetensors
+from octavo.processes.frames import take
 from octavo.text import sandbox
 from octavo.text.channels import Channels, Content, Splitter, joined_calls
 from octavo.text.template import ChatTemplate
@@ -39,7 +40,7 @@ from octavo.text.toolcalls.registry import FAMILIES
 from octavo.text.toolcalls.tool import Tool
 from octavo.types import Message, StructuredOutputs, ToolCallDelta
 from octavo.wire.messages import ToClient, ToEngine
-from octavo.wire.sockets import _payloads
+from octavo.wire.sockets import MAX_MESSAGE_BYTES
 
 
 @cache
@@ -232,7 +233,7 @@ _DECODERS: list[msgspec.msgpack.Decoder[Any]] = [msgspec.msgpack.Decoder(ToEngin
 def wire(data: bytes) -> None:
     inbox = bytearray(data)
     try:
-        for payload in _payloads(inbox):
+        for payload in take(inbox, MAX_MESSAGE_BYTES):
             for decoder in _DECODERS:
                 with suppress(ValueError, RecursionError, msgspec.MsgspecError):
                     decoder.decode(payload)

@@ -16,12 +16,12 @@ import pytest
 from served import wait_until
 
 from octavo.config import EngineConfig
-from octavo.errors import ConfigError
+from octavo.processes import spawn as spawn_module
+from octavo.processes.signals import STOPPED_AT_ONCE
 from octavo.supervisor import child as child_module
 from octavo.supervisor.child import Child
 from octavo.supervisor.entry import EngineSpec
-from octavo.supervisor.listen import is_loopback, listen, url
-from octavo.supervisor.supervisor import STOPPED_AT_ONCE, Supervisor, _caught_signals
+from octavo.supervisor.supervisor import Supervisor, _caught_signals
 
 READY = "import os, sys, json, time, signal; spec = json.load(sys.stdin); os.write(spec['ready_fd'], b'r'); "
 SLEEP = "time.sleep(60)"
@@ -35,11 +35,11 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Child]:
 
     class Coded(Child):
         def start(self) -> None:
-            monkeypatch.setattr(child_module, "_COMMAND", codes[self.name])
+            monkeypatch.setattr(spawn_module, "command", lambda _module: codes[self.name])
             super().start()
 
     def make_child(name: str, code: str) -> Child:
-        codes[name] = code.replace("{", "{{").replace("}", "}}")
+        codes[name] = code
 
         def make_spec(ready_fd: int) -> EngineSpec:
             return EngineSpec(
@@ -179,7 +179,7 @@ def test_second_signal_stops_at_once(make: Callable[..., Child]) -> None:
 def test_child_polls_for_its_parent_where_the_kernel_does_not_tell(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     child = (
-        "import os, sys, time; from octavo.supervisor import lifeline; sys.platform = 'elsewhere'; "
+        "import os, sys, time; from octavo.processes import lifeline; sys.platform = 'elsewhere'; "
         f"lifeline.POLL_S = 0.05; lifeline.die_with_parent(int(sys.argv[1])); open({str(pid_file)!r}, 'w').write("
         "str(os.getpid())); time.sleep(60)"
     )
@@ -190,17 +190,3 @@ def test_child_polls_for_its_parent_where_the_kernel_does_not_tell(tmp_path: Pat
         finally:
             process.kill()
     wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie", "its end")
-
-
-def test_listening_socket() -> None:
-    with listen("127.0.0.1", 0) as listener:
-        assert url(listener).startswith("http://127.0.0.1:")
-        assert is_loopback(listener)
-        with pytest.raises(ConfigError, match="is in use; choose another with --port"):
-            listen("127.0.0.1", listener.getsockname()[1])
-    with listen("0.0.0.0", 0) as listener:
-        assert not is_loopback(listener)
-    with pytest.raises(ConfigError, match="--host"):
-        listen("256.1.1.1", 0)
-    with pytest.raises(ConfigError, match="cannot be used"):
-        listen("192.0.2.1", 0)

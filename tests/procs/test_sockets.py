@@ -51,23 +51,6 @@ def test_long_temporary_folder_is_not_used_for_sockets(tmp_path: Path) -> None:
         SocketTransport(address).close()
 
 
-def test_stale_folders_of_killed_processes_are_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)  # the path of a socket may be no longer than 107 bytes
-    where = Path()
-    stale, foreign = where / "octavo-stale", where / "octavo-other"
-    for folder in (stale, foreign):
-        folder.mkdir()
-        os.utime(folder, (1, 1))
-    (stale / "lock").touch()
-    os.utime(stale, (1, 1))
-    with private_endpoint(where) as first:
-        os.utime(Path(check_endpoint(first)).parent, (1, 1))
-        with private_endpoint(where):
-            assert Path(check_endpoint(first)).parent.exists()  # its process lives
-    assert not stale.exists()
-    assert foreign.exists()
-
-
 @pytest.mark.parametrize("wrong", ["tcp://127.0.0.1:1", "ipc://", "ipc://@abstract", "/tmp/x", "ipc://" + "x" * 108])
 def test_endpoints_that_cannot_be_are_refused(wrong: str) -> None:
     with pytest.raises(ConfigError, match="endpoint"):

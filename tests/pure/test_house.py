@@ -28,19 +28,22 @@ _MAY_IMPORT = {
     "types": "errors",
     "env": "errors",
     "log": "errors env",
+    "processes": "errors env",
     # what a model is, as files and numbers
     "modelfiles": f"{BASE}",
     "config": f"{BASE} modelfiles.facts",
     "modelfiles.hub": f"{BASE} config modelfiles",
     # what crosses between processes, and between the islands
-    "wire": "errors types",
-    "wire.sockets": f"{BASE} wire",
+    "wire": "errors types processes",
+    "wire.sockets": f"{BASE} processes wire",
     "text": f"{BASE} modelfiles",
-    "grammar": f"{BASE} modelfiles.files text",
+    "grammar": f"{BASE} processes modelfiles.files text",
     # the engine sees integers: no sockets, no tensors
     "engine": f"{BASE} config wire grammar executor.base",
     "engine.assembly": f"{BASE} config modelfiles.files wire grammar engine executor.base",
-    "engine.process": f"{BASE} config modelfiles modelfiles.hub wire wire.sockets engine engine.assembly executor",
+    "engine.process": (
+        f"{BASE} processes config modelfiles modelfiles.hub wire wire.sockets engine engine.assembly executor"
+    ),
     "executor": f"{BASE} config modelfiles wire",
     # towards the user
     "client": f"{BASE} config modelfiles wire wire.sockets text grammar",
@@ -48,11 +51,11 @@ _MAY_IMPORT = {
     "client.offline": f"{BASE} config modelfiles wire text client client.local client.offline_async executor",
     "client.offline_async": f"{BASE} config modelfiles wire text client client.local executor",
     "server": f"{BASE} octavo config wire text grammar client",
-    "server.process": f"{BASE} config modelfiles.files client server",
-    "supervisor": f"{BASE} config modelfiles modelfiles.hub wire wire.sockets",
+    "server.process": f"{BASE} processes config modelfiles.files client server",
+    "supervisor": f"{BASE} processes config modelfiles modelfiles.hub wire wire.sockets",
     "bench": f"{BASE} octavo config modelfiles modelfiles.hub wire text client client.local executor.base",
     "cli": (
-        f"{BASE} octavo config modelfiles modelfiles.hub text client client.offline"
+        f"{BASE} processes octavo config modelfiles modelfiles.hub text client client.offline"
         " server supervisor engine.process bench"
     ),
     "__main__": "cli",

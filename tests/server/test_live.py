@@ -20,10 +20,10 @@ from server_harness import HELLO, TEXT, Live, events, live
 
 from octavo.client.fake import FakeClient
 from octavo.config import ServerConfig
-from octavo.errors import ConfigError, ModelFileError, OctavoError
+from octavo.errors import ModelFileError, OctavoError
 from octavo.modelfiles.files import ModelFiles
+from octavo.processes.listen import listen
 from octavo.server import process as server_process
-from octavo.server.process import bind
 
 LONG = {"messages": HELLO, "temperature": 0, "max_tokens": 1500, "ignore_eos": True}
 
@@ -237,29 +237,21 @@ def test_engine_that_can_never_be_served_ends_the_process_with_its_error() -> No
             await super().start()
             self.on_fatal(ModelFileError("model.gguf", "its tokenizer is of an unknown kind"))
 
-    listener = bind(ServerConfig(port=0))
+    (listener,) = listen("127.0.0.1", 0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(server_process, "EngineClient", Broken)
         patch.setattr("octavo.log.setup", lambda *_: None)
         with pytest.raises(ModelFileError, match="unknown kind"):
-            server_process.main(ServerConfig(), "ipc://nowhere", listener.detach())
-
-
-def test_bind_says_why_not(server: Live) -> None:
-    with pytest.raises(ConfigError, match=f"127.0.0.1:{server.port}: Address already in use; choose another --port"):
-        bind(ServerConfig(port=server.port))
-    with pytest.raises(ConfigError, match="choose another --port or --host"):
-        bind(ServerConfig(host="203.0.113.7"))
-    with bind(ServerConfig(port=0)) as free:
-        assert free.getsockname()[1] > 0
+            server_process.main(ServerConfig(), "ipc://nowhere", (listener.detach(),))
 
 
 def test_process_without_an_engine_answers_and_ends_with_0() -> None:
-    with bind(ServerConfig(port=0)) as listener:
+    (listener,) = listen("127.0.0.1", 0)
+    with listener:
         port, fd = listener.getsockname()[1], listener.fileno()
         code = (
             "from octavo.config import ServerConfig; from octavo.server.process import main; "
-            f"main(ServerConfig(), 'ipc:///tmp/octavo-test-no-engine-{os.getpid()}', {fd})"
+            f"main(ServerConfig(), 'ipc:///tmp/octavo-test-no-engine-{os.getpid()}', ({fd},))"
         )
         process = subprocess.Popen([sys.executable, "-c", code], pass_fds=(fd,), stderr=subprocess.PIPE, text=True)
         try:

@@ -1,4 +1,4 @@
-"""A child that must not outlive its parent. Called first thing in every child of the supervisor."""
+"""A child that must not outlive its parent: first thing in every process that another of ours starts."""
 
 from __future__ import annotations
 
