@@ -1,5 +1,23 @@
-"""`python -m octavo` is the `octavo` command."""
+"""The `octavo` command, also as `python -m octavo`: what must be in order before anything else is imported."""
 
-from octavo.cli.app import main
+from __future__ import annotations
 
-main()
+import signal
+
+from octavo.processes.descriptors import open_standard
+
+
+def main() -> None:
+    """Entry point of the `octavo` command."""
+    open_standard()
+    if is_heeded := signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # an import that is interrupted ends the process without a word
+    from octavo.cli.app import main as run
+
+    if is_heeded:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    run()
+
+
+if __name__ == "__main__":
+    main()

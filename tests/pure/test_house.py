@@ -58,7 +58,7 @@ _MAY_IMPORT = {
         f"{BASE} processes octavo config modelfiles modelfiles.hub text client client.offline"
         " server supervisor engine.process bench"
     ),
-    "__main__": "cli",
+    "__main__": "processes cli",
     "octavo": "types errors",  # octavo/__init__.py: the public names, loaded when first asked for
     # the tensor island
     "kernels": "errors env",
