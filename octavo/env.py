@@ -67,6 +67,11 @@ def modelscope_token() -> str | None:
     return os.environ.get("MODELSCOPE_API_TOKEN") or None
 
 
+def modelscope_cache() -> Path:
+    """Where ModelScope's own library keeps what it has fetched."""
+    return Path(os.environ.get("MODELSCOPE_CACHE") or "~/.cache/modelscope").expanduser()
+
+
 def child_environment(**changes: str) -> dict[str, str]:
     """The environment for a child process: this one's, with `changes`."""
     return {**os.environ, **changes}

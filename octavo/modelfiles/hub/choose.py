@@ -1,13 +1,15 @@
-"""Which of a repository's files a model needs. Pure; called by snapshot.py with the listing of a hub."""
+"""Which of a repository's files a model needs, from the listing of a hub or of a folder."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection
 from fnmatch import fnmatchcase
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
-from octavo.errors import DownloadError
+from octavo.errors import DownloadError, ModelFileError
+from octavo.modelfiles.jsonfile import read_object
+from octavo.modelfiles.safetensors import INDEX_FILE
 
 _BESIDE_WEIGHTS = (
     "config.json",
@@ -58,9 +60,20 @@ def wanted(paths: Collection[str], gguf_file: str | None, label: str) -> list[st
 
 def _weights(paths: Collection[str]) -> list[str]:
     """The safetensors that Transformers would load; not other copies of the same weights beside them."""
-    index = "model.safetensors.index.json"
-    if index in paths:
-        return [index, *sorted(path for path in paths if _SHARD.fullmatch(path))]
+    if INDEX_FILE in paths:
+        return [INDEX_FILE, *sorted(path for path in paths if _SHARD.fullmatch(path))]
     if "model.safetensors" in paths:
         return ["model.safetensors"]
     return sorted(path for path in paths if path.endswith(".safetensors") and "/" not in path and is_safe(path))
+
+
+def missing_shards(folder: Path) -> list[str]:
+    """Files that the index in `folder` names and that are not there; the index itself where it cannot be read."""
+    if not (folder / INDEX_FILE).is_file():
+        return []
+    try:
+        places = read_object(folder / INDEX_FILE).get("weight_map")
+    except ModelFileError:
+        return [INDEX_FILE]
+    names = set(places.values()) if isinstance(places, dict) else {INDEX_FILE}
+    return sorted(str(name) for name in names if not (folder / str(name)).is_file())

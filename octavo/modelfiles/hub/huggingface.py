@@ -1,5 +1,6 @@
 """The Hugging Face Hub. Its own library lists files, holds the token and knows its cache; it is imported only when the
-hub has to be asked. The bytes come through transfer.py, which resumes across runs. Called by fetch.py.
+hub has to be asked. The bytes come through transfer.py, which resumes across runs. When the hub cannot be asked (no
+network, HF_HUB_OFFLINE), a complete copy in the library's cache is used.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from pathlib import Path
 from octavo import env
 from octavo.errors import DownloadError
 from octavo.modelfiles.files import ModelFiles
+from octavo.modelfiles.hub import caches
 from octavo.modelfiles.hub.progress import Progress
 from octavo.modelfiles.hub.snapshot import Listing, Wish, fetch_snapshot
 from octavo.modelfiles.hub.transfer import HttpError, RemoteFile, Unreachable
@@ -18,10 +20,12 @@ _TIMEOUT = 15.0
 
 def fetch(wish: Wish, progress: Progress) -> ModelFiles:
     """Raises DownloadError."""
-    return fetch_snapshot("huggingface", wish, lambda: _look_up(wish), lambda error: _explain(wish, error), progress)
+    return fetch_snapshot(
+        "huggingface", wish, lambda: _look_up(wish, progress), lambda error: _explain(wish, error), progress
+    )
 
 
-def _look_up(wish: Wish) -> Listing:
+def _look_up(wish: Wish, progress: Progress) -> Listing:
     import httpx2
     from huggingface_hub import HfApi, errors, get_token, hf_hub_url, try_to_load_from_cache
 
@@ -37,9 +41,12 @@ def _look_up(wish: Wish) -> Listing:
         raise DownloadError(f"{repo}: has no revision {wish.revision!r} on the Hugging Face Hub") from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
-        raise _explain(wish, HttpError(status, "")) from error
-    except (httpx2.HTTPError, OSError) as error:
-        raise _offline(repo, error) from error
+        failure = _explain(wish, HttpError(status, ""))
+        if status < 500:
+            raise failure from error
+        return _from_cache(wish, failure, progress)
+    except (httpx2.HTTPError, OSError) as error:  # also when HF_HUB_OFFLINE is set
+        return _from_cache(wish, _offline(repo, error), progress)
     commit = info.sha or ""
     files = []
     for entry in info.siblings or []:
@@ -60,6 +67,20 @@ def _look_up(wish: Wish) -> Listing:
     token = get_token()
     headers = {"User-Agent": "octavo"} | ({"Authorization": f"Bearer {token}"} if token else {})
     return Listing(commit, tuple(files), headers, cached)
+
+
+def _from_cache(wish: Wish, failure: DownloadError, progress: Progress) -> Listing:
+    """The copy in the library's own cache. Raises `failure`, with what is missing there, when it is of no use."""
+    from huggingface_hub import constants
+
+    if wish.refresh:
+        raise failure
+    try:
+        listing = caches.huggingface(wish, Path(constants.HF_HUB_CACHE))
+    except DownloadError as error:
+        raise DownloadError(f"{failure.message}; nor is it here: {error.message}") from None
+    progress.note(f"{wish.repo}: the Hugging Face Hub is not asked; using the copy in {constants.HF_HUB_CACHE}")
+    return listing
 
 
 def _gated(repo: str) -> DownloadError:

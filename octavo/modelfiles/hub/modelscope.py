@@ -1,4 +1,5 @@
-"""ModelScope by its plain HTTP API: list a model's files, fetch them through transfer.py. Called by fetch.py."""
+"""ModelScope by its plain HTTP API: list a model's files, fetch them through transfer.py. When it cannot be reached, a
+complete copy in the cache of its own library is used."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import msgspec
 from octavo import env
 from octavo.errors import DownloadError
 from octavo.modelfiles.files import ModelFiles
+from octavo.modelfiles.hub import caches
 from octavo.modelfiles.hub.progress import Progress
 from octavo.modelfiles.hub.snapshot import Listing, Wish, fetch_snapshot
 from octavo.modelfiles.hub.transfer import HttpError, RemoteFile, Unreachable, request
@@ -36,10 +38,26 @@ class _Answer(msgspec.Struct, rename="pascal"):
 
 def fetch(wish: Wish, progress: Progress) -> ModelFiles:
     """Raises DownloadError."""
-    return fetch_snapshot("modelscope", wish, lambda: _look_up(wish), lambda error: _explain(wish, error), progress)
+
+    def look_up() -> Listing:
+        try:
+            return _look_up(wish)
+        except (HttpError, Unreachable) as error:
+            failure = _explain(wish, error)
+            if wish.refresh or (isinstance(error, HttpError) and error.status < 500):
+                raise failure from error
+            try:
+                listing = caches.modelscope(wish)
+            except DownloadError as missing:
+                raise DownloadError(f"{failure.message}; nor is it here: {missing.message}") from None
+        progress.note(f"{wish.repo}: ModelScope is not asked; using the copy in {env.modelscope_cache()}")
+        return listing
+
+    return fetch_snapshot("modelscope", wish, look_up, lambda error: _explain(wish, error), progress)
 
 
 def _look_up(wish: Wish) -> Listing:
+    """Raises HttpError, Unreachable; DownloadError where ModelScope itself says no."""
     base = f"{env.modelscope_endpoint()}/api/v1/models/{quote(wish.repo)}/repo"
     revision = wish.revision or "master"
     headers = {"User-Agent": "octavo"}
@@ -49,10 +67,8 @@ def _look_up(wish: Wish) -> Listing:
         with request(f"{base}/files?" + urlencode({"Revision": revision, "Recursive": "true"}), headers) as answer:
             body = answer.read(_LONGEST_LISTING)
         listing = msgspec.json.decode(body, type=_Answer)
-    except (HttpError, Unreachable) as error:
-        raise _explain(wish, error) from error
     except (OSError, msgspec.DecodeError) as error:
-        raise _explain(wish, Unreachable(str(error))) from error
+        raise Unreachable(str(error)) from error
     if listing.code != 200 or listing.data is None:
         raise DownloadError(f"{wish.repo}: ModelScope refuses ({listing.code}): {listing.message[:200]}")
     files = tuple(
