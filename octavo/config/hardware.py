@@ -1,4 +1,4 @@
-"""What the machine offers this process: cores (affinity and cgroup quota respected), memory and GPUs. Torch-free."""
+"""What the machine offers this process: cores, memory (both within its control groups' limits) and GPUs. Torch-free."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 
+from octavo.config.cgroups import Limits, read_limits
 from octavo.config.gpus import Cuda, find_gpus
 
 
@@ -19,7 +20,7 @@ class Hardware:
     """Cores this process may use."""
     memory_total: int
     memory_available: int
-    """Bytes, the cgroup's limit respected."""
+    """Bytes, the control groups' limits respected."""
     cpu_flags: frozenset[str]
     cuda: Cuda = field(default_factory=Cuda)
 
@@ -33,27 +34,7 @@ INSTRUCTION_SETS = (
     *("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16"),
     *("asimd", "asimddp", "i8mm", "bf16", "sve"),
 )
-CGROUPS = Path("/sys/fs/cgroup")
 CPUS = Path("/sys/devices/system/cpu")
-
-
-def _cgroup_cores(root: Path = CGROUPS) -> float | None:
-    """The cores' worth of time that the container grants (cgroup version 2, or 1)."""
-    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
-        try:
-            quota, period = " ".join((root / file).read_text() for file in files).split()
-            return None if quota in ("max", "-1") else int(quota) / int(period)
-        except (OSError, ValueError):
-            continue
-    return None
-
-
-def _cgroup_memory_left() -> int | None:
-    try:
-        limit = (CGROUPS / "memory.max").read_text().strip()
-        return None if limit == "max" else int(limit) - int((CGROUPS / "memory.current").read_text())
-    except (OSError, ValueError):
-        return None
 
 
 def _cpuinfo() -> tuple[str, frozenset[str]]:
@@ -79,23 +60,26 @@ def _physical_cores(cpus: set[int], root: Path = CPUS) -> int:
         return min(len(cpus), psutil.cpu_count(logical=False) or len(cpus))
 
 
-def usable_cores() -> int:
-    """Physical cores within this process's affinity, and no more than its container's share of time."""
+def usable_cores(limits: Limits | None = None) -> int:
+    """Physical cores within this process's affinity (which a cpuset narrows), and no more than its control groups'
+    share of time."""
     every = range(os.cpu_count() or 1)
     cores = _physical_cores(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(every))
-    quota = _cgroup_cores()
+    quota = (read_limits() if limits is None else limits).cores
     return max(1, min(cores, int(quota))) if quota else cores
 
 
 def detect() -> Hardware:
     memory = psutil.virtual_memory()
-    left = _cgroup_memory_left()
+    limits = read_limits()
     name, flags = _cpuinfo()
     return Hardware(
         cpu_name=name,
-        cores=usable_cores(),
-        memory_total=memory.total,
-        memory_available=min(memory.available, left) if left is not None else memory.available,
+        cores=usable_cores(limits),
+        memory_total=memory.total if limits.memory is None else min(memory.total, limits.memory),
+        memory_available=(
+            memory.available if limits.memory_left is None else min(memory.available, limits.memory_left)
+        ),
         cpu_flags=flags,
         cuda=find_gpus(),
     )

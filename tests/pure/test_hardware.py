@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from octavo.config import hardware
+from octavo.config.cgroups import Limits
 
 
 def topology(root: Path, cores: list[tuple[int, int]]) -> Path:
@@ -30,23 +32,22 @@ def test_without_topology_the_number_of_cpus_is_what_there_is(tmp_path: Path) ->
     assert hardware._physical_cores({0}, tmp_path / "nowhere") == 1
 
 
-@pytest.mark.parametrize(("files", "cores"), [
-    ({"cpu.max": "max 100000\n"}, None), ({"cpu.max": "250000 100000\n"}, 2.5), ({}, None),
-    ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
-    ({"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 0.5),
-])  # fmt: skip
-def test_quotas_of_both_versions(tmp_path: Path, files: dict[str, str], cores: float | None) -> None:
-    (tmp_path / "cpu").mkdir()
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    assert hardware._cgroup_cores(tmp_path) == cores
-
-
 def test_at_least_one_and_at_most_the_quota(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "_physical_cores", lambda cpus: 6)
     for quota, cores in ((None, 6), (0.5, 1), (3.9, 3), (64.0, 6)):
-        monkeypatch.setattr(hardware, "_cgroup_cores", lambda quota=quota: quota)
-        assert hardware.usable_cores() == cores
+        assert hardware.usable_cores(Limits(cores=quota)) == cores
+
+
+@pytest.mark.parametrize(("limits", "total", "available"), [
+    (Limits(), 1000, 600), (Limits(memory=400, memory_left=300), 400, 300),
+    (Limits(memory=9223372036854771712, memory_left=9223372036854000000), 1000, 600),
+    (Limits(memory=900, memory_left=890), 900, 600),
+])  # fmt: skip
+def test_memory_within_the_groups(monkeypatch: pytest.MonkeyPatch, limits: Limits, total: int, available: int) -> None:
+    monkeypatch.setattr(hardware, "read_limits", lambda: limits)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=1000, available=600))
+    found = hardware.detect()
+    assert (found.memory_total, found.memory_available) == (total, available)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
