@@ -49,11 +49,22 @@ def about(request_id: str = "", **fields: Any) -> dict[str, Any]:
 
 def last_words(message: str) -> None:
     """The one line of an error that ends the process, in the form of its other lines."""
-    handlers = logging.getLogger().handlers
-    if any(isinstance(handler.formatter, JsonFormatter) for handler in handlers):
+    if _is_json():
         logging.getLogger("octavo").critical("%s", message)
     else:
-        print(f"octavo: error: {message}", file=sys.stderr, flush=True)
+        print(f"octavo: error: {_escaped(message)}", file=sys.stderr, flush=True)
+
+
+def note(message: str) -> None:
+    """A line for whoever gave a command, before it does anything."""
+    if _is_json():
+        logging.getLogger("octavo").warning("%s", message)
+    else:
+        print(f"octavo: {_escaped(message)}", file=sys.stderr, flush=True)
+
+
+def _is_json() -> bool:
+    return any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers)
 
 
 class TextFormatter(logging.Formatter):

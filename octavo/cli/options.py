@@ -11,7 +11,9 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from octavo.config.flags import Option, load, options
+from octavo import log
+from octavo.config.engine import ServerConfig
+from octavo.config.flags import Option, as_text, environment_notes, load, options
 
 
 @cache  # nine commands have the options of an engine
@@ -67,8 +69,13 @@ def with_options(*structs: type[msgspec.Struct]) -> Callable[[Callable[..., None
 
         def run(**given: Any) -> None:
             config_file = given.pop("config")
-            mine = {p.name: given.pop(p.name) for p in kept}
-            command(*load(structs, given, config_file), **mine)
+            mine = {p.name: as_text(given.pop(p.name), f"--{p.name.replace('_', '-')}") for p in kept}
+            built = load(structs, given, config_file)
+            if "json" in (mine.get("log_format"), *(s.log_format for s in built if isinstance(s, ServerConfig))):
+                log.setup("octavo", form="json")  # every line is an object
+            for note in environment_notes():
+                log.note(note)
+            command(*built, **mine)
 
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

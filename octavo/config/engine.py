@@ -17,8 +17,12 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the engine loads and how it runs. `MODEL`: a folder, a .gguf file, a hub id or a demo name."""
 
-    model: Annotated[str, Meta(description="Folder, .gguf file, hub id (org/name) or demo name.")] = DEFAULT_MODEL
-    gguf_file: Annotated[str, Meta(description="The one .gguf file to take from a hub id.")] | None = None
+    model: Annotated[
+        str, Meta(description="Folder, .gguf file, hub id (org/name) or demo name.", extra={"path": True})
+    ] = DEFAULT_MODEL
+    gguf_file: (
+        Annotated[str, Meta(description="The one .gguf file to take from a hub id.", extra={"path": True})] | None
+    ) = None
     source: Annotated[Literal["huggingface", "modelscope"], Meta(description="Hub that ids are fetched from.")] = (
         "huggingface"
     )
@@ -30,7 +34,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     device: Annotated[
         str,
         Meta(
-            description="auto, cpu, cuda or cuda:N; auto: a GPU that can be used.", pattern=r"^(auto|cpu|cuda(:\d+)?)$"
+            description="auto, cpu, cuda or cuda:N; auto: a GPU that can be used.",
+            pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+            extra={"form": "auto, cpu, cuda or cuda:N"},
         ),
     ] = "auto"
     dtype: Annotated[
@@ -93,12 +99,18 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     host: Annotated[str, Meta(description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="TCP port; 0 takes a free one.")] = 8000
-    connect: Annotated[str, Meta(description="Serve an engine that runs elsewhere: ipc://PATH.")] | None = None
+    connect: (
+        Annotated[str, Meta(description="Serve an engine that runs elsewhere: ipc://PATH.", extra={"path": True})]
+        | None
+    ) = None
     api_key: Annotated[
         tuple[str, ...],
         Meta(description="Keys of which clients must send one; comma-separated or repeated.", extra={"secret": True}),
     ] = ()
-    api_key_file: Annotated[str, Meta(description="File with one such key a line; # begins a comment.")] | None = None
+    api_key_file: (
+        Annotated[str, Meta(description="File with one such key a line; # begins a comment.", extra={"path": True})]
+        | None
+    ) = None
     share_prefix_cache: Annotated[
         bool, Meta(description="Let requests with different API keys reuse each other's cached prefixes.")
     ] = False
@@ -116,10 +128,18 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         tuple[str, ...],
         Meta(description="Web pages that may call from a browser, as https://host:port; * is all."),
     ] = ()
-    ssl_certfile: Annotated[str, Meta(description="Certificate chain (PEM): serve https.")] | None = None
-    ssl_keyfile: Annotated[str, Meta(description="Its private key (PEM), unless in the same file.")] | None = None
+    ssl_certfile: (
+        Annotated[str, Meta(description="Certificate chain (PEM): serve https.", extra={"path": True})] | None
+    ) = None
+    ssl_keyfile: (
+        Annotated[str, Meta(description="Its private key (PEM), unless in the same file.", extra={"path": True})] | None
+    ) = None
     ssl_ca_certs: (
-        Annotated[str, Meta(description="Authorities (PEM) of whose certificates clients must show one.")] | None
+        Annotated[
+            str,
+            Meta(description="Authorities (PEM) of whose certificates clients must show one.", extra={"path": True}),
+        ]
+        | None
     ) = None
     tool_call_parser: Annotated[
         str,

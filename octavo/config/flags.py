@@ -14,6 +14,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from octavo.config.environment import is_foreign, notes
+from octavo.config.suggest import did_you_mean
+from octavo.config.wording import wanted
 from octavo.errors import ConfigError
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -33,6 +36,10 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
     """May be given several times, and each time several by commas."""
     is_secret: bool
     """Its value is shown nowhere."""
+    is_path: bool
+    """Of a file, whose name may hold bytes that are no text."""
+    form: str
+    """What to give, in words."""
 
     @property
     def flag(self) -> str:
@@ -86,6 +93,8 @@ def options(struct: type[msgspec.Struct]) -> tuple[Option, ...]:
                 is_bool=isinstance(inner, msgspec.inspect.BoolType),
                 is_list=isinstance(inner, msgspec.inspect.VarTupleType),
                 is_secret=bool((meta.extra or {}).get("secret")),
+                is_path=bool((meta.extra or {}).get("path")),
+                form=(meta.extra or {}).get("form") or wanted(kind),
             )
         )
     return tuple(found)
@@ -104,15 +113,26 @@ def _items(value: Any, origin: str) -> list[Any]:
 def _convert(option: Option, value: Any, origin: str) -> Any:
     if option.is_list:
         value = _items(value, origin)
+    if not option.is_path:
+        value = [as_text(item, origin) for item in value] if isinstance(value, list) else as_text(value, origin)
     try:
         return msgspec.convert(value, option.type, strict=not isinstance(value, str))
-    except msgspec.ValidationError as error:
-        if option.is_secret:
-            raise ConfigError(f"{origin}: must be text") from None
-        reason = str(error).replace("`", "").replace(" | null", "").rstrip(".")
-        if "|" in option.metavar and not option.is_bool:
-            reason = f"give one of {option.metavar.replace('|', ', ')}"
-        raise ConfigError(f"{origin}: {value!r} is not valid: {reason[0].lower() + reason[1:]}") from None
+    except msgspec.ValidationError:
+        shown = "the value" if option.is_secret else f"{value!r:.80}"
+        raise ConfigError(f"{origin}: {shown} is not valid; give {option.form}") from None
+
+
+def as_text(value: Any, origin: str) -> Any:
+    """The same, where it is text of the command line or the environment whose bytes Python could not read. Raises
+    ConfigError for what is no UTF-8."""
+    if not isinstance(value, str) or value.isascii():
+        return value
+    try:
+        return os.fsencode(value).decode()
+    except UnicodeEncodeError:  # it comes from a file, or this system's encoding is another
+        return value
+    except UnicodeDecodeError:
+        raise ConfigError(f"{origin}: the value is not UTF-8 text") from None
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -120,17 +140,18 @@ def _read_toml(path: Path) -> dict[str, Any]:
         table = msgspec.toml.decode(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"--config {path}: cannot be read ({error.strerror})") from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path}: not valid TOML ({error})") from None
     return {str(key).replace("-", "_"): value for key, value in table.items()}
 
 
 def _from_env(option: Option, env: Mapping[str, str]) -> tuple[str, str] | None:
-    if (value := env.get(option.env)) not in (None, ""):
-        return option.env, str(value)
+    value = env.get(option.env)
+    if value and not is_foreign(option.env, value):
+        return option.env, value
     negative = f"OCTAVO_NO_{option.name.upper()}"
-    if option.is_bool and (value := env.get(negative)) not in (None, ""):
-        opposite = _convert(option, str(value), negative)
+    if option.is_bool and (value := env.get(negative)):
+        opposite = _convert(option, value, negative)
         return negative, "false" if opposite else "true"
     return None
 
@@ -146,9 +167,7 @@ def load(
     if config_file is None and env.get("OCTAVO_CONFIG"):
         config_file = Path(env["OCTAVO_CONFIG"])
     table = _read_toml(config_file) if config_file else {}
-    known = {o.name for s in structs for o in options(s)}
-    if unknown := sorted(set(table) - all_names()):
-        raise ConfigError(f"--config {config_file}: unknown key {unknown[0]!r}; known: {', '.join(sorted(known))}")
+    _refuse_unknown(table, {option.name for struct in structs for option in options(struct)}, config_file)
     built = []
     for struct in structs:
         values: dict[str, Any] = {}
@@ -163,8 +182,27 @@ def load(
     return tuple(built)
 
 
-def all_names() -> set[str]:
-    """Names of all options there are: a config file may hold options of several commands."""
+def _refuse_unknown(table: dict[str, Any], own: set[str], file: Path | None) -> None:
+    """`own`: keys of this command."""
+    unknown = sorted(set(table) - {option.name for option in _all_options()})
+    if not unknown:
+        return
+    name = unknown[0]
+    if isinstance(table[name], dict):
+        raise ConfigError(f"--config {file}: [{name}] is a table; write the options at the top, without one")
+    meant = did_you_mean(name, own)
+    raise ConfigError(f"--config {file}: unknown key {name!r}" + (meant or f"; known: {', '.join(sorted(own))}"))
+
+
+def _all_options() -> list[Option]:
+    """A config file, or an environment, may hold options of several commands."""
     from octavo.config.engine import EngineConfig, ServerConfig
 
-    return {o.name for s in (EngineConfig, ServerConfig) for o in options(s)}
+    return [option for struct in (EngineConfig, ServerConfig) for option in options(struct)]
+
+
+def environment_notes(env: Mapping[str, str] | None = None) -> list[str]:
+    """What is to be said of variables that look like options and are none."""
+    every = _all_options()
+    negatives = [f"OCTAVO_NO_{option.name.upper()}" for option in every if option.is_bool]
+    return notes(os.environ if env is None else env, [*(option.env for option in every), *negatives])

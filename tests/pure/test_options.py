@@ -50,26 +50,51 @@ def test_bool_from_environment(name: str, value: str, expected: bool) -> None:
         ({"log_level": "loud"}, "one of debug, error, info, warning"),
         ({"drain_timeout": "-1"}, "--drain-timeout: '-1'"),
         ({"drain_timeout": "nan"}, "--drain-timeout: 'nan'"),
+        ({"port": "x"}, "give a whole number from 0 to 65535"),
+        ({"drain_timeout": "x"}, "give a number of at least 0"),
+        ({"header_timeout": "0"}, "give a number above 0"),
+        ({"host": 5}, "--host: 5 is not valid; give text"),
+        ({"access_log": "maybe"}, "--access-log: 'maybe' is not valid; give true or false"),
+        ({"max_inflight": "0"}, "give a whole number of at least 1"),
     ],
 )
-def test_wrong_values_name_the_option(flags: dict[str, str], needle: str) -> None:
+def test_wrong_values_name_the_option_and_say_what_to_give(flags: dict[str, str], needle: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load((ServerConfig,), flags, None, {})
     assert needle in caught.value.message
 
 
+def test_no_option_is_explained_in_the_words_of_a_programmer() -> None:
+    for struct in (EngineConfig, ServerConfig):
+        for option in options(struct):
+            with pytest.raises(ConfigError) as caught:
+                load((struct,), {option.name: {"a": 1}}, None, {})
+            message = caught.value.message
+            assert message.startswith(f"{option.flag}: ") and "; give " in message
+            for word in ("xpected", "`", "regex", "^", "int,", "str", "Literal", "object", "None", "null"):
+                assert word not in message, message
+    with pytest.raises(ConfigError, match="--device: 'gpu' is not valid; give auto, cpu, cuda or cuda:N"):
+        load((EngineConfig,), {"device": "gpu"}, None, {})
+
+
 def test_unknown_key_in_file(tmp_path: Path) -> None:
     file = tmp_path / "o.toml"
     file.write_text("prot = 8000")
-    with pytest.raises(ConfigError, match="unknown key 'prot'"):
+    with pytest.raises(ConfigError, match=r"unknown key 'prot'; did you mean port\?"):
+        load((ServerConfig,), {}, file, {})
+    file.write_text("zzzzzz = 8000")
+    with pytest.raises(ConfigError, match=r"unknown key 'zzzzzz'; known: access_log, .*host"):
+        load((ServerConfig,), {}, file, {})
+    file.write_text("[server]\nport = 8000")
+    with pytest.raises(ConfigError, match=r"\[server\] is a table; write the options at the top"):
         load((ServerConfig,), {}, file, {})
 
 
-@pytest.mark.parametrize("text", ["port = ", "[port", ""])
-def test_file_that_is_not_toml(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("text", [b"port = ", b"[port", b"", b'host = "caf\xe9"'])
+def test_file_that_is_not_toml(tmp_path: Path, text: bytes) -> None:
     file = tmp_path / "o.toml"
     if text:
-        file.write_text(text)
+        file.write_bytes(text)
     with pytest.raises(ConfigError, match=r"--config .*o\.toml"):
         load((ServerConfig,), {}, file, {})
 
