@@ -15,7 +15,7 @@ from collections.abc import Iterable
 import msgspec
 
 from octavo.client.base import Prompt
-from octavo.errors import ContextLengthExceeded, RequestError
+from octavo.errors import ContextLengthExceeded, Field, RequestError
 from octavo.text.tokenizer import Tokenizer
 from octavo.types import SamplingParams
 from octavo.wire.messages import Add
@@ -193,3 +193,9 @@ def _bad_word_ids(words: list[str], tokenizer: Tokenizer) -> list[list[int]]:
 
 def _first(*values: float | int | None) -> float | int:
     return next(value for value in values if value is not None)
+
+
+def refuse_nul(text: str, param: Field) -> None:
+    """Raises RequestError."""
+    if "\0" in text:
+        raise RequestError(f"{param} holds a NUL character, which no model's text has; remove it", param=param)

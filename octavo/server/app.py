@@ -1,13 +1,13 @@
 """The web application: routes, what surrounds them, and the state they share.
 
-Called by server/process.py and the tests. Handlers are plain functions from request to response; bodies are decoded by
+Handlers are plain functions from request to response; bodies are decoded by
 msgspec, once. Starlette alone: FastAPI on top of it would add 0.2 s to the start and nothing that is used here.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -22,23 +22,22 @@ from octavo.config import ServerConfig
 from octavo.config.keys import api_keys
 from octavo.config.sizes import parse_bytes
 from octavo.errors import ApiError
-from octavo.server.core.errors import error_response, on_api_error, on_http_exception
 from octavo.server.core.inflight import InFlight
 from octavo.server.core.limits import quotas
 from octavo.server.core.metrics import ServerMetrics
-from octavo.server.core.serving import Serving
+from octavo.server.core.serving import Served, Serving
 from octavo.server.http.auth import Callers, Gate
 from octavo.server.http.context import RequestContext
 from octavo.server.http.cors import Cors, checked_origins
+from octavo.server.http.endpoint import Endpoint, Handler, Site
+from octavo.server.http.failures import on_api_error, on_http_exception
 from octavo.server.http.middleware import BodyGuard, require_json
 from octavo.server.http.tracing import Tracing
-from octavo.server.routes import ENDPOINTS, Handler
-from octavo.server.unserved import unserved
 from octavo.text.channels import reasoning_by_name
 from octavo.text.toolcalls.registry import by_name
 
 
-def create_app(client: Client, config: ServerConfig) -> Starlette:
+def create_app(client: Client, config: ServerConfig, site: Site) -> Starlette:
     """The application over a client, which it starts and closes with its lifespan. `app.state.serving` holds what
     the handlers share. Raises ConfigError for an option that is wrong."""
 
@@ -55,38 +54,36 @@ def create_app(client: Client, config: ServerConfig) -> Starlette:
     tracing = Tracing(config.otlp_endpoint) if config.otlp_endpoint else None
     app = Starlette(lifespan=lifespan)
     metrics = ServerMetrics(client)
-    app.state.endpoints = ENDPOINTS
+    app.state.endpoints = site.endpoints
     inflight = InFlight(config.send_timeout)
-    app.state.serving = Serving(
+    served = Served(
         client=client,
-        inflight=inflight,
         metrics=metrics,
-        started=int(time.time()),
         tool_call_parser=None if config.tool_call_parser == "auto" else by_name(config.tool_call_parser).name,
         reasoning_parser=_reasoning_parser(config.reasoning_parser),
     )
+    app.state.serving = Serving(models=(served,), inflight=inflight, metrics=metrics, started=int(time.time()))
     app.router.redirect_slashes = False
     # From the inside out.
-    open_paths = frozenset(endpoint.path for endpoint in ENDPOINTS if endpoint.is_open)
+    open_paths = frozenset(endpoint.path for endpoint in site.endpoints if endpoint.is_open)
     callers = _callers(config)
     app.state.have_keys = callers.have_keys
     app.add_middleware(Gate, callers=callers, open_paths=open_paths)
     max_body = parse_bytes(config.max_body_size, "--max-body-size")
     app.add_middleware(BodyGuard, limit=max_body, timeout=config.body_timeout)
     app.add_middleware(
-        RequestContext, metrics=metrics, paths=_add_routes(app), access_log=config.access_log, tracing=tracing
+        RequestContext,
+        metrics=metrics,
+        paths=_add_routes(app, site.endpoints),
+        wording=site.wording,
+        access_log=config.access_log,
+        tracing=tracing,
     )
     if config.cors_origin:
         app.add_middleware(Cors, origins=checked_origins(config.cors_origin))
     app.add_exception_handler(ApiError, on_api_error)
-    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(HTTPException, on_http_exception(site.unserved))
     return app
-
-
-async def _on_http_exception(request: Request, error: Exception) -> Response:
-    """No route took the request: one that is known and not served is told by its name."""
-    known = unserved(request.method, request.url.path)
-    return await on_http_exception(request, error) if known is None else error_response(known)
 
 
 def _callers(config: ServerConfig) -> Callers:
@@ -101,11 +98,11 @@ def _reasoning_parser(name: str) -> str | None:
     return name
 
 
-def _add_routes(app: Starlette) -> dict[Any, str]:
+def _add_routes(app: Starlette, endpoints: Sequence[Endpoint]) -> dict[Any, str]:
     """→ the path of each endpoint. Those under /v1 answer without it too, as llama.cpp's do, for clients whose base URL
     lacks it."""
-    taken = {endpoint.path for endpoint in ENDPOINTS}
-    for endpoint in ENDPOINTS:
+    taken = {endpoint.path for endpoint in endpoints}
+    for endpoint in endpoints:
         handler = endpoint.handler if endpoint.asked is None else _json_only(endpoint.handler)
         short = endpoint.path.removeprefix("/v1")
         for path in (endpoint.path,) if short in taken else (short, endpoint.path):

@@ -27,7 +27,9 @@ from octavo.errors import OctavoError
 from octavo.modelfiles.files import ModelFiles
 from octavo.processes.listen import BACKLOG, url
 from octavo.server.app import create_app
+from octavo.server.faces.openai.errors import error_body
 from octavo.server.http.connection import Bounds, protocol
+from octavo.server.routes import SITE
 
 logger = logging.getLogger("octavo.server")
 
@@ -55,7 +57,7 @@ def main(config: ServerConfig, endpoint: str, fds: tuple[int, ...], model: Model
         server.fatal = error
         server.should_exit = True
 
-    app = create_app(EngineClient(endpoint, on_fatal=fatal, model=model), config)
+    app = create_app(EngineClient(endpoint, on_fatal=fatal, model=model), config, SITE)
     server = DrainingServer(app, config)
     _allow_descriptors(config.max_connections + SPARE_DESCRIPTORS)
     where = [url(listener, is_tls=config.ssl_certfile is not None) for listener in listeners]
@@ -82,7 +84,7 @@ class DrainingServer(uvicorn.Server):
         options = uvicorn.Config(
             app,
             loop="uvloop",
-            http=protocol(Bounds.of(config)),
+            http=protocol(Bounds.of(config), error_body),
             ws="none",
             lifespan="on",
             access_log=False,

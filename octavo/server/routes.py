@@ -5,14 +5,6 @@ Adding an endpoint: its handler, its structs, a row here.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
-from starlette.requests import Request
-from starlette.responses import Response
-
-from octavo.server.core.errors import ErrorResponse
 from octavo.server.faces.anthropic import handlers as anthropic
 from octavo.server.faces.anthropic.errors import AnthropicErrorResponse
 from octavo.server.faces.anthropic.protocol import (
@@ -27,6 +19,7 @@ from octavo.server.faces.openai.apply_template import RenderedPrompt, apply_temp
 from octavo.server.faces.openai.chat import chat_completions
 from octavo.server.faces.openai.completions import completions
 from octavo.server.faces.openai.embeddings import embeddings
+from octavo.server.faces.openai.errors import ErrorResponse
 from octavo.server.faces.openai.protocol.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
 from octavo.server.faces.openai.protocol.completions import Completion, CompletionRequest
 from octavo.server.faces.openai.protocol.embeddings import EmbeddingList, EmbeddingRequest
@@ -48,32 +41,9 @@ from octavo.server.faces.openai.protocol.tokenize import (
 from octavo.server.faces.openai.responses import handlers as responses
 from octavo.server.faces.openai.tokenize import detokenize, tokenize, tokenizer_info
 from octavo.server.faces.service import docs, props, system
-
-Handler = Callable[[Request], Awaitable[Response]]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Endpoint:
-    """`asked`, `given`: the bodies of request and answer (None: none, or plain text); `streamed`: an event's data."""
-
-    method: str
-    path: str
-    handler: Handler
-    summary: str
-    asked: Any = None
-    given: Any = None
-    streamed: Any = None
-    problem: Any = ErrorResponse
-    """The body of every failure."""
-    special: Mapping[int, Any] = field(default_factory=dict)
-    """Other bodies by status."""
-    example: dict[str, Any] | None = None
-    is_open: bool = False
-    """Answers without an API key."""
-    needs_model: bool = True
-    """503 while no model is loaded."""
-    is_documented: bool = True
-
+from octavo.server.faces.unserved import unserved
+from octavo.server.faces.wording import worded
+from octavo.server.http.endpoint import Endpoint, Site
 
 ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
@@ -278,3 +248,5 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         is_documented=False,
     ),
 )
+
+SITE = Site(ENDPOINTS, worded, unserved)

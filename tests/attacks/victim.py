@@ -34,10 +34,11 @@ from octavo.config import ServerConfig
 from octavo.server.app import create_app
 from octavo.server.http import middleware
 from octavo.server.process import DrainingServer
+from octavo.server.routes import SITE
 middleware.LINGER_S = 0.5
 log.setup("server", "info")
 config = msgspec.json.decode({config!r}, type=ServerConfig)
-server = DrainingServer(create_app(FakeClient(**{fake!r}), config), config)
+server = DrainingServer(create_app(FakeClient(**{fake!r}), config, SITE), config)
 server.run(sockets=[socket.socket(fileno={fd})])
 """
 

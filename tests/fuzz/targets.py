@@ -125,11 +125,11 @@ class _App:
 
     def __init__(self) -> None:
         from octavo.server.app import create_app  # the other targets need none of it
-        from octavo.server.routes import ENDPOINTS
+        from octavo.server.routes import ENDPOINTS, SITE
 
         self.loop = asyncio.new_event_loop()
         self.client = FakeClient(max_model_len=96, max_num_seqs=16)
-        self.app = create_app(self.client, ServerConfig())
+        self.app = create_app(self.client, ServerConfig(), SITE)
         self.paths = [endpoint.path for endpoint in ENDPOINTS if endpoint.method == "POST" and "{" not in endpoint.path]
         self._lifespan = self.app.router.lifespan_context(self.app)
         self.loop.run_until_complete(self._lifespan.__aenter__())

@@ -16,6 +16,7 @@ from octavo.client.fake import FakeClient
 from octavo.config import ServerConfig
 from octavo.server.app import create_app
 from octavo.server.process import DrainingServer
+from octavo.server.routes import SITE
 
 HELLO = [{"role": "user", "content": "hi"}]
 TEXT = "Hello! I am a fake engine: ünïcode, 🦊 and\nnew lines work."
@@ -54,7 +55,7 @@ class Api:
 @asynccontextmanager
 async def api(config: ServerConfig | None = None, **fake: Any) -> AsyncIterator[Api]:
     engine = FakeClient(**fake)
-    app = create_app(engine, config or ServerConfig())
+    app = create_app(engine, config or ServerConfig(), SITE)
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
@@ -161,7 +162,7 @@ class Live:
 
     def __init__(self, config: ServerConfig, **fake: Any) -> None:
         self.engine = FakeClient(**fake)
-        self.app = create_app(self.engine, config)
+        self.app = create_app(self.engine, config, SITE)
         self.server = DrainingServer(self.app, config)
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.port = self.socket.getsockname()[1]

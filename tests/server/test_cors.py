@@ -88,7 +88,7 @@ def test_cors_errors_and_streams_carry_the_headers_too() -> None:
         async def broken() -> None:
             raise ZeroDivisionError
 
-        api.app.state.serving.client.generate = broken
+        api.app.state.serving.models[0].client.generate = broken
         answer = await api.http.post("/v1/completions", json={"prompt": "a"}, headers=headers)
         error_of(answer, 500)
         assert shown_to(answer) == origin

@@ -247,12 +247,13 @@ def test_tokens_of_an_aborted_stream_are_counted_too() -> None:
 def test_a_grammar_check_is_counted_by_its_result() -> None:
     async def test(api: Api) -> None:
         from octavo.client.base import Prompt
+        from octavo.server.core.account import Account
         from octavo.server.core.work import Work
         from octavo.types import SamplingParams
 
-        serve = api.app.state.serving
+        metrics, account = api.app.state.serving.metrics, Account("x")
         prompt = Prompt(token_ids=[1, 2], grammar="start: /a/")
-        async with await Work.start(api.engine, [prompt], SamplingParams(max_tokens=2), serve.metrics) as work:
+        async with await Work.start(api.engine, metrics, [prompt], SamplingParams(max_tokens=2), account) as work:
             await work.finish()
 
         class Refusing:
@@ -260,7 +261,7 @@ def test_a_grammar_check_is_counted_by_its_result() -> None:
                 raise RequestError("no grammar", param="grammar")
 
         with pytest.raises(RequestError):
-            await Work.start(Refusing(), [prompt], SamplingParams(), serve.metrics)  # type: ignore[arg-type]
+            await Work.start(Refusing(), metrics, [prompt], SamplingParams(), account)  # type: ignore[arg-type]
         samples = await scraped(api)
         assert samples[("octavo:grammar_checks_total", "ok")] == 1
         assert samples[("octavo:grammar_checks_total", "refused")] == 1

@@ -17,7 +17,7 @@ from server_harness import HELLO, Api, error_of, run
 from octavo.client.fake import FakeClient
 from octavo.config import ServerConfig
 from octavo.server.app import create_app
-from octavo.server.routes import ENDPOINTS
+from octavo.server.routes import ENDPOINTS, SITE
 
 
 def test_health_and_ready() -> None:
@@ -32,7 +32,7 @@ def test_health_and_ready() -> None:
 
 def test_before_the_model_is_loaded_all_but_health_is_503_with_retry_after() -> None:
     async def main() -> None:
-        app = create_app(FakeClient(), ServerConfig())  # its lifespan never starts: nothing was ever attached
+        app = create_app(FakeClient(), ServerConfig(), SITE)  # its lifespan never starts: nothing was ever attached
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
             assert (await http.get("/health")).status_code == 200
             ready = await http.get("/ready")

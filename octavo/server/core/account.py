@@ -1,27 +1,33 @@
 """What came of one HTTP request: for its log line, its counters and its span.
 
-Opened by context.py around every request, in whose task `current()` finds it; written by work.py and by whoever turns a
-failure into an answer (errors.py, sse.py); closed once, by context.py.
+Opened around every request and handed down with it; whoever generates, refuses or answers writes into it.
 """
 
 from __future__ import annotations
 
-from contextvars import ContextVar
+from typing import Protocol
 
 from octavo.errors import ApiError
-from octavo.server.core.limits import Ticket
 from octavo.types import Metrics, SamplingParams
+
+
+class Allowance(Protocol):
+    """What a request may still ask for."""
+
+    def admit(self, prompt_tokens: int, num_prompts: int, params: SamplingParams) -> SamplingParams:
+        """→ the parameters that the work is to run with. Raises ApiError when it is too much."""
+        ...
 
 
 class Account:
     """Of prompts that are generated, `metrics` has one entry each once it has ended, however it ended."""
 
     __slots__ = (
-        "error", "finish_reasons", "metrics", "model", "num_open", "params", "request_id", "seconds", "status",
-        "ticket",
+        "allowance", "error", "finish_reasons", "metrics", "model", "num_open", "owner", "params", "request_id",
+        "seconds", "status",
     )  # fmt: skip
 
-    def __init__(self, request_id: str = "") -> None:
+    def __init__(self, request_id: str) -> None:
         self.request_id = request_id
         self.status = 0
         """Of the answer; 0: none was sent."""
@@ -29,8 +35,10 @@ class Account:
         """From the first byte of the request to the last of the answer, once it is closed."""
         self.error: ApiError | None = None
         self.model = ""
-        self.ticket: Ticket | None = None
-        """What its API key may ask for; None for a request that asks for no work."""
+        self.owner = ""
+        """Whom the request belongs to, as an opaque text; empty where there are no keys."""
+        self.allowance: Allowance | None = None
+        """Of its API key; None for a request that asks for no work."""
         self.params: SamplingParams | None = None
         """Set when something is generated."""
         self.num_open = 0
@@ -67,17 +75,3 @@ class Account:
     @property
     def completion_tokens(self) -> int:
         return sum(m.completion_tokens for m in self.metrics)
-
-
-_CURRENT: ContextVar[Account] = ContextVar("octavo_account")
-
-
-def open_account(request_id: str) -> Account:
-    account = Account(request_id)
-    _CURRENT.set(account)
-    return account
-
-
-def current() -> Account:
-    """Of the request being handled; one that nobody looks at where there is none."""
-    return _CURRENT.get(None) or Account()

@@ -1,7 +1,7 @@
-"""The messages of a conversation, checked: what no template can take in is refused by name, what other servers take in
-is put into the form that templates know.
+"""What of a request reaches a template, checked: messages that none can take in are refused by name, what other servers
+take in is put into the form that templates know, and only known switches go through.
 
-Called by all faces. Invariant: nothing a model once said wrongly (calls with broken arguments, unknown ids, no content)
+Invariant: nothing a model once said wrongly (calls with broken arguments, unknown ids, no content)
 makes a later turn fail.
 """
 
@@ -11,10 +11,15 @@ from typing import Any
 
 import msgspec
 
+from octavo.client.prepare import refuse_nul
 from octavo.errors import Place, RequestError
-from octavo.server.core.errors import refuse_nul
 from octavo.types import Message
 
+TEMPLATE_KWARGS = frozenset(
+    {"enable_thinking", "thinking", "thinking_budget", "preserve_thinking", "reasoning_effort", "date_string",
+     "custom_tools", "tools_in_user_message", "add_vision_id", "clear_thinking"}
+)  # fmt: skip
+"""Names that published templates read; anything else could only reach into the rendering itself."""
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -67,3 +72,22 @@ def _call(call: dict[str, Any], at: Place) -> dict[str, Any]:
     call_id = call.get("id")
     found = {"id": call_id if isinstance(call_id, str) else "", "type": "function"}
     return {**found, "function": {"name": name.replace("\0", ""), "arguments": arguments}}
+
+
+def template_kwargs(given: dict[str, Any] | None, reasoning_effort: str | None = None) -> dict[str, Any]:
+    """Only known switches with plain values reach a template."""
+    kwargs: dict[str, Any] = {} if reasoning_effort is None else {"reasoning_effort": reasoning_effort}
+    if reasoning_effort == "none":
+        kwargs["enable_thinking"] = False
+    for name, value in (given or {}).items():
+        if name not in TEMPLATE_KWARGS:
+            known = ", ".join(sorted(TEMPLATE_KWARGS))
+            raise RequestError(
+                f"chat_template_kwargs: {name[:40]!r} is not allowed; allowed are {known}", param="chat_template_kwargs"
+            )
+        if not isinstance(value, str | int | float | bool | None):
+            raise RequestError(
+                f"chat_template_kwargs: {name} must be a text, a number or a switch", param="chat_template_kwargs"
+            )
+        kwargs[name] = value
+    return kwargs

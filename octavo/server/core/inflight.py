@@ -1,6 +1,6 @@
 """The requests that are being worked on: who left, who reads too slowly, and how they end at shutdown.
 
-Owned by the app; each generating handler runs inside `async with inflight.watch(receive)`. Invariant: a watched task
+Each generating handler runs inside `async with inflight.watch(receive)`. Invariant: a watched task
 is cancelled only while it is inside its block, and leaves the block with the ApiError that says why.
 """
 

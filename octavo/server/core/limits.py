@@ -1,6 +1,6 @@
 """How much each API key may ask for: requests and tokens a minute, requests at once. Without keys: all together.
 
-Called by the gate (auth.py) and, once the number of tokens is known, by work.py. A request is counted when it comes,
+A request is counted when it comes,
 whatever becomes of it. Of tokens the prompt's, and max_tokens where the request gives it, are set aside when the work
 begins, and put right by what was really used when it ends. Nothing is refused for ever: what is larger than the whole
 limit is let in when the full minute is there, and paid off before the next. Invariant: one quota for each key, made at
@@ -91,7 +91,7 @@ class Quota:
 
 
 class Ticket:
-    """One request's part of a quota. `own`: what marks its parameters as its key's (auth.Caller.own)."""
+    """One request's part of a quota; implements account.Allowance. `own`: what marks its parameters as its key's."""
 
     def __init__(self, quota: Quota, own: Callable[[SamplingParams], SamplingParams]) -> None:
         self._quota = quota

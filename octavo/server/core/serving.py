@@ -1,49 +1,44 @@
-"""What every face of the server shares: the app's parts, the model's name, tokenizing off the event loop.
+"""The models that are served, and what every face of the server shares.
 
-`Serving` is made once by app.py and read by every handler; nothing here is written after the start
-but what its members own.
+Made once, at the start; nothing here is written afterwards but what the members own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-
-import msgspec
-from starlette.requests import Request
-from starlette.responses import Response
+from typing import TypeVar
 
 import octavo
 from octavo.client.base import Client
-from octavo.errors import ApiError, ModelNotFound, Place, Unavailable
+from octavo.client.conversation import Manner, Prompter
+from octavo.errors import ModelNotFound, Unavailable
 from octavo.server.core.inflight import InFlight
 from octavo.server.core.machine import Machine
 from octavo.server.core.metrics import ServerMetrics
-from octavo.server.faces.openai.responses.store import ResponseStore
+from octavo.server.core.store import ResponseStore
 from octavo.wire.messages import EngineInfo
 
-REQUEST_ID = "octavo.request_id"
-"""Key of the scope: the id that every answer carries and every log line names."""
+T = TypeVar("T")
+
 INLINE_CHARS = 2048
 """Longer texts are tokenized in a thread, so that other streams keep their pace."""
 
 
 @dataclass(frozen=True)
-class Serving:
+class Served:
+    """One model: the engine that runs it, and how its prompts are written and its answers read."""
+
     client: Client
-    inflight: InFlight
     metrics: ServerMetrics
-    started: int
-    """Unix seconds."""
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None
     """Names of families (text/toolcalls) and tags (text/channels); None: as the model's template shows."""
-    machine: Machine = field(default_factory=Machine)
-    responses: ResponseStore = field(default_factory=ResponseStore)
 
+    @property
     def info(self) -> EngineInfo:
         """Raises Unavailable while no engine was ever attached."""
         info = self.client.info
@@ -51,18 +46,22 @@ class Serving:
             raise Unavailable("the model is loading; try again shortly", code="loading", retry_after=2)
         return info
 
-    def model(self, asked: str | None) -> str:
-        """The served name. Raises ModelNotFound for another one."""
-        served = self.info().model
-        if asked is not None and asked != served:
-            raise ModelNotFound(f"the model {asked[:100]!r} does not exist; this server has {served!r}", param="model")
-        return served
+    @property
+    def name(self) -> str:
+        """Raises Unavailable as `info` does."""
+        return self.info.model
 
     def fingerprint(self) -> str:
         """Of what computes: while it stays the same, a seed gives the same answer."""
-        info = self.info()
+        info = self.info
         parts = (octavo.__version__, info.model, info.model_path, info.dtype, info.device, info.backend)
         return "fp_" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:10]
+
+    async def prompted(self, work: Callable[[Prompter], T]) -> T:
+        """What `work` makes of the model's template and tokenizer, in a thread: they take their time."""
+        template, tokenizer = self.client.template, self.client.tokenizer
+        manner = Manner.of(template, self.tool_call_parser, self.reasoning_parser)
+        return await asyncio.to_thread(work, Prompter(template, tokenizer, manner))
 
     async def encode(
         self,
@@ -86,22 +85,23 @@ class Serving:
         return encode() if sum(map(len, texts)) <= INLINE_CHARS else await asyncio.to_thread(encode)
 
 
-def serving(request: Request) -> Serving:
-    found = request.app.state.serving
-    assert isinstance(found, Serving)
-    return found
+@dataclass(frozen=True)
+class Serving:
+    models: tuple[Served, ...]
+    """The first is meant where a request names none."""
+    inflight: InFlight
+    metrics: ServerMetrics
+    started: int
+    """Unix seconds."""
+    machine: Machine = field(default_factory=Machine)
+    responses: ResponseStore = field(default_factory=ResponseStore)
 
-
-def request_id(request: Request) -> str:
-    return str(request.scope.get(REQUEST_ID, ""))
-
-
-def json_response(body: msgspec.Struct) -> Response:
-    return Response(msgspec.json.encode(body), media_type="application/json")
-
-
-def renamed(error: ApiError, field: str, name: str) -> ApiError:
-    """The same error naming the HTTP field instead of the client's own."""
-    if error.param == field:
-        error.place = Place(name)
-    return error
+    def find(self, asked: str | None) -> Served:
+        """By its name. Raises ModelNotFound; Unavailable while no engine was ever attached."""
+        if asked is None:
+            asked = self.models[0].name
+        for served in self.models:
+            if asked == served.name:
+                return served
+        names = " and ".join(repr(served.name) for served in self.models)
+        raise ModelNotFound(f"the model {asked[:100]!r} does not exist; this server has {names}", param="model")

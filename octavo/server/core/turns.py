@@ -12,9 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from octavo.errors import ApiError, Place
-from octavo.server.http.decode import INLINE_BYTES
+from octavo.errors import ApiError, Field, Place
 from octavo.types import Message
+
+INLINE_BYTES = 1 << 16
+"""Of a shorter body everything is made at once."""
 
 T = TypeVar("T")
 Part = dict[str, Any]
@@ -103,6 +105,11 @@ def schemas_named(error: ApiError, places: Sequence[Place]) -> ApiError:
         case ("tools", int(_), *_):
             error.place = Place("tools")
     return error
+
+
+def renamed(error: ApiError, field: str, name: Field) -> ApiError:
+    """The same error about the field `name`, if it is about `field`."""
+    return moved(error, {field: Place(name) if isinstance(name, str) else name})
 
 
 def moved(error: ApiError, places: Mapping[str, Place]) -> ApiError:

@@ -1,8 +1,8 @@
 """The generations of one HTTP request: started together, read as one stream, closed together.
 
-Called by the chat and completions handlers and the event stream, inside a watch and as `async with work`. The client
-hands each delta over in the moment it comes; what the reader has not taken yet is merged per choice. Invariant: however
-the block ends, every generation is closed, so nothing runs in the engine for a request that nobody waits for.
+Used inside a watch and as `async with work`. The client hands each delta over in the moment it comes; what the reader
+has not taken yet is merged per choice. Invariant: however the block ends, every generation is closed, so that nothing
+runs in the engine for a request that nobody waits for.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from octavo.client.base import Client, Generation, Prompt
 from octavo.client.generation import merged
 from octavo.client.news import News
 from octavo.errors import ApiError, EngineError, RequestError
-from octavo.server.core.account import current
+from octavo.server.core.account import Account
 from octavo.server.core.metrics import ServerMetrics
 from octavo.types import Delta, Metrics, SamplingParams, TokenLogprobs
 
@@ -29,12 +29,14 @@ Arrived = tuple[int, Delta]
 class Work:
     """Prompts being generated with the same parameters."""
 
-    def __init__(self, metrics: ServerMetrics, prompts: Sequence[Prompt], params: SamplingParams) -> None:
+    def __init__(
+        self, metrics: ServerMetrics, prompts: Sequence[Prompt], params: SamplingParams, account: Account
+    ) -> None:
         self.prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
         self._metrics = metrics
         self._tokens = metrics.tokens
-        self._account = current()
-        self._account.params, self._account.model, self._account.num_open = params, metrics.model, len(prompts)
+        self._account = account
+        account.params, account.model, account.num_open = params, metrics.model, len(prompts)
         self._params = params
         self._select = params.best_of is not None and params.best_of > params.n
         """Nothing comes before all candidates have ended."""
@@ -50,12 +52,17 @@ class Work:
 
     @classmethod
     async def start(
-        cls, client: Client, prompts: Sequence[Prompt], params: SamplingParams, metrics: ServerMetrics
+        cls,
+        client: Client,
+        metrics: ServerMetrics,
+        prompts: Sequence[Prompt],
+        params: SamplingParams,
+        account: Account,
     ) -> Work:
         """Raises the ApiError of the first prompt that is refused; then none is left running."""
-        if (ticket := current().ticket) is not None:
-            params = ticket.admit(sum(len(prompt.token_ids) for prompt in prompts), len(prompts), params)
-        work = cls(metrics, prompts, params)
+        if account.allowance is not None:
+            params = account.allowance.admit(sum(len(prompt.token_ids) for prompt in prompts), len(prompts), params)
+        work = cls(metrics, prompts, params, account)
         try:
             for index, prompt in enumerate(prompts):
                 if index % _STARTS_PER_TURN == _STARTS_PER_TURN - 1:
@@ -69,7 +76,7 @@ class Work:
         return work
 
     async def _generate(self, client: Client, prompt: Prompt) -> Generation:
-        prompt.request_id = prompt.request_id or self._account.request_id
+        prompt.request_id = self._account.request_id
         if prompt.grammar is None:
             return await client.generate(prompt, self._params)
         started = time.perf_counter()

@@ -13,18 +13,13 @@ from collections.abc import Sequence
 
 import msgspec
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo.errors import ApiError
-from octavo.server.core.account import current
-from octavo.server.core.errors import error_response
 from octavo.server.core.limits import Quota, Ticket
 from octavo.server.http.cors import PREFLIGHT
+from octavo.server.http.failures import Failure, account_of
 from octavo.types import SamplingParams
-
-OWNER = "octavo.owner"
-"""Key of the scope: whom the request belongs to, as an opaque text; empty where there are no keys."""
 
 
 class InvalidApiKey(ApiError):
@@ -102,15 +97,15 @@ class Gate:
         if caller is None:
             await _refusal(headers)(scope, receive, send)
             return
-        scope[OWNER] = caller.owner
+        account_of(scope).owner = caller.owner
         if scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
         await self._metered(caller, scope, receive, send)
 
     async def _metered(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
-        account, quota = current(), caller.quota
-        account.ticket = ticket = Ticket(quota, caller.own)
+        account, quota = account_of(scope), caller.quota
+        account.allowance = ticket = Ticket(quota, caller.own)
 
         async def send_with_limits(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -121,7 +116,7 @@ class Gate:
         try:
             ticket.enter()
         except ApiError as error:
-            await error_response(error)(scope, receive, sending)
+            await Failure(error)(scope, receive, sending)
             return
         try:
             await self.app(scope, receive, sending)
@@ -129,17 +124,12 @@ class Gate:
             ticket.leave(account.prompt_tokens + account.completion_tokens)
 
 
-def owner(request: Request) -> str:
-    """Whom the request belongs to; empty where there are no keys."""
-    return str(request.scope.get(OWNER, ""))
-
-
 def _refusal(headers: Headers) -> ASGIApp:
     if "authorization" in headers or "x-api-key" in headers:
         message = "the API key is not one of this server's; check the key that the client sends"
     else:
         message = "an API key is required; send it as `Authorization: Bearer KEY` or `x-api-key: KEY`"
-    return error_response(InvalidApiKey(message), {"www-authenticate": "Bearer"})
+    return Failure(InvalidApiKey(message), {"www-authenticate": "Bearer"})
 
 
 def _digest(*parts: str) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from octavo.config import ServerConfig
 from octavo.config.sizes import parse_bytes
 from octavo.errors import ApiError, RequestError, Unavailable
-from octavo.server.core.errors import RequestTimeout, error_body
+from octavo.server.core.errors import RequestTimeout
 
 logger = logging.getLogger("octavo.server")
 
@@ -55,19 +56,21 @@ class Bounds:
         return cls(config.max_connections, max_head, config.header_timeout, config.send_timeout)
 
 
-def protocol(bounds: Bounds) -> type[asyncio.Protocol]:
-    """The class that uvicorn makes one of for each connection."""
+def protocol(bounds: Bounds, error_body: Callable[[ApiError], bytes]) -> type[asyncio.Protocol]:
+    """The class that uvicorn makes one of for each connection. `error_body`: of an answer before any application."""
 
     class Bound(Connection):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self.bounds = bounds
+            self.error_body = error_body
 
     return Bound
 
 
 class Connection(HttpToolsProtocol):
     bounds: Bounds
+    error_body: Callable[[ApiError], bytes]
 
     # -- the connection
 
@@ -253,7 +256,7 @@ class Connection(HttpToolsProtocol):
         for cycle in waiting:
             cycle.disconnected = True
             cycle.message_event.set()
-        body = error_body(error)
+        body = self.error_body(error)
         head = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
         head["x-request-id"] = uuid.uuid4().hex
         if error.retry_after is not None:

@@ -18,10 +18,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo import log
 from octavo.errors import ApiError
-from octavo.server.core.account import Account, open_account
-from octavo.server.core.errors import ClientGone, error_response, unexpected
+from octavo.server.core.account import Account
+from octavo.server.core.errors import ClientGone, unexpected
 from octavo.server.core.metrics import PROBES, ServerMetrics
-from octavo.server.core.serving import REQUEST_ID
+from octavo.server.http.failures import ACCOUNT, WORDING, Failure, Wording
 from octavo.server.http.sse import CONNECTION
 from octavo.server.http.tracing import Tracing
 
@@ -34,13 +34,14 @@ METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE"})
 
 
 class RequestContext:
-    """`paths`: endpoint → the path under which it is registered, the label of its counter."""
+    """`paths`: endpoint → the path under which it is registered, the label of its counter. `wording`: of failures."""
 
     def __init__(
         self,
         app: ASGIApp,
         metrics: ServerMetrics,
         paths: Mapping[Any, str],
+        wording: Wording,
         *,
         access_log: bool = True,
         tracing: Tracing | None = None,
@@ -48,6 +49,7 @@ class RequestContext:
         self.app = app
         self._metrics = metrics
         self._paths = paths
+        self._wording = wording
         self._access_log = access_log
         self._tracing = tracing
 
@@ -57,9 +59,9 @@ class RequestContext:
             return
         request_id = _request_id(Headers(scope=scope).get("x-request-id"))
         scope.setdefault(CONNECTION, send)
-        scope[REQUEST_ID] = request_id
         log.REQUEST_ID.set(request_id)
-        account = open_account(request_id)
+        scope[ACCOUNT] = account = Account(request_id)
+        scope[WORDING] = self._wording
         started = time.perf_counter()
 
         async def send_with_id(message: Message) -> None:
@@ -77,7 +79,7 @@ class RequestContext:
                 logger.exception("a request failed")
             if not account.status:
                 failure = error if isinstance(error, ApiError) else unexpected()
-                await error_response(failure)(scope, receive, send_with_id)
+                await Failure(failure)(scope, receive, send_with_id)
         finally:
             account.seconds = time.perf_counter() - started
             if isinstance(account.error, ClientGone):

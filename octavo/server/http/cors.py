@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from octavo.errors import ConfigError, RequestError
-from octavo.server.core.errors import error_response
+from octavo.server.http.failures import Failure
 
 PREFLIGHT = "octavo.preflight"
 """Key of the scope: the answer to a browser's question whether it may ask."""
@@ -48,7 +48,7 @@ class Cors(CORSMiddleware):
         if response.status_code < 400:
             return response
         kept = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
-        return error_response(RequestError(bytes(response.body).decode(), code="cors"), kept)
+        return Failure(RequestError(bytes(response.body).decode(), code="cors"), kept)
 
 
 def checked_origins(given: Sequence[str]) -> list[str]:

@@ -14,7 +14,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo.errors import ApiError, RequestError, Unavailable
-from octavo.server.core.errors import ContentTooLarge, RequestTimeout, UnsupportedMediaType, error_response
+from octavo.server.core.errors import ContentTooLarge, RequestTimeout, UnsupportedMediaType
+from octavo.server.http.failures import Failure
 
 logger = logging.getLogger("octavo.server")
 
@@ -63,7 +64,7 @@ class BodyGuard:
             await self.app(scope, body.receive, body.send)
         except BodyRefused as refused:
             if not body.answered:
-                await error_response(refused.error)(scope, body.receive, body.send)
+                await Failure(refused.error)(scope, body.receive, body.send)
         finally:
             self._held -= body.held
 

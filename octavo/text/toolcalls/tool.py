@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
+
+NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
+"""What a tool may be called."""
 
 
 class Tool(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 
 from octavo.errors import ApiError
-from octavo.server.core.account import current
 from octavo.server.core.errors import clean
 from octavo.server.core.pieces import Piece, Pieces
 from octavo.server.core.work import Work
@@ -90,13 +89,14 @@ def usage(metrics: Metrics) -> MessageUsage:
 class MessageEvents(Blocks):
     """The stream of a message; implements sse.Writer. Deltas are the hot path: they are joined from bytes."""
 
-    def __init__(self, asked: MessagesRequest, message_id: str, model: str, work: Work) -> None:
+    def __init__(self, asked: MessagesRequest, message_id: str, model: str, work: Work, request_id: str) -> None:
         super().__init__()
         self._asked = asked
         self._work = work
         self._out: list[bytes] = []
         self._begun = False
         self._message = (message_id, model)
+        self._request_id = request_id
         self._before = b""
         """Of the open block's deltas."""
 
@@ -117,7 +117,7 @@ class MessageEvents(Blocks):
         return self._written()
 
     def fail(self, error: ApiError) -> bytes:
-        body = anthropic_body(error, clean(error.message), current().request_id)
+        body = anthropic_body(error, clean(error.message), self._request_id)
         return b"event: error\ndata: %s\n\n" % body
 
     def opened(self, piece: Piece) -> None:

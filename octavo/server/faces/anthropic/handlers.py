@@ -8,80 +8,75 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from octavo.client.conversation import Conversation
 from octavo.errors import ApiError
-from octavo.server.core.conversation import Conversation, render, start
-from octavo.server.core.serving import Serving, json_response, request_id, serving
+from octavo.server.core import conversation as core
+from octavo.server.core.account import Account
+from octavo.server.core.conversation import render
 from octavo.server.core.turns import Turns, gathered
 from octavo.server.core.work import Work
 from octavo.server.faces.anthropic import translate
 from octavo.server.faces.anthropic.blocks import Blocks, MessageEvents, ending, usage
 from octavo.server.faces.anthropic.protocol import AnthropicMessage, CountTokensRequest, MessagesRequest, TokenCount
-from octavo.server.http.decode import read
-from octavo.server.http.sse import EventStream, Writer
+from octavo.server.http.call import Call, json_response
+from octavo.server.http.sse import Writer
 
 _messages = msgspec.json.Decoder(MessagesRequest)
 _count = msgspec.json.Decoder(CountTokensRequest)
 
 
 async def messages(request: Request) -> Response:
-    serve = serving(request)
-    serve.inflight.refuse_when_draining()
-    asked = await read(_messages, request)
-    asked.check()
-    model = serve.model(asked.model)
-    turns, wanted = await gathered(
-        len(await request.body()), lambda: translate.conversation(asked, request_id(request))
-    )
+    call = await Call.read(request, _messages, generates=True)
+    asked, model = call.asked, call.served.name
+    turns, wanted = await gathered(len(await request.body()), lambda: translate.conversation(asked))
     message_id = f"msg_{uuid.uuid4().hex}"
-    if asked.stream:
 
-        async def stream() -> tuple[Work, Writer]:
-            work = await _start(serve, asked, wanted, turns)
-            return work, MessageEvents(asked, message_id, model, work)
+    async def start() -> Work:
+        return await _start(call, wanted, turns)
 
-        return _with_id(EventStream(stream, serve.inflight), request)
-    async with serve.inflight.watch(request.receive):
-        work = await _start(serve, asked, wanted, turns)
+    async def whole(work: Work) -> AnthropicMessage:
         blocks = Blocks()
-        async with work:
-            for _, delta in await work.finish(merge=False):
-                blocks.take(delta)
-    reason, sequence = ending(asked, blocks, work.metrics[0])
-    message = AnthropicMessage(
-        id=message_id,
-        model=model,
-        content=blocks.content,
-        stop_reason=reason,
-        stop_sequence=sequence,
-        usage=usage(work.metrics[0]),
-    )
-    return _with_id(json_response(message), request)
+        for _, delta in await work.finish(merge=False):
+            blocks.take(delta)
+        reason, sequence = ending(asked, blocks, work.metrics[0])
+        return AnthropicMessage(
+            id=message_id,
+            model=model,
+            content=blocks.content,
+            stop_reason=reason,
+            stop_sequence=sequence,
+            usage=usage(work.metrics[0]),
+        )
+
+    def events(work: Work) -> Writer:
+        return MessageEvents(asked, message_id, model, work, call.account.request_id)
+
+    return _with_id(await call.answered(start, whole, events if asked.stream else None), call.account)
 
 
 async def count_tokens(request: Request) -> Response:
-    serve = serving(request)
-    asked = await read(_count, request)
-    serve.model(asked.model)
+    call = await Call.read(request, _count)
+    asked = call.asked
     turns, wanted = await gathered(len(await request.body()), lambda: translate.to_count(asked))
     try:
-        ids = await render(serve, wanted, is_bounded=False)
+        ids = await render(call.served, wanted, is_bounded=False)
     except ApiError as error:
         raise translate.refusal(error, turns, asked.tools or [], wanted) from None
-    return _with_id(json_response(TokenCount(input_tokens=len(ids))), request)
+    return _with_id(json_response(TokenCount(input_tokens=len(ids))), call.account)
 
 
-async def _start(serve: Serving, asked: MessagesRequest, wanted: Conversation, turns: Turns) -> Work:
+async def _start(call: Call[MessagesRequest], wanted: Conversation, turns: Turns) -> Work:
     try:
         try:
-            return await start(serve, wanted)
+            return await core.start(call.served, wanted, call.account)
         except ApiError as error:
             if error.param != "thinking_budget":
                 raise
-            return await start(serve, translate.unbounded(wanted))
+            return await core.start(call.served, translate.unbounded(wanted), call.account)
     except ApiError as error:
-        raise translate.refusal(error, turns, asked.tools or [], wanted) from None
+        raise translate.refusal(error, turns, call.asked.tools or [], wanted) from None
 
 
-def _with_id(response: Response, request: Request) -> Response:
-    response.headers["request-id"] = request_id(request)
+def _with_id(response: Response, account: Account) -> Response:
+    response.headers["request-id"] = account.request_id
     return response

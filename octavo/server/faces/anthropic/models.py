@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from octavo.server.core.serving import Serving
+from octavo.server.core.serving import Served, Serving
 
 
 class AnthropicModel(msgspec.Struct, kw_only=True):
@@ -27,9 +27,9 @@ class AnthropicModelList(msgspec.Struct, kw_only=True):
     has_more: bool = False
 
 
-def served(serve: Serving) -> AnthropicModel:
-    info = serve.info()
-    created = datetime.fromtimestamp(serve.started, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+def model(served: Served, started: int) -> AnthropicModel:
+    info = served.info
+    created = datetime.fromtimestamp(started, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     return AnthropicModel(
         id=info.model,
         display_name=info.model,
@@ -40,5 +40,5 @@ def served(serve: Serving) -> AnthropicModel:
 
 
 def listed(serve: Serving) -> AnthropicModelList:
-    model = served(serve)
-    return AnthropicModelList(data=[model], first_id=model.id, last_id=model.id)
+    found = [model(served, serve.started) for served in serve.models]
+    return AnthropicModelList(data=found, first_id=found[0].id, last_id=found[-1].id)

@@ -95,6 +95,9 @@ class CountTokensRequest(msgspec.Struct, frozen=True, kw_only=True):
     output_config: OutputConfig | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
+    def check(self) -> None:
+        pass
+
 
 # -- what comes out
 

@@ -10,8 +10,7 @@ from typing import Any, Literal
 
 from octavo.errors import Place, RequestError
 from octavo.server.faces.anthropic.protocol import Block, ToolChoice
-from octavo.server.faces.openai.tools import NAME
-from octavo.text.toolcalls.tool import Tool
+from octavo.text.toolcalls.tool import NAME, Tool
 
 
 def _schema(required: list[str], **properties: dict[str, Any]) -> dict[str, Any]:

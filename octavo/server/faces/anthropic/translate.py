@@ -1,6 +1,6 @@
 """A request of /v1/messages in the terms that all faces share.
 
-Pure; called by the messages handlers. Everything here raises RequestError in the words of this API.
+Pure. Everything here raises RequestError in the words of this API.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from typing import Any
 
 import msgspec
 
+from octavo.client.conversation import Conversation
 from octavo.errors import ApiError, ContextLengthExceeded, Place, RequestError, Unsupported
-from octavo.server.core.conversation import Conversation, checked_messages, template_kwargs
+from octavo.server.core.history import checked_messages, template_kwargs
 from octavo.server.core.turns import Part, Turns, moved, schemas_named
 from octavo.server.faces.anthropic.protocol import Block, CountTokensRequest, MessageParam, MessagesRequest, Thinking
 from octavo.server.faces.anthropic.tools import chosen, client_tools
@@ -25,17 +26,15 @@ PASSED_OVER = ("redacted_thinking", "server_tool_use", "container_upload", "comp
 """Blocks in the history that say nothing to this model; so do the results of server tools, whatever their names."""
 
 
-def conversation(asked: MessagesRequest, request_id: str) -> tuple[Turns, Conversation]:
-    return _conversation(asked, sampling(asked), request_id)
+def conversation(asked: MessagesRequest) -> tuple[Turns, Conversation]:
+    return _conversation(asked, sampling(asked))
 
 
 def to_count(asked: CountTokensRequest) -> tuple[Turns, Conversation]:
-    return _conversation(asked, SamplingParams(max_tokens=1), "")
+    return _conversation(asked, SamplingParams(max_tokens=1))
 
 
-def _conversation(
-    asked: MessagesRequest | CountTokensRequest, params: SamplingParams, request_id: str
-) -> tuple[Turns, Conversation]:
+def _conversation(asked: MessagesRequest | CountTokensRequest, params: SamplingParams) -> tuple[Turns, Conversation]:
     turns = turns_of(asked.system, asked.messages)
     tools = client_tools(asked.tools or [])
     choice, named = chosen(asked.tool_choice, tools)
@@ -54,7 +53,6 @@ def _conversation(
         continue_final_message=_is_prefill(asked.messages, messages),
         template_kwargs=template_kwargs(thinking_kwargs(asked.thinking) | (asked.chat_template_kwargs or {}), effort),
         structured_place=Place("output_config", "format"),
-        request_id=request_id,
     )
 
 

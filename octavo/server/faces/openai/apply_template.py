@@ -7,10 +7,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo.server.core.conversation import rendered
-from octavo.server.core.serving import json_response, serving
-from octavo.server.faces.openai.chat import conversation
 from octavo.server.faces.openai.protocol.chat import ChatCompletionRequest
-from octavo.server.http.decode import read
+from octavo.server.faces.openai.translate import conversation
+from octavo.server.http.call import Call, json_response
 
 _decoder = msgspec.json.Decoder(ChatCompletionRequest)
 
@@ -20,8 +19,5 @@ class RenderedPrompt(msgspec.Struct, kw_only=True):
 
 
 async def apply_template(request: Request) -> Response:
-    serve = serving(request)
-    asked = await read(_decoder, request)
-    asked.check()
-    serve.model(asked.model)
-    return json_response(RenderedPrompt(prompt=await rendered(serve, conversation(asked))))
+    call = await Call.read(request, _decoder)
+    return json_response(RenderedPrompt(prompt=await rendered(call.served, conversation(call.asked))))

@@ -12,11 +12,12 @@ from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
-from octavo.errors import ApiError, Place
-from octavo.server.core.conversation import Answer, Conversation, answers, checked_messages, start, template_kwargs
-from octavo.server.core.errors import error_body
-from octavo.server.core.serving import Serving, json_response, request_id, serving
+from octavo.errors import ApiError
+from octavo.server.core import conversation as core
+from octavo.server.core.conversation import Answer
+from octavo.server.core.serving import Served
 from octavo.server.core.work import Work
+from octavo.server.faces.openai.errors import error_body
 from octavo.server.faces.openai.logprobs import ChatLogprobsBuilder, prompt_logprobs
 from octavo.server.faces.openai.protocol.chat import (
     ChatChoice,
@@ -26,82 +27,50 @@ from octavo.server.faces.openai.protocol.chat import (
     ChatCompletionRequest,
     ChatDelta,
     ChatFinishReason,
-    ChatLogprobs,
     FunctionCall,
     FunctionCallDelta,
     MessageToolCall,
     ResponseMessage,
     ToolCallChunk,
 )
-from octavo.server.faces.openai.protocol.shared import Usage
-from octavo.server.faces.openai.tools import chosen, history, in_words_of
+from octavo.server.faces.openai.protocol.shared import ChatLogprobs, Usage
+from octavo.server.faces.openai.tools import in_words_of
+from octavo.server.faces.openai.translate import conversation
 from octavo.server.faces.openai.usage import Header, UsageTally, usage_of
-from octavo.server.http.decode import read
-from octavo.server.http.sse import DONE, KEEP_ALIVE, EventStream, Template, Writer, event
+from octavo.server.http.call import Call
+from octavo.server.http.sse import DONE, KEEP_ALIVE, Template, Writer, event
 from octavo.text.channels import merged_parts
 from octavo.text.tokenizer import Tokenizer
-from octavo.types import Delta, FinishReason, SamplingParams, TokenLogprobs, ToolCallDelta
+from octavo.types import Delta, FinishReason, TokenLogprobs, ToolCallDelta
 
 _decoder = msgspec.json.Decoder(ChatCompletionRequest)
 _encode = msgspec.json.Encoder().encode
 
 
 async def chat_completions(request: Request) -> Response:
-    serve = serving(request)
-    serve.inflight.refuse_when_draining()
-    asked = await read(_decoder, request)
-    asked.check()
-    asked_for = conversation(asked, request_id(request))
+    call = await Call.read(request, _decoder, generates=True)
+    asked, served = call.asked, call.served
+    asked_for = conversation(asked)
+    header = Header.new("chatcmpl", served.name, served.fingerprint())
 
-    async def started() -> Work:
+    async def start() -> Work:
         try:
-            return await start(serve, asked_for)
+            return await core.start(served, asked_for, call.account)
         except ApiError as error:
             raise in_words_of(error, asked) from None
 
-    header = Header.new("chatcmpl", serve.model(asked.model), serve.fingerprint())
-    if asked.stream:
+    async def whole(work: Work) -> ChatCompletion:
+        return await _whole(served, asked, header, work)
 
-        async def stream() -> tuple[Work, Writer]:
-            work = await started()
-            return work, _Chunks(serve, asked, header, work)
+    def chunks(work: Work) -> Writer:
+        return _Chunks(served, asked, header, work)
 
-        return EventStream(stream, serve.inflight)
-    async with serve.inflight.watch(request.receive):
-        return json_response(await _whole(serve, asked, header, await started()))
+    return await call.answered(start, whole, chunks if asked.stream else None)
 
 
-def conversation(asked: ChatCompletionRequest, request_id: str = "") -> Conversation:
-    """The request in the terms that all faces share. Raises RequestError."""
-    choice = chosen(asked)
-    kwargs = dict(asked.chat_template_kwargs or {})
-    if asked.thinking_token_budget is not None:
-        kwargs["thinking_budget"] = asked.thinking_token_budget
-    return Conversation(
-        messages=checked_messages(history(asked.messages)),
-        params=sampling(asked),
-        tools=choice.tools,
-        tool_choice=choice.tool_choice,
-        named_tool=choice.named,
-        parallel_tool_calls=asked.parallel_tool_calls is not False and not asked.by_functions,
-        add_generation_prompt=asked.add_generation_prompt,
-        continue_final_message=asked.continue_final_message,
-        template_kwargs=template_kwargs(kwargs, asked.reasoning_effort),
-        structured_place=Place(asked.constraint()[1]),
-        request_id=request_id,
-    )
-
-
-def sampling(asked: ChatCompletionRequest) -> SamplingParams:
-    """The request's parameters in the engine's terms."""
-    max_tokens = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
-    return asked.sampling(max_tokens=max_tokens, logprobs=(asked.top_logprobs or 0) if asked.logprobs else None)
-
-
-async def _whole(serve: Serving, asked: ChatCompletionRequest, header: Header, work: Work) -> ChatCompletion:
-    async with work:
-        found = answers(await work.finish(), asked.n)
-    tokenizer = serve.client.tokenizer
+async def _whole(served: Served, asked: ChatCompletionRequest, header: Header, work: Work) -> ChatCompletion:
+    found = core.answers(await work.finish(), asked.n)
+    tokenizer = served.client.tokenizer
     whole = ChatCompletion(
         id=header.id,
         created=header.created,
@@ -168,11 +137,11 @@ def _call_chunk(part: ToolCallDelta) -> ToolCallChunk:
 class _Chunks:
     """Implements sse.Writer."""
 
-    def __init__(self, serve: Serving, asked: ChatCompletionRequest, header: Header, work: Work) -> None:
+    def __init__(self, served: Served, asked: ChatCompletionRequest, header: Header, work: Work) -> None:
         self._header = header
         self._work = work
         self._tally = UsageTally(asked.stream_options, work.prompt_tokens)
-        self._choices = [_Streamed(serve.client.tokenizer) for _ in range(asked.n)]
+        self._choices = [_Streamed(served.client.tokenizer) for _ in range(asked.n)]
         self._plain = not asked.logprobs and not self._tally.continuous
         self._asked = asked
 

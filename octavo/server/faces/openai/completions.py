@@ -6,6 +6,7 @@ its own log-probabilities, come first: that is how evaluation harnesses score te
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import cast
 
@@ -15,59 +16,68 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo.client.base import Prompt
-from octavo.errors import ApiError, RequestError
-from octavo.server.core.errors import error_body, refuse_nul
-from octavo.server.core.serving import Serving, json_response, renamed, serving
-from octavo.server.core.structured import written
+from octavo.client.prepare import refuse_nul
+from octavo.errors import ApiError, Field, RequestError
+from octavo.grammar.spec import grammar_of
+from octavo.server.core.serving import Served
+from octavo.server.core.turns import renamed
 from octavo.server.core.work import Work
+from octavo.server.faces.openai.errors import error_body
 from octavo.server.faces.openai.logprobs import CompletionLogprobsBuilder, prompt_logprobs
 from octavo.server.faces.openai.protocol.completions import (
     MAX_PROMPTS,
     Completion,
     CompletionChoice,
-    CompletionLogprobs,
     CompletionRequest,
 )
+from octavo.server.faces.openai.protocol.shared import CompletionLogprobs
 from octavo.server.faces.openai.usage import Header, UsageTally, usage_of
-from octavo.server.http.decode import read
-from octavo.server.http.sse import DONE, KEEP_ALIVE, EventStream, Template, Writer, event
-from octavo.types import Delta, FinishReason, SamplingParams
+from octavo.server.http.call import Call
+from octavo.server.http.sse import DONE, KEEP_ALIVE, Template, Writer, event
+from octavo.types import Delta, FinishReason, SamplingParams, StructuredOutputs
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's default for this route."""
+INLINE_CHARS = 4096
 
 _decoder = msgspec.json.Decoder(CompletionRequest)
 _encode = msgspec.json.Encoder().encode
 
 
 async def completions(request: Request) -> Response:
-    serve = serving(request)
-    serve.inflight.refuse_when_draining()
-    asked = await read(_decoder, request)
-    asked.check()
+    call = await Call.read(request, _decoder, generates=True)
+    asked, served = call.asked, call.served
     given = split_prompts(asked.prompt)
-    header = Header.new("cmpl", serve.model(asked.model), serve.fingerprint())
-    _check_fan_out(serve, asked, len(given))
+    header = Header.new("cmpl", served.name, served.fingerprint())
+    _check_fan_out(served, asked, len(given))
+    choices: list[_Choice] = []
 
-    async def start() -> tuple[Work, list[_Choice]]:
+    async def start() -> Work:
         constraint, param = asked.constraint()
-        grammar = await written(constraint, param)
-        prompts = await _tokenized(serve, given, asked, grammar)
+        prompts = await _tokenized(served, given, asked, await _written(constraint, param))
+        choices.extend(_choices(served, asked, prompts))
         try:
-            work = await Work.start(serve.client, prompts, sampling(asked), serve.metrics)
+            return await Work.start(served.client, served.metrics, prompts, sampling(asked), call.account)
         except ApiError as error:
             raise renamed(error, "grammar", param) from None
-        return work, _choices(serve, asked, prompts)
 
-    if asked.stream:
+    async def whole(work: Work) -> Completion:
+        return await _whole(served, asked, header, work, choices)
 
-        async def stream() -> tuple[Work, Writer]:
-            work, choices = await start()
-            return work, _Chunks(asked, header, work, choices)
+    def chunks(work: Work) -> Writer:
+        return _Chunks(asked, header, work, choices)
 
-        return EventStream(stream, serve.inflight)
-    async with serve.inflight.watch(request.receive):
-        return json_response(await _whole(serve, asked, header, *await start()))
+    return await call.answered(start, whole, chunks if asked.stream else None)
+
+
+async def _written(structured: StructuredOutputs | None, param: Field) -> str | None:
+    """The grammar of the whole output; a long constraint is written in a thread, so that other streams keep their pace.
+    Raises RequestError."""
+    if structured is None:
+        return None
+    if len(msgspec.json.encode(structured)) <= INLINE_CHARS:
+        return grammar_of(structured, param)
+    return await asyncio.to_thread(grammar_of, structured, param)
 
 
 def sampling(asked: CompletionRequest) -> SamplingParams:
@@ -102,9 +112,9 @@ def _checked(prompt: str | list[int]) -> str | list[int]:
     return prompt
 
 
-def _check_fan_out(serve: Serving, asked: CompletionRequest, num_prompts: int) -> None:
+def _check_fan_out(served: Served, asked: CompletionRequest, num_prompts: int) -> None:
     """Raises RequestError for what could never be admitted, however empty the queue is."""
-    info = serve.info()
+    info = served.info
     num_sequences = num_prompts * (asked.best_of or asked.n)
     limit = info.max_num_seqs + info.max_queued_requests
     if info.max_queued_requests and num_sequences > limit:
@@ -115,14 +125,14 @@ def _check_fan_out(serve: Serving, asked: CompletionRequest, num_prompts: int) -
 
 
 async def _tokenized(
-    serve: Serving, given: list[str | list[int]], asked: CompletionRequest, grammar: str | None
+    served: Served, given: list[str | list[int]], asked: CompletionRequest, grammar: str | None
 ) -> list[Prompt]:
     texts = [prompt for prompt in given if isinstance(prompt, str)]
     if not texts:
         return [Prompt(token_ids=prompt, grammar=grammar) for prompt in given if not isinstance(prompt, str)]
-    limit = serve.info().max_model_len
+    limit = served.info.max_model_len
     add, parse = asked.add_special_tokens, asked.parse_special
-    encoded = iter(await serve.encode(texts, add_special_tokens=add, parse_special=parse, max_tokens=limit))
+    encoded = iter(await served.encode(texts, add_special_tokens=add, parse_special=parse, max_tokens=limit))
     return [
         Prompt(token_ids=next(encoded), text=prompt, grammar=grammar)
         if isinstance(prompt, str)
@@ -134,12 +144,12 @@ async def _tokenized(
 class _Choice:
     """One choice and its part of the answer, delta by delta."""
 
-    def __init__(self, serve: Serving, asked: CompletionRequest, prompt: Prompt, index: int) -> None:
+    def __init__(self, served: Served, asked: CompletionRequest, prompt: Prompt, index: int) -> None:
         self.index = index
         self.finish_reason: FinishReason | None = None
         self.stop_reason: str | int | None = None
         self._prompt = prompt
-        self._tokenizer = serve.client.tokenizer
+        self._tokenizer = served.client.tokenizer
         self._echo = asked.echo
         self._show_ids = asked.return_token_ids
         self._prompt_ids_due = asked.return_token_ids
@@ -196,17 +206,15 @@ def joined(parts: Sequence[CompletionLogprobs]) -> CompletionLogprobs:
     return whole
 
 
-def _choices(serve: Serving, asked: CompletionRequest, prompts: list[Prompt]) -> list[_Choice]:
-    return [_Choice(serve, asked, prompt, i * asked.n + k) for i, prompt in enumerate(prompts) for k in range(asked.n)]
+def _choices(served: Served, asked: CompletionRequest, prompts: list[Prompt]) -> list[_Choice]:
+    return [_Choice(served, asked, prompt, i * asked.n + k) for i, prompt in enumerate(prompts) for k in range(asked.n)]
 
 
 async def _whole(
-    serve: Serving, asked: CompletionRequest, header: Header, work: Work, choices: list[_Choice]
+    served: Served, asked: CompletionRequest, header: Header, work: Work, choices: list[_Choice]
 ) -> Completion:
     shown: list[list[CompletionChoice]] = [[] for _ in choices]
-    async with work:
-        arrived = await work.finish()
-    for prompt_index, delta in arrived:
+    for prompt_index, delta in await work.finish():
         index = prompt_index * asked.n + delta.index
         if (part := choices[index].take(delta, work, prompt_index)) is not None:
             shown[index].append(part)
@@ -215,7 +223,7 @@ async def _whole(
         assert parts, "a generation ended without a finish_reason"
         answer.choices.append(_of_parts(parts))
         if asked.prompt_logprobs is not None and (found := work.prompt_logprobs(index // asked.n)) is not None:
-            answer.choices[-1].prompt_logprobs = prompt_logprobs(serve.client.tokenizer, found)
+            answer.choices[-1].prompt_logprobs = prompt_logprobs(served.client.tokenizer, found)
     answer.usage = usage_of(work.metrics)
     return answer
 

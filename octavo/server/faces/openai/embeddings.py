@@ -14,9 +14,11 @@ from starlette.responses import Response
 
 from octavo.client.base import Prompt
 from octavo.client.embedding import EMBEDDING, finished, numbers
+from octavo.client.prepare import refuse_nul
 from octavo.errors import ApiError, Place, RequestError
-from octavo.server.core.errors import refuse_nul
-from octavo.server.core.serving import Serving, renamed, request_id, serving
+from octavo.server.core.account import Account
+from octavo.server.core.serving import Served
+from octavo.server.core.turns import renamed
 from octavo.server.core.work import Work
 from octavo.server.faces.openai.protocol.embeddings import (
     MAX_INPUTS,
@@ -25,25 +27,22 @@ from octavo.server.faces.openai.protocol.embeddings import (
     EmbeddingRequest,
     EmbeddingUsage,
 )
-from octavo.server.http.decode import read
+from octavo.server.http.call import Call
 
 _decoder = msgspec.json.Decoder(EmbeddingRequest)
 
 
 async def embeddings(request: Request) -> Response:
-    serve = serving(request)
-    serve.inflight.refuse_when_draining()
-    asked = await read(_decoder, request)
-    asked.check()
-    model = serve.model(asked.model)
-    size = serve.info().hidden_size
+    call = await Call.read(request, _decoder, generates=True)
+    asked, served = call.asked, call.served
+    model, size = served.name, served.info.hidden_size
     if asked.dimensions is not None and asked.dimensions > size:
         raise RequestError(f"dimensions is {asked.dimensions}; {model} has {size}", param="dimensions")
     inputs = split_inputs(asked.input)
-    async with serve.inflight.watch(request.receive):
+    async with call.serving.inflight.watch(request.receive):
         try:
-            prompts = await _tokenized(serve, inputs, asked, request_id(request))
-            pooled = await _computed(serve, prompts)
+            prompts = await _tokenized(served, inputs, asked)
+            pooled = await _computed(served, prompts, call.account)
         except ApiError as error:
             raise renamed(error, "prompt", "input") from None
         tokens = sum(len(prompt.token_ids) for prompt in prompts)
@@ -73,27 +72,22 @@ def split_inputs(given: str | list[str | int | list[int]]) -> list[str | list[in
     return found
 
 
-async def _tokenized(
-    serve: Serving, inputs: list[str | list[int]], asked: EmbeddingRequest, request_id: str
-) -> list[Prompt]:
+async def _tokenized(served: Served, inputs: list[str | list[int]], asked: EmbeddingRequest) -> list[Prompt]:
     texts = [entry for entry in inputs if isinstance(entry, str)]
-    limit = serve.info().max_model_len
-    encoded = iter(await serve.encode(texts, add_special_tokens=asked.add_special_tokens, max_tokens=limit))
+    limit = served.info.max_model_len
+    encoded = iter(await served.encode(texts, add_special_tokens=asked.add_special_tokens, max_tokens=limit))
     return [
-        Prompt(
-            token_ids=next(encoded) if isinstance(entry, str) else entry, pooling=asked.pooling, request_id=request_id
-        )
-        for entry in inputs
+        Prompt(token_ids=next(encoded) if isinstance(entry, str) else entry, pooling=asked.pooling) for entry in inputs
     ]
 
 
-async def _computed(serve: Serving, prompts: list[Prompt]) -> list[bytes]:
+async def _computed(served: Served, prompts: list[Prompt], account: Account) -> list[bytes]:
     """The pooled hidden states of each."""
     found: list[bytes] = []
-    wave = serve.info().max_num_seqs
+    wave = served.info.max_num_seqs
     for at in range(0, len(prompts), wave):
         part = prompts[at : at + wave]
-        async with await Work.start(serve.client, part, EMBEDDING, serve.metrics) as work:
+        async with await Work.start(served.client, served.metrics, part, EMBEDDING, account) as work:
             await work.finish()
             found += [work.embedding(index) for index in range(len(part))]
     return found

@@ -1,13 +1,18 @@
-"""Log-probabilities in the two shapes of the API, from token ids. Pure; called by the chat and completions handlers."""
+"""Log-probabilities in the two shapes of the API, from token ids. Pure."""
 
 from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
 
-from octavo.server.faces.openai.protocol.chat import ChatLogprobs, LogprobEntry, TopLogprobEntry
-from octavo.server.faces.openai.protocol.completions import CompletionLogprobs
-from octavo.server.faces.openai.protocol.shared import PromptLogprob, PromptLogprobs
+from octavo.server.faces.openai.protocol.shared import (
+    ChatLogprobs,
+    CompletionLogprobs,
+    LogprobEntry,
+    PromptLogprob,
+    PromptLogprobs,
+    TopLogprobEntry,
+)
 from octavo.text.tokenizer import Tokenizer
 from octavo.types import TokenLogprobs
 

@@ -1,27 +1,30 @@
-"""GET /v1/models and /v1/models/{id}: the one model that is served; in Anthropic's form for its clients."""
+"""GET /v1/models and /v1/models/{id}: the models that are served; in Anthropic's form for its clients."""
 
 from __future__ import annotations
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from octavo.server.core.serving import Serving, json_response, serving
+from octavo.server.core.serving import Served
 from octavo.server.faces.anthropic import models as anthropic
 from octavo.server.faces.anthropic.errors import is_spoken
 from octavo.server.faces.openai.protocol.models import Model, ModelList
+from octavo.server.http.call import json_response, serving
 
 
-def _served(serve: Serving) -> Model:
-    info = serve.info()
-    return Model(id=info.model, created=serve.started, root=info.model, max_model_len=info.max_model_len)
+def _model(served: Served, started: int) -> Model:
+    return Model(id=served.name, created=started, root=served.name, max_model_len=served.info.max_model_len)
 
 
 async def list_models(request: Request) -> Response:
     serve = serving(request)
-    return json_response(anthropic.listed(serve) if is_spoken(request.scope) else ModelList(data=[_served(serve)]))
+    if is_spoken(request.scope):
+        return json_response(anthropic.listed(serve))
+    return json_response(ModelList(data=[_model(served, serve.started) for served in serve.models]))
 
 
 async def retrieve_model(request: Request) -> Response:
     serve = serving(request)
-    serve.model(request.path_params["model"])
-    return json_response(anthropic.served(serve) if is_spoken(request.scope) else _served(serve))
+    served = serve.find(request.path_params["model"])
+    found = anthropic.model(served, serve.started) if is_spoken(request.scope) else _model(served, serve.started)
+    return json_response(found)

@@ -8,11 +8,10 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from octavo.client.prepare import refuse_nul
 from octavo.errors import ContextLengthExceeded, RequestError
 from octavo.server.core.conversation import render
-from octavo.server.core.errors import refuse_nul
-from octavo.server.core.serving import Serving, json_response, serving
-from octavo.server.faces.openai.chat import conversation
+from octavo.server.core.serving import Served
 from octavo.server.faces.openai.protocol.chat import ChatCompletionRequest
 from octavo.server.faces.openai.protocol.tokenize import (
     DetokenizeRequest,
@@ -22,7 +21,8 @@ from octavo.server.faces.openai.protocol.tokenize import (
     TokenizerInfo,
     TokenPiece,
 )
-from octavo.server.http.decode import read
+from octavo.server.faces.openai.translate import conversation
+from octavo.server.http.call import Call, json_response, serving
 from octavo.text.tokenizer import Tokenizer
 
 MAX_TOKENS = 1 << 20
@@ -33,14 +33,13 @@ _detokenize = msgspec.json.Decoder(DetokenizeRequest)
 
 
 async def tokenize(request: Request) -> Response:
-    serve = serving(request)
-    asked = await read(_tokenize, request)
-    serve.model(asked.model)
+    call = await Call.read(request, _tokenize)
+    asked, served = call.asked, call.served
     if [asked.prompt, asked.messages, asked.content].count(None) != 2:
         raise RequestError("send one of prompt, messages and content", param="prompt")
-    ids = await _ids(serve, asked)
-    tokenizer = serve.client.tokenizer
-    answer = TokenizeResponse(count=len(ids), max_model_len=serve.info().max_model_len, tokens=[*ids])
+    ids = await _ids(served, asked)
+    tokenizer = served.client.tokenizer
+    answer = TokenizeResponse(count=len(ids), max_model_len=served.info.max_model_len, tokens=[*ids])
     if asked.return_token_strs:
         answer.token_strs = await asyncio.to_thread(lambda: [tokenizer.spelling(i) for i in ids])
     if asked.with_pieces:
@@ -48,13 +47,13 @@ async def tokenize(request: Request) -> Response:
     return json_response(answer)
 
 
-async def _ids(serve: Serving, asked: TokenizeRequest) -> list[int]:
+async def _ids(served: Served, asked: TokenizeRequest) -> list[int]:
     if asked.prompt is not None:
         return await _text_ids(
-            serve, "prompt", asked.prompt, asked.add_special_tokens is not False, asked.parse_special
+            served, "prompt", asked.prompt, asked.add_special_tokens is not False, asked.parse_special
         )
     if asked.content is not None:
-        return await _text_ids(serve, "content", asked.content, asked.add_special, asked.parse_special)
+        return await _text_ids(served, "content", asked.content, asked.add_special, asked.parse_special)
     as_chat = ChatCompletionRequest(
         messages=asked.messages or [],
         tools=asked.tools,
@@ -62,16 +61,16 @@ async def _ids(serve: Serving, asked: TokenizeRequest) -> list[int]:
         continue_final_message=asked.continue_final_message,
         chat_template_kwargs=asked.chat_template_kwargs,
     )
-    ids = await render(serve, conversation(as_chat))
+    ids = await render(served, conversation(as_chat))
     if asked.add_special_tokens:
-        return [*serve.client.tokenizer.encode(""), *ids]
+        return [*served.client.tokenizer.encode(""), *ids]
     return ids
 
 
-async def _text_ids(serve: Serving, field: str, text: str, add_special: bool, parse_special: bool) -> list[int]:
+async def _text_ids(served: Served, field: str, text: str, add_special: bool, parse_special: bool) -> list[int]:
     refuse_nul(text, field)
     try:
-        each = await serve.encode(
+        each = await served.encode(
             [text], add_special_tokens=add_special, parse_special=parse_special, max_tokens=MAX_TOKENS
         )
     except ContextLengthExceeded:
@@ -89,10 +88,8 @@ def _piece(tokenizer: Tokenizer, token_id: int) -> TokenPiece:
 
 
 async def detokenize(request: Request) -> Response:
-    serve = serving(request)
-    asked = await read(_detokenize, request)
-    serve.model(asked.model)
-    tokenizer = serve.client.tokenizer
+    call = await Call.read(request, _detokenize)
+    asked, tokenizer = call.asked, call.served.client.tokenizer
     for token_id in (min(asked.tokens, default=0), max(asked.tokens, default=0)):
         if not 0 <= token_id < tokenizer.vocab_size:
             raise RequestError(
@@ -104,18 +101,18 @@ async def detokenize(request: Request) -> Response:
 
 
 async def tokenizer_info(request: Request) -> Response:
-    serve = serving(request)
-    tokenizer = serve.client.tokenizer
+    served = serving(request).find(None)
+    tokenizer = served.client.tokenizer
     name = tokenizer.special_names.get
     return json_response(
         TokenizerInfo(
             vocab_size=tokenizer.vocab_size,
-            model_max_length=serve.info().max_model_len,
+            model_max_length=served.info.max_model_len,
             bos_token=name("bos_token"),
             eos_token=name("eos_token"),
             pad_token=name("pad_token"),
             unk_token=name("unk_token"),
             add_bos_token=bool(tokenizer.encode("")),
-            chat_template=serve.client.template.source,
+            chat_template=served.client.template.source,
         )
     )

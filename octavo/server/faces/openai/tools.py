@@ -1,20 +1,17 @@
 """The tools of a chat request, the choice among them, and its messages, in the terms that all faces share.
 
-Pure; called by openai/chat.py. The deprecated `functions` and `function_call` are the same thing under older names.
+Pure. The deprecated `functions` and `function_call` are the same thing under older names.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 from octavo.errors import ApiError, Place, RequestError, Unsupported
 from octavo.server.faces.openai.protocol.chat import ChatCompletionRequest, ChatMessage, ChatTool, FunctionDefinition
-from octavo.text.toolcalls.tool import Tool
+from octavo.text.toolcalls.tool import NAME, Tool
 from octavo.types import Message
-
-NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
 
 
 class Choice(NamedTuple):

@@ -7,17 +7,19 @@ without anything loaded from elsewhere: it works on a machine without internet.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 import octavo
-from octavo.server.core.serving import serving
+from octavo.server.faces.openai.errors import ErrorResponse
+from octavo.server.http.call import serving
+from octavo.server.http.endpoint import Endpoint
 
 _PAGE = Path(__file__).with_name("docs.html")
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
@@ -46,37 +48,8 @@ _REQUEST_ID = {
 _RETRY_AFTER = {"description": "Seconds to wait.", "required": True, "schema": {"type": "integer", "minimum": 0}}
 
 
-class Described(Protocol):
-    """A row of routes.ENDPOINTS, as far as it is told here."""
-
-    @property
-    def method(self) -> str: ...
-    @property
-    def path(self) -> str: ...
-    @property
-    def summary(self) -> str: ...
-    @property
-    def asked(self) -> Any: ...
-    @property
-    def given(self) -> Any: ...
-    @property
-    def streamed(self) -> Any: ...
-    @property
-    def problem(self) -> Any: ...
-    @property
-    def special(self) -> Mapping[int, Any]: ...
-    @property
-    def example(self) -> dict[str, Any] | None: ...
-    @property
-    def is_open(self) -> bool: ...
-    @property
-    def needs_model(self) -> bool: ...
-    @property
-    def is_documented(self) -> bool: ...
-
-
 async def openapi(request: Request) -> Response:
-    info = serving(request).client.info
+    info = serving(request).models[0].client.info
     state = request.app.state
     # Everybody may read it: what the server's owner serves is told to those who have a key.
     model = None if info is None or state.have_keys else info.model
@@ -93,14 +66,14 @@ def _html() -> bytes:
 
 
 @lru_cache(maxsize=4)
-def _document(endpoints: tuple[Described, ...], model: str | None, have_keys: bool) -> bytes:
+def _document(endpoints: tuple[Endpoint, ...], model: str | None, have_keys: bool) -> bytes:
     return msgspec.json.encode(document(endpoints, model, have_keys))
 
 
-def document(endpoints: Sequence[Described], model: str | None = None, have_keys: bool = False) -> dict[str, Any]:
+def document(endpoints: Sequence[Endpoint], model: str | None = None, have_keys: bool = False) -> dict[str, Any]:
     """The OpenAPI 3.1 document. `model`: the served name, once it is known. `have_keys`: requests need one."""
     endpoints = [endpoint for endpoint in endpoints if endpoint.is_documented]
-    bodies = [(e.asked, e.given, e.streamed, e.problem, *e.special.values()) for e in endpoints]
+    bodies = [(e.asked, e.given, e.streamed, _problem(e), *e.special.values()) for e in endpoints]
     types = [kind for group in bodies for kind in group if kind is not None]
     _, components = msgspec.json.schema_components(types, ref_template=_REF)
     for name in {e.asked.__name__ for e in endpoints if e.asked is not None}:
@@ -146,7 +119,7 @@ def _plain(path: str) -> str:
     return re.sub(r"\{(\w+):\w+\}", r"{\1}", path)
 
 
-def _operation(endpoint: Described, model: str | None) -> dict[str, Any]:
+def _operation(endpoint: Endpoint, model: str | None) -> dict[str, Any]:
     path = _plain(endpoint.path)
     operation: dict[str, Any] = {
         "summary": endpoint.summary,
@@ -163,7 +136,11 @@ def _operation(endpoint: Described, model: str | None) -> dict[str, Any]:
     return operation
 
 
-def _verb(endpoint: Described) -> str:
+def _problem(endpoint: Endpoint) -> Any:
+    return endpoint.problem or ErrorResponse
+
+
+def _verb(endpoint: Endpoint) -> str:
     """Tells the operations of one path apart."""
     if endpoint.asked is not None:
         return "_create"
@@ -177,7 +154,7 @@ def _path_parameter(name: str, model: str | None) -> dict[str, Any]:
     return {"name": name, "in": "path", "required": True, "schema": schema}
 
 
-def _responses(endpoint: Described) -> dict[str, Any]:
+def _responses(endpoint: Endpoint) -> dict[str, Any]:
     given = endpoint.given
     content: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}} if given is None else _json(given)
     if endpoint.streamed is not None:
@@ -187,12 +164,12 @@ def _responses(endpoint: Described) -> dict[str, Any]:
         headers = {"x-request-id": _REQUEST_ID}
         if status in (429, 503):
             headers["retry-after"] = _RETRY_AFTER
-        body = _json(endpoint.special.get(status, endpoint.problem))
+        body = _json(endpoint.special.get(status, _problem(endpoint)))
         found[str(status)] = {"description": _WHY[status], "headers": headers, "content": body}
     return found
 
 
-def _statuses(endpoint: Described) -> set[int]:
+def _statuses(endpoint: Endpoint) -> set[int]:
     """Which failures can come, by what the route does."""
     found = {500}
     if not endpoint.is_open:
@@ -206,9 +183,9 @@ def _statuses(endpoint: Described) -> set[int]:
     return found
 
 
-def _event(endpoint: Described) -> dict[str, Any]:
+def _event(endpoint: Endpoint) -> dict[str, Any]:
     """One server-sent event: a chunk, or the failure that ends the stream; OpenAI's routes close with `[DONE]`."""
-    payload = {"anyOf": [_ref(endpoint.streamed), _ref(endpoint.problem)]}
+    payload = {"anyOf": [_ref(endpoint.streamed), _ref(_problem(endpoint))]}
     chunk = {"type": "string", "contentMediaType": "application/json", "contentSchema": payload}
     data = {"anyOf": [{"const": "[DONE]"}, chunk]}
     return {"type": "object", "required": ["data"], "properties": {"event": {"type": "string"}, "data": data}}

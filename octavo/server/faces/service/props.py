@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import octavo
-from octavo.server.core.serving import json_response, serving
+from octavo.server.http.call import json_response, serving
 
 
 class DefaultParams(msgspec.Struct, kw_only=True):
@@ -55,8 +55,8 @@ class Version(msgspec.Struct, kw_only=True):
 
 
 async def props(request: Request) -> Response:
-    serve = serving(request)
-    info, client = serve.info(), serve.client
+    served = serving(request).find(None)
+    info, client = served.info, served.client
     defaults, names = client.defaults, client.tokenizer.special_names
     params = DefaultParams(
         temperature=_or(defaults.temperature, 1.0),

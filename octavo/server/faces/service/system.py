@@ -11,8 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo.errors import Unavailable
-from octavo.server.core.errors import ErrorInfo
-from octavo.server.core.serving import Serving, json_response, serving
+from octavo.server.core.serving import Serving
+from octavo.server.faces.openai.errors import ErrorInfo
+from octavo.server.http.call import json_response, serving
 
 MIB = 1 << 20
 REFRESH_S = 0.2
@@ -90,11 +91,11 @@ async def ready(request: Request) -> Response:
     serve = serving(request)
     try:
         serve.inflight.refuse_when_draining()
-        if not serve.client.ready:
+        if not serve.models[0].client.ready:
             raise Unavailable("the model is loading; try again shortly", code="loading", retry_after=2)
     except Unavailable as error:
         info = ErrorInfo(message=error.message, type=error.type, param=None, code=error.code)
-        body = Ready(status=error.code or "unavailable", model_loaded=serve.client.ready, error=info)
+        body = Ready(status=error.code or "unavailable", model_loaded=serve.models[0].client.ready, error=info)
         headers = {"retry-after": str(error.retry_after)}
         return Response(msgspec.json.encode(body), error.status, headers, "application/json")
     return json_response(Ready(status="ready", model_loaded=True))
@@ -102,13 +103,13 @@ async def ready(request: Request) -> Response:
 
 async def system_metrics(request: Request) -> Response:
     serve = serving(request)
-    await serve.client.refresh(REFRESH_S)
+    await serve.models[0].client.refresh(REFRESH_S)
     return json_response(measured(serve))
 
 
 def measured(serve: Serving) -> SystemMetrics:
     """The machine and the engine now."""
-    memory, stats, info = psutil.virtual_memory(), serve.client.stats, serve.client.info
+    memory, stats, info = psutil.virtual_memory(), serve.models[0].client.stats, serve.models[0].client.info
     gpu = None if info is None else serve.machine.gpu(info.device)
     return SystemMetrics(
         cpu=Cpu(utilization_percent=serve.machine.cpu_percent(), core_count=psutil.cpu_count() or 1),
@@ -131,6 +132,6 @@ def measured(serve: Serving) -> SystemMetrics:
 
 async def prometheus(request: Request) -> Response:
     serve = serving(request)
-    await serve.client.refresh(REFRESH_S)
+    await serve.models[0].client.refresh(REFRESH_S)
     body, content_type = serve.metrics.exposition(request.headers.get("accept", ""))
     return Response(body, headers={"content-type": content_type})

@@ -8,10 +8,16 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from octavo.errors import RequestError, Unsupported
-from octavo.server.faces.openai.protocol.shared import GenerationRequest, NotYet, PromptLogprobs, Usage
+from octavo.server.faces.openai.protocol.shared import (
+    MAX_TOP_LOGPROBS,
+    ChatLogprobs,
+    GenerationRequest,
+    NotYet,
+    PromptLogprobs,
+    Usage,
+)
 from octavo.types import FinishReason, Message
 
-MAX_TOP_LOGPROBS = 20
 MAX_TOOLS = 1024
 
 
@@ -87,24 +93,6 @@ class ChatCompletionRequest(GenerationRequest, frozen=True, kw_only=True, omit_d
             raise RequestError(
                 "continue_final_message and add_generation_prompt cannot both be true", param="continue_final_message"
             )
-
-
-class TopLogprobEntry(msgspec.Struct, kw_only=True):
-    token: str
-    logprob: float
-    bytes: list[int] | None
-
-
-class LogprobEntry(msgspec.Struct, kw_only=True):
-    token: str
-    logprob: float
-    bytes: list[int] | None
-    top_logprobs: list[TopLogprobEntry]
-
-
-class ChatLogprobs(msgspec.Struct, kw_only=True):
-    content: list[LogprobEntry]
-    refusal: None = None
 
 
 class FunctionCall(msgspec.Struct, kw_only=True):

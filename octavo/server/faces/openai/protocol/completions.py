@@ -7,7 +7,13 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from octavo.server.faces.openai.protocol.shared import GenerationRequest, NotYet, PromptLogprobs, Usage
+from octavo.server.faces.openai.protocol.shared import (
+    CompletionLogprobs,
+    GenerationRequest,
+    NotYet,
+    PromptLogprobs,
+    Usage,
+)
 from octavo.types import FinishReason, SamplingParams
 
 MAX_PROMPTS = 1024
@@ -33,13 +39,6 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True, omit_defau
 
     def sampling(self, **changed: Any) -> SamplingParams:
         return super().sampling(**{"best_of": self.best_of or None, **changed})
-
-
-class CompletionLogprobs(msgspec.Struct, kw_only=True):
-    tokens: list[str]
-    token_logprobs: list[float | None]
-    top_logprobs: list[dict[str, float] | None]
-    text_offset: list[int]
 
 
 class CompletionChoice(msgspec.Struct, kw_only=True):

@@ -11,15 +11,13 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from octavo.errors import RequestError, Unsupported
-from octavo.server.faces.openai.protocol.chat import MAX_TOP_LOGPROBS, LogprobEntry
-from octavo.server.faces.openai.protocol.shared import MAX_STOP, NotYet
+from octavo.server.faces.openai.protocol.shared import MAX_STOP, MAX_TOP_LOGPROBS, Item, LogprobEntry, NotYet
 from octavo.types import SamplingParams
 
 LOGPROBS = "message.output_text.logprobs"
 ENCRYPTED = "reasoning.encrypted_content"
 """Values of `include` that change an answer; others ask for things of tools that are not functions."""
 
-Item = dict[str, Any]
 MAX_ITEMS = 16384
 Metadata = Annotated[
     dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]], Meta(max_length=16)

@@ -12,15 +12,15 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from octavo.client.prepare import MAX_LOGIT_BIAS
+from octavo.client.prepare import MAX_LOGIT_BIAS, refuse_nul
 from octavo.errors import RequestError, Unsupported
-from octavo.server.core.errors import refuse_nul
-from octavo.server.core.structured import ResponseFormat, only_one
 from octavo.types import SamplingParams, StructuredOutputs
 
 NotYet = Annotated[Any, Meta(description="Not supported yet: a value is refused.")]
+Item = dict[str, Any]
 
 MAX_STOP = 16
+MAX_TOP_LOGPROBS = 20
 _CONSTRAINTS = {
     "guided_json": "json",
     "guided_regex": "regex",
@@ -33,6 +33,43 @@ _CONSTRAINTS = {
 }
 """Fields of vLLM, llama.cpp and SGLang, and what they are in StructuredOutputs."""
 _TOKEN_ID = re.compile(r"-?[0-9]{1,10}")
+
+
+class JsonSchemaFormat(msgspec.Struct, frozen=True, kw_only=True):
+    name: str | None = None
+    description: str | None = None
+    schema: Annotated[dict[str, Any] | bool, Meta(description="JSON Schema; left out: any object.")] | None = None
+    strict: Annotated[bool, Meta(description="Schemas are enforced either way.")] | None = None
+
+
+class ResponseFormat(msgspec.Struct, frozen=True, kw_only=True):
+    type: Annotated[str, Meta(description="`text`, `json_object` or `json_schema`.")]
+    json_schema: JsonSchemaFormat | None = None
+    schema: Annotated[dict[str, Any], Meta(description="With `json_object`, as llama.cpp has it.")] | None = None
+
+    def structured(self) -> StructuredOutputs | None:
+        """Raises RequestError."""
+        if self.type == "text":
+            return None
+        if self.type not in ("json_object", "json_schema"):
+            message = f"response_format.type is {self.type[:40]!r}; it must be text, json_object or json_schema"
+            raise RequestError(message, param="response_format.type")
+        schema: Any = self.schema
+        if self.type == "json_schema":
+            if self.json_schema is None:
+                message = "response_format.json_schema is required for type json_schema"
+                raise RequestError(message, param="response_format.json_schema")
+            schema = self.json_schema.schema
+        return StructuredOutputs(json_object=True) if schema is None else StructuredOutputs(json=schema)
+
+
+def only_one(given: dict[str, StructuredOutputs | None]) -> tuple[StructuredOutputs | None, str]:
+    """The constraint and its field, of those by name. Raises RequestError when there are several."""
+    found = [(name, structured) for name, structured in given.items() if structured is not None]
+    if len(found) > 1:
+        names = " and ".join(name for name, _ in found)
+        raise RequestError(f"{names} each say what the output must match; send one of them", param=found[1][0])
+    return (found[0][1], found[0][0]) if found else (None, "structured_outputs")
 
 
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -159,3 +196,28 @@ class PromptLogprob(msgspec.Struct, kw_only=True):
 
 
 PromptLogprobs = list[dict[str, PromptLogprob] | None]
+
+
+class TopLogprobEntry(msgspec.Struct, kw_only=True):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class LogprobEntry(msgspec.Struct, kw_only=True):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+    top_logprobs: list[TopLogprobEntry]
+
+
+class ChatLogprobs(msgspec.Struct, kw_only=True):
+    content: list[LogprobEntry]
+    refusal: None = None
+
+
+class CompletionLogprobs(msgspec.Struct, kw_only=True):
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]

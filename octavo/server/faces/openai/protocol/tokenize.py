@@ -27,6 +27,9 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     add_special: bool = False
     with_pieces: Annotated[bool, Meta(description="With content: each token with its text.")] = False
 
+    def check(self) -> None:
+        pass
+
 
 class TokenPiece(msgspec.Struct, kw_only=True):
     id: int
@@ -45,6 +48,9 @@ class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str | None = None
     tokens: list[int]
+
+    def check(self) -> None:
+        pass
 
 
 class DetokenizeResponse(msgspec.Struct, kw_only=True):

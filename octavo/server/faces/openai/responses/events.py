@@ -1,6 +1,6 @@
 """The stream of a response: named events with a sequence number, as OpenAI's; no [DONE] at its end.
 
-Used by the responses handlers; implements sse.Writer. The growing text is the hot path: its events are joined from
+Implements sse.Writer. The growing text is the hot path: its events are joined from
 bytes.
 """
 
@@ -14,8 +14,8 @@ import msgspec
 from octavo.errors import ApiError
 from octavo.server.core.errors import clean
 from octavo.server.core.pieces import Piece
-from octavo.server.faces.openai.protocol.chat import LogprobEntry
 from octavo.server.faces.openai.protocol.responses import OutputText, ReasoningText, ResponseObject
+from octavo.server.faces.openai.protocol.shared import LogprobEntry
 from octavo.server.faces.openai.responses.output import Output
 from octavo.server.http.sse import KEEP_ALIVE
 from octavo.text.tokenizer import Tokenizer

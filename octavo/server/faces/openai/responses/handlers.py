@@ -16,27 +16,25 @@ from starlette.responses import Response
 
 from octavo.errors import ApiError, ContextLengthExceeded, RequestError, Unsupported
 from octavo.server.core.conversation import start
-from octavo.server.core.serving import Serving, json_response, request_id, serving
+from octavo.server.core.store import Stored
 from octavo.server.core.turns import gathered
 from octavo.server.core.work import Work
 from octavo.server.faces.openai.protocol.responses import (
     ENCRYPTED,
     DeletedResponse,
     InputItemList,
-    Item,
     ResponseObject,
     ResponsesRequest,
 )
+from octavo.server.faces.openai.protocol.shared import Item
 from octavo.server.faces.openai.responses import translate
 from octavo.server.faces.openai.responses.events import ResponseEvents
 from octavo.server.faces.openai.responses.items import listed, resolved
 from octavo.server.faces.openai.responses.output import Output
-from octavo.server.faces.openai.responses.store import ResponseStore, Stored
 from octavo.server.faces.openai.responses.tools import functions
 from octavo.server.faces.openai.usage import Header
-from octavo.server.http.auth import owner
-from octavo.server.http.decode import read
-from octavo.server.http.sse import EventStream, Writer
+from octavo.server.http.call import Call, json_response, serving
+from octavo.server.http.failures import account_of
 
 _decoder = msgspec.json.Decoder(ResponsesRequest)
 _items = msgspec.json.Decoder(list[Item])
@@ -45,54 +43,33 @@ MAX_LISTED = 100
 
 
 async def create(request: Request) -> Response:
-    serve = serving(request)
-    serve.inflight.refuse_when_draining()
-    asked = await read(_decoder, request)
-    asked.check()
-    header = Header(f"resp_{uuid.uuid4().hex}", int(time.time()), serve.model(asked.model))
-    whose, previous_id = owner(request), asked.previous_response_id
-    chain = serve.responses.chain(previous_id, whose) if previous_id is not None else []
+    call = await Call.read(request, _decoder, generates=True)
+    header = Header(f"resp_{uuid.uuid4().hex}", int(time.time()), call.served.name)
+    previous_id = call.asked.previous_response_id
+    chain = call.serving.responses.chain(previous_id, call.account.owner) if previous_id is not None else []
     num_bytes = len(await request.body()) + sum(stored.num_bytes for stored in chain)
-    exchange = await gathered(
-        num_bytes, lambda: _Exchange(serve, asked, header, owner=whose, chain=chain, request_id=request_id(request))
-    )
-    if asked.stream:
-
-        async def stream() -> tuple[Work, Writer]:
-            work = await exchange.start()
-            return work, exchange.events(work)
-
-        return EventStream(stream, serve.inflight)
-    async with serve.inflight.watch(request.receive):
-        return json_response(await exchange.whole(await exchange.start()))
+    exchange = await gathered(num_bytes, lambda: _Exchange(call, header, chain))
+    return await call.answered(exchange.start, exchange.whole, exchange.events if call.asked.stream else None)
 
 
 class _Exchange:
     """One request on its way to a response. Made in a thread when it is long."""
 
-    def __init__(
-        self,
-        serve: Serving,
-        asked: ResponsesRequest,
-        header: Header,
-        *,
-        owner: str,
-        chain: list[Stored],
-        request_id: str,
-    ) -> None:
-        self._serve = serve
-        self._asked = asked
-        self._owner = owner
+    def __init__(self, call: Call[ResponsesRequest], header: Header, chain: list[Stored]) -> None:
+        self._call = call
+        self._asked = asked = call.asked
+        self._store = store = call.serving.responses
+        owner = call.account.owner
         before = [items for stored in chain for items in (_items.decode(stored.input_items), _output_of(stored))]
         known = {item["id"] for items in before for item in items}
         self._input = resolved(
             [item for item in listed(asked.input) if item["type"] != "item_reference" or item["id"] not in known],
-            lambda item_id: _item_of(serve.responses.holder(item_id, owner), item_id),
+            lambda item_id: _item_of(store.holder(item_id, owner), item_id),
         )
         self._turns = translate.turns_of(asked, before, self._input)
         self._functions = functions(asked.tools or [])
-        self._wanted = translate.conversation(asked, self._turns, self._functions, request_id)
-        self._begun = translate.response(asked, header, serve.client.defaults)
+        self._wanted = translate.conversation(asked, self._turns, self._functions)
+        self._begun = translate.response(asked, header, call.served.client.defaults)
         self._seals = asked.includes(ENCRYPTED)
 
     async def start(self) -> Work:
@@ -100,7 +77,7 @@ class _Exchange:
         wanted = self._wanted
         while True:
             try:
-                return await start(self._serve, wanted)
+                return await start(self._call.served, wanted, self._call.account)
             except ApiError as error:
                 is_long = isinstance(error, ContextLengthExceeded) and self._asked.truncation == "auto"
                 shorter = translate.shortened(wanted) if is_long else None
@@ -109,15 +86,13 @@ class _Exchange:
                 wanted = shorter
 
     async def whole(self, work: Work) -> ResponseObject:
-        tokenizer = self._serve.client.tokenizer
-        output = Output(tokenizer, self._functions.spaces, seals=self._seals)
-        async with work:
-            for _, delta in await work.finish(merge=False):
-                output.take(delta)
+        output = Output(self._call.served.client.tokenizer, self._functions.spaces, seals=self._seals)
+        for _, delta in await work.finish(merge=False):
+            output.take(delta)
         return self._kept(translate.finished(self._begun, output, work.metrics[0]))
 
     def events(self, work: Work) -> ResponseEvents:
-        tokenizer = self._serve.client.tokenizer
+        tokenizer = self._call.served.client.tokenizer
 
         def finished(output: Output) -> ResponseObject:
             return self._kept(translate.finished(self._begun, output, work.metrics[0]))
@@ -130,10 +105,10 @@ class _Exchange:
     def _kept(self, response: ResponseObject) -> ResponseObject:
         if response.store:
             ids = [str(item["id"]) for item in self._input] + [item.id for item in response.output]
-            self._serve.responses.put(
+            self._store.put(
                 Stored(
                     id=response.id,
-                    owner=self._owner,
+                    owner=self._call.account.owner,
                     previous_id=self._asked.previous_response_id,
                     body=msgspec.json.encode(response),
                     input_items=msgspec.json.encode(self._input),
@@ -151,7 +126,7 @@ async def retrieve(request: Request) -> Response:
 
 async def delete(request: Request) -> Response:
     response_id = request.path_params["response_id"]
-    _store(request).delete(response_id, owner(request))
+    serving(request).responses.delete(response_id, account_of(request.scope).owner)
     return json_response(DeletedResponse(id=response_id))
 
 
@@ -181,12 +156,8 @@ async def input_items(request: Request) -> Response:
     return json_response(InputItemList(data=shown, first_id=first, last_id=last, has_more=len(shown) < len(items)))
 
 
-def _store(request: Request) -> ResponseStore:
-    return serving(request).responses
-
-
 def _stored(request: Request) -> Stored:
-    return _store(request).get(request.path_params["response_id"], owner(request))
+    return serving(request).responses.get(request.path_params["response_id"], account_of(request.scope).owner)
 
 
 def _output_of(stored: Stored) -> list[Item]:

@@ -6,8 +6,6 @@ nothing to the model and are passed over; a type that nobody knows is refused by
 
 from __future__ import annotations
 
-import base64
-import binascii
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -16,12 +14,10 @@ import msgspec
 
 from octavo.errors import Place, RequestError, Unsupported
 from octavo.server.core.turns import Part, Turns
-from octavo.server.faces.openai.protocol.responses import Item
+from octavo.server.faces.openai.protocol.shared import Item
+from octavo.server.faces.openai.responses.seal import SEALED, unsealed
 from octavo.server.faces.openai.responses.tools import seen_name
 
-SEALED = "octavo-reasoning-1."
-"""Begins the `encrypted_content` that this server writes: the reasoning's own text, for clients that send back only
-that and not the content. It hides nothing: the client has the text beside it."""
 PASSED_OVER = frozenset(
     {"web_search_call", "file_search_call", "computer_call", "computer_call_output",
      "image_generation_call", "code_interpreter_call", "mcp_list_tools", "mcp_approval_request",
@@ -157,18 +153,6 @@ def _reasoning(item: Item, place: Place) -> str:
         if key == "content" and isinstance(sealed, str) and sealed.startswith(SEALED):
             return unsealed(sealed, place)
     return ""
-
-
-def sealed(reasoning: str) -> str:
-    return SEALED + base64.urlsafe_b64encode(reasoning.encode()).decode()
-
-
-def unsealed(text: str, place: Place) -> str:
-    try:
-        return base64.b64decode(text[len(SEALED) :], b"-_", validate=True).decode()
-    except (binascii.Error, ValueError):
-        param = place / "encrypted_content"
-        raise RequestError(f"{param} is not what this server gave", param=param) from None
 
 
 def _name(item: Item, place: Place) -> str:

@@ -1,4 +1,4 @@
-"""What a model says as the output items of a response. Pure; used by the responses handlers, streamed and plain."""
+"""What a model says as the output items of a response. Pure; streamed and plain answers are made of the same."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from msgspec import UNSET, UnsetType
 
 from octavo.server.core.pieces import Piece, Pieces
 from octavo.server.faces.openai.logprobs import ChatLogprobsBuilder
-from octavo.server.faces.openai.protocol.chat import LogprobEntry
 from octavo.server.faces.openai.protocol.responses import (
     FunctionCallItem,
     ItemStatus,
@@ -19,7 +18,8 @@ from octavo.server.faces.openai.protocol.responses import (
     ReasoningItem,
     ReasoningText,
 )
-from octavo.server.faces.openai.responses.items import sealed
+from octavo.server.faces.openai.protocol.shared import LogprobEntry
+from octavo.server.faces.openai.responses.seal import sealed
 from octavo.text.tokenizer import Tokenizer
 from octavo.types import Delta, TokenLogprobs
 

@@ -1,6 +1,6 @@
 """The tools of a response: which of them the model may call, and how it sees their names.
 
-Pure; called by translate.py. Functions in a namespace are shown to the model as NAMESPACE__NAME. All other kinds are
+Pure. Functions in a namespace are shown to the model as NAMESPACE__NAME. All other kinds are
 run elsewhere or nowhere: they are told back and ignored.
 """
 
@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from octavo.errors import Place, RequestError, Unsupported
-from octavo.server.faces.openai.protocol.responses import Item
-from octavo.server.faces.openai.tools import NAME
-from octavo.text.toolcalls.tool import Tool
+from octavo.server.faces.openai.protocol.shared import Item
+from octavo.text.toolcalls.tool import NAME, Tool
 
 Choice = Literal["none", "auto", "required"]
 SECRETS = ("authorization", "headers")

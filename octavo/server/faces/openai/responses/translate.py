@@ -12,15 +12,15 @@ from typing import Literal
 
 import msgspec
 
+from octavo.client.conversation import Conversation
 from octavo.errors import ApiError, Place, QueueFull, RequestError
-from octavo.server.core.conversation import Conversation, checked_messages, template_kwargs
 from octavo.server.core.errors import clean
+from octavo.server.core.history import checked_messages, template_kwargs
 from octavo.server.core.turns import Turns, moved, schemas_named
 from octavo.server.faces.openai.protocol.responses import (
     LOGPROBS,
     IncompleteDetails,
     InputTokensDetails,
-    Item,
     OutputTokensDetails,
     ResponseFailure,
     ResponseObject,
@@ -30,6 +30,7 @@ from octavo.server.faces.openai.protocol.responses import (
     ResponseUsage,
     TextFormat,
 )
+from octavo.server.faces.openai.protocol.shared import Item
 from octavo.server.faces.openai.responses.items import add_items
 from octavo.server.faces.openai.responses.output import Output
 from octavo.server.faces.openai.responses.tools import Functions, shown, tool_choice
@@ -56,7 +57,7 @@ def turns_of(asked: ResponsesRequest, before: Sequence[list[Item]], items: list[
     return turns
 
 
-def conversation(asked: ResponsesRequest, turns: Turns, found: Functions, request_id: str) -> Conversation:
+def conversation(asked: ResponsesRequest, turns: Turns, found: Functions) -> Conversation:
     choice, named, allowed = tool_choice(asked.tool_choice, found)
     try:
         messages = checked_messages(turns.messages)
@@ -72,7 +73,6 @@ def conversation(asked: ResponsesRequest, turns: Turns, found: Functions, reques
         parallel_tool_calls=asked.parallel_tool_calls is not False,
         template_kwargs=template_kwargs(asked.chat_template_kwargs, effort),
         structured_place=Place("text", "format") if asked.structured_outputs is None else Place("structured_outputs"),
-        request_id=request_id,
     )
 
 

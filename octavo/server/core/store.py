@@ -1,6 +1,6 @@
 """Responses that can be asked for again or gone on from: bounded by number and bytes, the least recently used go first.
 
-Owned by Serving, used by the responses handlers on the event loop. A response belongs to the API key that made it: for
+On the event loop. A response belongs to the API key that made it: for
 any other it does not exist. Each keeps its own input only; a conversation is the chain of its predecessors.
 """
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.errors import RequestError
-from octavo.server.faces.openai.responses.store import ResponseNotFound, ResponseStore, Stored
+from octavo.server.core.store import ResponseNotFound, ResponseStore, Stored
 
 
 def stored(name: str, *, owner: str = "", previous: str | None = None, size: int = 10) -> Stored:
