@@ -177,9 +177,9 @@ def test_signal_drains_then_stops() -> None:
 
         thread = threading.Thread(target=ask)
         thread.start()
-        time.sleep(0.2)
+        found.until(lambda: found.engine.num_running)
         found.signal()
-        time.sleep(0.05)
+        found.until(lambda: found.inflight.draining)
         refused = http.post("/v1/chat/completions", json=LONG)
         assert refused.status_code == 503 and refused.headers["retry-after"]
         thread.join(10)
@@ -197,9 +197,9 @@ def test_signal_cuts_off_what_does_not_end() -> None:
 
         thread = threading.Thread(target=ask)
         thread.start()
-        time.sleep(0.2)
+        found.until(lambda: found.engine.num_running)
         found.signal()
-        found.thread.join(25)
+        found.thread.join(60)
         assert not found.thread.is_alive()
         thread.join(5)
         assert events(answers[0].text)[-1]["error"]["code"] == "draining"

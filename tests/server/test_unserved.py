@@ -5,8 +5,8 @@ from __future__ import annotations
 from server_harness import Api, error_of, run
 
 from octavo.server.core.errors import clean
-from octavo.server.routes import ENDPOINTS
 from octavo.server.faces.unserved import UNSERVED, unserved
+from octavo.server.routes import ENDPOINTS
 
 NOT_SERVED = [
     ("GET", "/v1/chat/completions"), ("GET", "/chat/completions"), ("POST", "/v1/chat/completions/chatcmpl-1"),
