@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -168,6 +169,18 @@ class Live:
         self.port = self.socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]})
+
+    @property
+    def inflight(self) -> Any:
+        return self.app.state.serving.inflight
+
+    def until(self, happens: Callable[[], Any]) -> None:
+        """Wait for it; fails after half a minute."""
+        for _ in range(3000):
+            if happens():
+                return
+            time.sleep(0.01)
+        raise AssertionError("it did not happen within 30 s")
 
     def signal(self) -> None:
         """What SIGTERM does."""
