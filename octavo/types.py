@@ -53,24 +53,33 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         Annotated[int, Meta(ge=0, le=2**63 - 1, description="Most tokens to generate; clamped to the context.")] | None
     ) = None
     min_tokens: Annotated[int, Meta(ge=0, le=2**63 - 1, description="No stop before so many tokens.")] = 0
-    stop: str | list[str] | None = None
-    stop_token_ids: Annotated[list[int], Meta(max_length=1024)] | None = None
-    ignore_eos: bool = False
-    logit_bias: dict[int, float] | None = None
-    bad_words: Annotated[list[str], Meta(max_length=1024)] | None = None
-    allowed_token_ids: list[int] | None = None
+    stop: str | Annotated[list[str], Meta(description="Texts at which the output ends, up to 16.")] | None = None
+    stop_token_ids: (
+        Annotated[list[int], Meta(max_length=1024, description="Ids of tokens at which the output ends.")] | None
+    ) = None
+    ignore_eos: Annotated[bool, Meta(description="Go on past the model's own end of the output.")] = False
+    logit_bias: Annotated[dict[int, float], Meta(description="Added to the logits of token ids.")] | None = None
+    bad_words: Annotated[list[str], Meta(max_length=1024, description="Words that are never written.")] | None = None
+    allowed_token_ids: Annotated[list[int], Meta(description="The only ids that may be chosen.")] | None = None
     logprobs: (
         Annotated[int, Meta(ge=0, le=20, description="Top log-probabilities per token; 0: of the chosen only.")] | None
     ) = None
-    prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    skip_special_tokens: bool = True
-    include_stop_str_in_output: bool = False
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=20, description="The same for the tokens of the prompt.")] | None = (
+        None
+    )
+    skip_special_tokens: Annotated[bool, Meta(description="Leave special tokens out of the text.")] = True
+    include_stop_str_in_output: Annotated[bool, Meta(description="Keep the stop string that ended it.")] = False
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1, description="Lower runs first.")] = 0
-    structured_outputs: StructuredOutputs | None = None
+    structured_outputs: (
+        Annotated[
+            StructuredOutputs, Meta(description="What the output must match: a schema, regex, choice or grammar.")
+        ]
+        | None
+    ) = None
     cache_salt: (
         Annotated[str, Meta(min_length=1, max_length=256, description="Keeps cached prefixes apart.")] | None
     ) = None
-    session_id: Annotated[str, Meta(max_length=256)] | None = None
+    session_id: Annotated[str, Meta(max_length=256, description="Names the conversation.")] | None = None
 
     def stop_strings(self) -> list[str]:
         """The stop strings as a list, empty ones left out."""

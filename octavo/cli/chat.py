@@ -1,170 +1,211 @@
-"""`octavo chat`: a conversation in the terminal. Markdown appears as it is generated; Ctrl-C stops the answer only."""
+"""`octavo chat`: a conversation in the terminal. Markdown appears as it is generated; Ctrl-C stops the answer only.
+
+Piped input is one message, its answer plain text on standard output. Everything that is about the chat and not of it
+goes to standard error where standard output is no terminal.
+"""
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Iterable
+from contextlib import nullcontext
 
 from rich.console import Console
-from rich.live import Live
-from rich.markdown import Markdown
 from rich.text import Text
 
+from octavo import env
+from octavo.cli import talk, terminal
 from octavo.cli.fetch import fetch_with_progress
-from octavo.client.offline import LLMEngine
+from octavo.client.offline import LLMEngine, TokenStream
+from octavo.config.commands import ChatOptions
 from octavo.config.engine import EngineConfig
-from octavo.errors import ApiError
-from octavo.types import Delta, Message, Metrics, SamplingParams
-
-HELP = """\
-/reset          forget the conversation
-/system TEXT    set the system message (empty: remove it) and start anew
-/stats          speed and tokens of the last answer
-/help           this list
-/exit           leave (also Ctrl-D)
-Ctrl-C stops an answer. A line that ends in \\ goes on in the next."""
-
-_FENCE = re.compile(r"^\s*(```|~~~)", re.MULTILINE)
+from octavo.errors import ApiError, ConfigError, ContextLengthExceeded
+from octavo.types import Delta, Message, Metrics, RequestOutput, SamplingParams
 
 
-def split_finished(text: str) -> tuple[str, str]:
-    """Split streamed markdown into blocks that no later text can change, and the rest.
+class Screen:
+    """Where answers and words about them appear."""
 
-    The border is the last blank line outside a code fence; the parts joined are the text.
-    """
-    border = 0
-    for match in re.finditer(r"\n\n+", text):
-        if len(_FENCE.findall(text[: match.start()])) % 2 == 0:
-            border = match.end()
-    return text[:border], text[border:]
+    def __init__(self) -> None:
+        self.console = Console(highlight=False)
+        self.is_drawn = self.console.is_terminal and not self.console.is_dumb_terminal
+        self._about = self.console if self.console.is_terminal else Console(highlight=False, stderr=True)
 
+    def note(self, text: str, style: str = "dim") -> None:
+        self._about.print(Text(text), style=style)
 
-class Conversation:
-    """The messages so far; owned by the chat loop."""
+    def answer(self, stream: TokenStream, stop: terminal.Stop) -> str:
+        """Shows the first choice while it comes, until Ctrl-C; → its text."""
+        return self._drawn(stream, stop) if self.is_drawn else self._printed(stream, stop)
 
-    def __init__(self, system: str | None) -> None:
-        self.messages: list[Message] = []
-        self.last: Metrics | None = None
-        self.reset(system)
+    def _drawn(self, stream: TokenStream, stop: terminal.Stop) -> str:
+        """As markdown: finished blocks scroll away, the last one is drawn again and again."""
+        shown, tail = "", ""
+        region = terminal.Region(self.console)
+        region.draw(Text("…", style="dim"), now=True)
+        try:
+            for delta in stream:
+                finished, tail = talk.split_finished(tail + _text(delta))
+                if finished:
+                    region.clear()
+                    self.console.print(terminal.markdown(finished), "")
+                    shown += finished
+                if tail:
+                    region.draw(terminal.markdown(tail))
+                if stop.pressed:
+                    stream.close()
+                    break
+        finally:
+            region.clear()
+            if tail.strip():
+                self.console.print(terminal.markdown(tail))
+        return shown + tail
 
-    def reset(self, system: str | None) -> None:
-        self.system = system
-        self.messages = [Message("system", system)] if system else []
-
-
-def _show_stream(console: Console, deltas: Iterable[Delta]) -> str:
-    """Print deltas as markdown while they come; finished blocks scroll away, the last one is redrawn. → whole text"""
-    shown, tail = "", ""
-    if not console.is_terminal:
-        for delta in deltas:
-            shown += delta.text
-            print(delta.text, end="", flush=True)
+    def _printed(self, stream: TokenStream, stop: terminal.Stop) -> str:
+        shown = ""
+        for delta in stream:
+            text = _text(delta)
+            print(terminal.visible(text) if self.console.is_terminal else text, end="", flush=True)
+            shown += text
+            if stop.pressed:
+                stream.close()
+                break
         print()
         return shown
-    with Live(Text("…", style="dim"), console=console, refresh_per_second=12, transient=True) as live:
+
+
+def _text(delta: Delta) -> str:
+    return delta.text if delta.index == 0 else ""
+
+
+class Chat:
+    """One conversation with a loaded model."""
+
+    def __init__(self, engine: LLMEngine, screen: Screen, params: SamplingParams, system: str | None) -> None:
+        self._engine = engine
+        self._screen = screen
+        self._params = params
+        self._talk = talk.Conversation(system)
+
+    def ask(self, text: str) -> bool:
+        """Shows the answer to a message; → whether Ctrl-C stopped it. Raises ApiError for one that cannot be asked."""
+        messages = self._talk.messages
+        messages.append(Message("user", text))
         try:
-            for delta in deltas:
-                finished, tail = split_finished(tail + delta.text)
-                if finished:
-                    live.console.print(Markdown(finished))
-                    shown += finished
-                live.update(Markdown(tail))
-        except KeyboardInterrupt:
-            live.update(Text(""))
-            console.print(Markdown(tail))
-            console.print("stopped", style="dim")
-            return shown + tail
-    if tail:
-        console.print(Markdown(tail))
-    return shown + tail
+            with terminal.interruptible() as stop:
+                stream = self._engine.stream_chat(messages, self._params)
+                answer = self._screen.answer(stream, stop)
+        except BaseException:
+            messages.pop()
+            raise
+        self._talk.last = stream.metrics
+        messages.append(Message("assistant", answer))
+        if stop.pressed:
+            self._screen.note("stopped")
+        else:
+            self._after(stream.output())
+        return stop.pressed
+
+    def _after(self, output: RequestOutput) -> None:
+        """What there is to say of an answer that has ended by itself."""
+        for choice in output.outputs:
+            if choice.index:
+                self._screen.note(f"choice {choice.index + 1}:")
+                text = choice.text
+                self._screen.console.print(terminal.markdown(text) if self._screen.is_drawn else Text(text))
+            note = talk.cut_note(choice.finish_reason, self._params.max_tokens, output.metrics)
+            if note is not None:
+                self._screen.note(note, "yellow")
+            ids = talk.ids_of(choice, output.prompt_logprobs if choice.index == 0 else None)
+            text_of = {token: self._engine.tokenizer.decode([token], skip_special_tokens=False) for token in ids}
+            prompt = (output.prompt_logprobs or []) if choice.index == 0 else []
+            for row in talk.logprob_rows([*prompt, *(choice.logprobs or [])], text_of):
+                self._screen.note(row)
+
+    def command(self, name: str, rest: str) -> bool:
+        """Carries out a /command. → False to leave."""
+        if name == "/reset":
+            self._talk.reset(self._talk.system)
+            self._screen.note("conversation forgotten")
+        elif name == "/system":
+            self._talk.reset(rest or None)
+            self._screen.note("system message set" if rest else "no system message")
+        elif name == "/stats":
+            self._screen.note(_stats(self._talk.last))
+        elif name == "/help":
+            self._screen.note(talk.help_text())
+        return name != "/exit"
 
 
-def _answer(console: Console, engine: LLMEngine, talk: Conversation, text: str, params: SamplingParams) -> None:
-    talk.messages.append(Message("user", text))
-    try:
-        stream = engine.stream_chat(talk.messages, params)
-        answer = _show_stream(console, stream)
-        talk.last = stream.metrics
-        talk.messages.append(Message("assistant", answer))
-    except ApiError as error:
-        talk.messages.pop()
-        console.print(f"{error.message}", style="red")
-    except KeyboardInterrupt:
-        console.print("stopped", style="dim")
-    console.print()
-
-
-def _stats(console: Console, last: Metrics | None) -> None:
+def _stats(last: Metrics | None) -> str:
     if last is None:
-        console.print("no answer yet", style="dim")
-        return
-    console.print(
+        return "no answer yet"
+    return (
         f"prompt {last.prompt_tokens} tokens ({last.cached_tokens} from the cache), "
         f"answer {last.completion_tokens} tokens\n"
-        f"first token after {last.time_to_first_token_ms:.0f} ms, then {last.tokens_per_second:.1f} tokens/s",
-        style="dim",
+        f"first token after {last.time_to_first_token_ms:.0f} ms, then {last.tokens_per_second:.1f} tokens/s"
     )
 
 
-def _command(console: Console, talk: Conversation, line: str) -> bool:
-    """Carry out a /command. → False to leave."""
-    name, _, rest = line.partition(" ")
-    if name in ("/exit", "/quit", "/bye"):
-        return False
-    if name == "/reset":
-        talk.reset(talk.system)
-        console.print("conversation forgotten", style="dim")
-    elif name == "/system":
-        talk.reset(rest.strip() or None)
-        console.print("system message set" if talk.system else "no system message", style="dim")
-    elif name == "/stats":
-        _stats(console, talk.last)
-    elif name == "/help":
-        console.print(HELP, style="dim", markup=False)
-    else:
-        console.print(f"unknown command {name}; /help lists them", style="red", markup=False)
-    return True
-
-
-def _read(prompt: str) -> str:
-    """One message; a line ending in a backslash goes on in the next."""
-    lines = [input(prompt)]
-    while lines[-1].endswith("\\"):
-        lines[-1] = lines[-1][:-1]
-        lines.append(input("… "))
-    return "\n".join(lines).strip()
-
-
-def run_chat(config: EngineConfig, *, system: str | None, temperature: float | None, max_tokens: int) -> None:
-    """Run until /exit, end of input or Ctrl-C twice at the prompt."""
-    if sys.stdin.isatty():
-        import readline  # noqa: F401  (gives input() editing and history)
-    console = Console(highlight=False)
+def run_chat(config: EngineConfig, params: SamplingParams, options: ChatOptions) -> None:
+    """Until /exit, Ctrl-D or a second Ctrl-C; with piped input until its answer."""
+    piped = None if sys.stdin.isatty() else _read_piped()
+    screen = Screen()
     files = fetch_with_progress(config)
-    params = SamplingParams(temperature=temperature, max_tokens=max_tokens)
-    prompt = "> " if sys.stdin.isatty() else ""
-    with console.status("loading the model…"):
+    with screen.console.status("loading the model…") if screen.is_drawn else nullcontext():
         engine = LLMEngine(config)
     with engine:
-        console.print(f"{files.name} · /help lists the commands\n", style="dim")
-        talk = Conversation(system)
-        interrupted = False
-        while True:
-            try:
-                line = _read(prompt)
-            except KeyboardInterrupt:  # may be meant for an answer that has just ended: leave at the second
-                if interrupted:
-                    return
-                interrupted = True
-                console.print("\nCtrl-C once more, Ctrl-D or /exit leaves", style="dim", markup=False)
-                continue
-            except EOFError:
-                console.print()
+        chat = Chat(engine, screen, params, options.system)
+        if piped is not None:
+            chat.ask(piped)
+            return
+        screen.note(f"{files.name} · /help lists the commands\n")
+        _converse(chat, screen, options)
+
+
+def _read_piped() -> str:
+    """Standard input to its end. Raises ConfigError when there is nothing in it."""
+    text = sys.stdin.buffer.read().decode(errors="replace").strip()
+    if not text:
+        raise ConfigError("standard input is empty; pipe a message in, or run octavo chat in a terminal")
+    return text
+
+
+def _converse(chat: Chat, screen: Screen, options: ChatOptions) -> None:
+    from octavo.cli.lines import Input, message
+
+    source = Input(env.cache_dir() / "chat-history" if options.history else None)
+    begun, interrupted = "", False
+    while True:
+        try:
+            typed = source.read(begun)
+        except KeyboardInterrupt:  # may be meant for an answer that has just ended: leave at the second
+            if interrupted:
                 return
-            interrupted = False
-            if line.startswith("/"):
-                if not _command(console, talk, line):
-                    return
-            elif line:
-                _answer(console, engine, talk, line, params)
+            begun, interrupted = "", True
+            screen.note("Ctrl-C once more, Ctrl-D or /exit leaves")
+            continue
+        except EOFError:
+            return
+        begun, interrupted = "", False
+        if (found := talk.command(typed)) is not None:
+            if not chat.command(*found):
+                return
+        elif (hint := talk.misspelled(typed)) is not None:
+            screen.note(hint, "yellow")
+        elif text := message(typed).strip():
+            with terminal.quiet_keys(screen.console) as keys:
+                interrupted = _ask(chat, screen, text)
+            begun = keys.text
+            if keys.ended:
+                return
+        screen.note("")
+
+
+def _ask(chat: Chat, screen: Screen, text: str) -> bool:
+    try:
+        return chat.ask(text)
+    except ContextLengthExceeded as error:
+        screen.note(f"{error.message}, or forget the conversation with /reset", "red")
+    except ApiError as error:
+        screen.note(error.message, "red")
+    return False

@@ -1,4 +1,5 @@
-"""`octavo complete`: prompts in, completions out, through the same engine as the server."""
+"""`octavo complete`: prompts in, completions out, through the same engine as the server. What it is asked for goes to
+standard output, everything about it to standard error."""
 
 from __future__ import annotations
 
@@ -7,10 +8,11 @@ from pathlib import Path
 
 import msgspec
 from rich.console import Console
-from rich.text import Text
 
 from octavo.cli.fetch import fetch_with_progress
+from octavo.cli.terminal import visible
 from octavo.client.offline import LLMEngine
+from octavo.config.commands import CompleteOptions
 from octavo.config.engine import EngineConfig
 from octavo.errors import ConfigError
 from octavo.types import RequestOutput, SamplingParams
@@ -32,37 +34,31 @@ def read_prompts(prompts: str | None, prompt_file: Path | None) -> list[str]:
     return found
 
 
-def _show(console: Console, output: RequestOutput) -> None:
-    console.print(Text(output.prompt or "", style="bold") + Text(output.text))
+def _show(output: RequestOutput, about: Console, *, echo: bool) -> None:
+    is_terminal = sys.stdout.isatty()
+    for choice in output.outputs:
+        text = (output.prompt or "" if echo else "") + choice.text
+        print(visible(text) if is_terminal else text, flush=True)
+        heading = f"choice {choice.index + 1}: " if len(output.outputs) > 1 else ""
+        about.print(f"  {heading}{len(choice.token_ids)} tokens, {choice.finish_reason}", style="dim", markup=False)
     m = output.metrics
-    console.print(
-        f"  [{m.completion_tokens} tokens, {output.finish_reason}, {m.tokens_per_second:.0f} tok/s, "
-        f"first after {m.time_to_first_token_ms:.0f} ms]\n",
+    about.print(
+        f"  {m.tokens_per_second:.0f} tokens/s, the first after {m.time_to_first_token_ms:.0f} ms\n",
         style="dim",
         markup=False,
     )
 
 
-def run_complete(
-    config: EngineConfig,
-    prompts: str | None,
-    prompt_file: Path | None,
-    *,
-    batch: int | None,
-    max_tokens: int,
-    temperature: float,
-    as_json: bool,
-) -> None:
-    """Print each completion in the order of the prompts; `batch` bounds how many run at once."""
-    texts = read_prompts(prompts, prompt_file)
-    if batch is not None:
-        config = msgspec.structs.replace(config, max_num_seqs=batch)
+def run_complete(config: EngineConfig, params: SamplingParams, options: CompleteOptions) -> None:
+    """Print each completion in the order of the prompts; `options.batch` bounds how many run at once."""
+    texts = read_prompts(options.prompts, Path(options.prompt_file).expanduser() if options.prompt_file else None)
+    if options.batch is not None:
+        config = msgspec.structs.replace(config, max_num_seqs=options.batch)
     fetch_with_progress(config)
-    console = Console(highlight=False, soft_wrap=True)
+    about = Console(highlight=False, soft_wrap=True, stderr=True)
     with LLMEngine(config) as engine:
-        outputs = engine.generate(texts, SamplingParams(temperature=temperature, max_tokens=max_tokens))
-        for output in outputs:
-            if as_json:
+        for output in engine.generate(texts, params):
+            if options.json:
                 print(msgspec.json.encode(output).decode())
             else:
-                _show(console, output)
+                _show(output, about, echo=options.echo)

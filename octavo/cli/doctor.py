@@ -94,9 +94,12 @@ PACKED = {
 
 def count_weights(files: ModelFiles, facts: ModelFacts, resolved: ResolvedConfig) -> dict[str, int]:
     """How many numbers of each type the model has, from the headers alone; from its shape where they are random."""
+    return {"random": num_weights(facts)} if resolved.load_format == "dummy" else count_numbers(files)
+
+
+def count_numbers(files: ModelFiles) -> dict[str, int]:
+    """Of each type in the file, from the headers alone."""
     found: dict[str, int] = {}
-    if resolved.load_format == "dummy":
-        return {"random": num_weights(facts)}
     if files.is_gguf:
         kinds = [(gguf.GGML_TYPES[t.type].name, t.shape) for t in gguf.read_header(files.path).tensors.values()]
     else:

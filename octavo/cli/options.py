@@ -1,4 +1,4 @@
-"""Turns the option structs into typer parameters: one definition, shown by --help with default and environment name."""
+"""Turns the option structs into typer parameters: one definition for flag, value, --help and completion."""
 
 from __future__ import annotations
 
@@ -12,66 +12,87 @@ import msgspec
 import typer
 
 from octavo import log
-from octavo.config.engine import ServerConfig
-from octavo.config.flags import Option, as_text, environment_notes, load, options
+from octavo.cli import names
+from octavo.config.engine import DEFAULT_MODEL, EngineConfig
+from octavo.config.flags import Option, environment_notes, load, options
+from octavo.config.values import as_text
+
+SETTINGS = "Settings"
+"""Heading of --config and --help."""
 
 
-@cache  # nine commands have the options of an engine
+def _shown_default(option: Option) -> str:
+    if option.default in (None, (), "") or option.is_secret:
+        return ""
+    if option.is_bool:
+        return f" [default: {'yes' if option.default else 'no'}]"
+    number = f"{option.default:g}" if isinstance(option.default, float) else option.default
+    return f" [default: {number}]"
+
+
+@cache  # most commands have the options of an engine
 def _parameter(option: Option) -> inspect.Parameter:
-    default = (
-        ""
-        if option.default is None or option.is_list or option.is_secret
-        else f" [default: {str(option.default).lower() if option.is_bool else option.default}]"
-    )
-    text = f"{option.help}{default} [env: {option.env}]"
+    choices = option.metavar.split("|") if "|" in option.metavar else []
+
+    def matching(incomplete: str) -> list[str]:
+        return [choice for choice in choices if choice.startswith(incomplete)]
+
     declared = typer.Option(
         f"{option.flag}/--no-{option.flag[2:]}" if option.is_bool else option.flag,
-        help=text,
+        help=option.help + _shown_default(option),
         metavar=None if option.is_bool else option.metavar,
         show_default=False,
+        hidden=option.is_hidden,
+        rich_help_panel=option.group,
+        autocompletion=matching if choices else None,
     )
     kind: Any = bool | None if option.is_bool else list[str] | None if option.is_list else str | None
-    return inspect.Parameter(
-        option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, declared]
-    )
+    return _keyword(option.name, Annotated[kind, declared])
 
 
-_MODEL = inspect.Parameter(
+def _keyword(name: str, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+_MODEL = _keyword(
     "model",
-    inspect.Parameter.KEYWORD_ONLY,
-    default=None,
-    annotation=Annotated[
+    Annotated[
         str | None,
-        typer.Argument(help="Folder, .gguf file, hub id or demo name. [default: smollm2-135m] [env: OCTAVO_MODEL]"),
+        typer.Argument(
+            help=f"Folder, .gguf file, hub id (org/name) or demo name. [default: {DEFAULT_MODEL}]",
+            metavar="MODEL",
+            show_default=False,
+            autocompletion=names.models,
+        ),
     ],
 )
-_CONFIG = inspect.Parameter(
+_CONFIG = _keyword(
     "config",
-    inspect.Parameter.KEYWORD_ONLY,
-    default=None,
-    annotation=Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="TOML file with options. [env: OCTAVO_CONFIG]")
+    Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="TOML file with options.", rich_help_panel=SETTINGS),
     ],
 )
 
 
 def with_options(*structs: type[msgspec.Struct]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorate a command `f(configs..., own options)`: it gets one built struct per type before its own parameters.
-
-    The command's own parameters must be keyword-only with typer annotations.
-    """
+    """Decorate a command `f(structs built, in this order)`: flags, environment, config file and defaults fill them.
+    Its own parameters, keyword-only with typer annotations, come besides. With an engine, `MODEL` is an argument."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(command, eval_str=True).parameters.values()
         kept = [p for p in own if p.kind is inspect.Parameter.KEYWORD_ONLY]
-        generated = [_parameter(o) for s in structs for o in options(s) if o.name != "model"]
-        parameters = [_MODEL, *kept, *generated, _CONFIG]
+        has_engine = EngineConfig in structs
+        generated = {
+            o.name: _parameter(o) for s in structs for o in options(s) if not (has_engine and o.name == "model")
+        }
+        parameters = [*([_MODEL] if has_engine else []), *kept, *generated.values(), _CONFIG]
 
         def run(**given: Any) -> None:
             config_file = given.pop("config")
-            mine = {p.name: as_text(given.pop(p.name), f"--{p.name.replace('_', '-')}") for p in kept}
+            mine = {p.name: as_text(given.pop(p.name), p.name.upper()) for p in kept}
             built = load(structs, given, config_file)
-            if "json" in (mine.get("log_format"), *(s.log_format for s in built if isinstance(s, ServerConfig))):
+            if any(getattr(struct, "log_format", "") == "json" for struct in built):
                 log.setup("octavo", form="json")  # every line is an object
             for note in environment_notes():
                 log.note(note)

@@ -4,7 +4,7 @@ from these structs (config/flags.py). They are frozen; config/resolve.py turns t
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta
@@ -15,7 +15,18 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the engine loads and how it runs. `MODEL`: a folder, a .gguf file, a hub id or a demo name."""
+    """What the engine loads and how it runs. `MODEL`: a folder, a .gguf file, a hub id or a demo name.
+    GROUPS: the fields at which a group of --help begins."""
+
+    GROUPS: ClassVar[dict[str, str]] = {
+        "model": "Model",
+        "device": "Computing",
+        "max_model_len": "Memory and batches",
+        "attention_backend": "Computing",
+        "prefix_cache": "Memory and batches",
+        "threads": "Computing",
+        "served_model_name": "Model",
+    }
 
     model: Annotated[
         str, Meta(description="Folder, .gguf file, hub id (org/name) or demo name.", extra={"path": True})
@@ -36,7 +47,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Meta(
             description="auto, cpu, cuda or cuda:N; auto: a GPU that can be used.",
             pattern=r"^(auto|cpu|cuda(:\d+)?)$",
-            extra={"form": "auto, cpu, cuda or cuda:N"},
+            extra={"form": "auto, cpu, cuda or cuda:N, as cuda:0"},
         ),
     ] = "auto"
     dtype: Annotated[
@@ -77,7 +88,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     async_scheduling: Annotated[
         bool, Meta(description="On a GPU, prepare each step while the one before it is computed.")
     ] = True
-    isq: Annotated[str, Meta(description="Quantize the weights at load, e.g. q8_0, q4k, int4, fp8.")] | None = None
+    isq: (
+        Annotated[str, Meta(description="Quantize the weights at load; not supported yet.", extra={"hidden": True})]
+        | None
+    ) = None
     prefix_cache: Annotated[bool, Meta(description="Reuse KV pages of equal prompt prefixes.")] = True
     max_queued_requests: Annotated[int, Meta(ge=0, description="Waiting requests before 429; 0: no limit.")] = 1024
     threads: Annotated[int, Meta(ge=1, description="CPU threads; default: the cores this process may use.")] | None = (
@@ -95,7 +109,18 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the server listens and behaves."""
+    """How the server listens and behaves. GROUPS: as above."""
+
+    GROUPS: ClassVar[dict[str, str]] = {
+        "host": "Address",
+        "api_key": "Access",
+        "requests_per_minute": "Limits",
+        "cors_origin": "Access",
+        "ssl_certfile": "Address",
+        "tool_call_parser": "Answers",
+        "max_connections": "Limits",
+        "log_level": "Logs and traces",
+    }
 
     host: Annotated[str, Meta(description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="TCP port; 0 takes a free one.")] = 8000

@@ -16,51 +16,42 @@ import msgspec
 
 from octavo.config.environment import is_foreign, notes
 from octavo.config.suggest import did_you_mean
-from octavo.config.wording import wanted
+from octavo.config.values import as_text, convert, metavar
+from octavo.config.wording import plain, wanted
 from octavo.errors import ConfigError
 
 S = TypeVar("S", bound=msgspec.Struct)
 
 
-class Option(msgspec.Struct, frozen=True, kw_only=True):
+class Option(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """One option as the command line shows it."""
 
     name: str
     """Field name, e.g. max_model_len."""
     type: Any
+    kind: Any
+    """The same as msgspec.inspect has it, without None and description."""
     default: Any
     help: str
     metavar: str
+    group: str
+    """Heading of --help."""
+    flag: str
     is_bool: bool
     is_list: bool
-    """May be given several times, and each time several by commas."""
+    """May be given several times."""
     is_secret: bool
     """Its value is shown nowhere."""
     is_path: bool
     """Of a file, whose name may hold bytes that are no text."""
+    is_hidden: bool
+    """Left out of --help: known, and not supported yet."""
     form: str
     """What to give, in words."""
 
     @property
-    def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
-
-    @property
     def env(self) -> str:
         return "OCTAVO_" + self.name.upper()
-
-
-def _metavar(kind: msgspec.inspect.Type) -> str:
-    if isinstance(kind, msgspec.inspect.Metadata):
-        return _metavar(kind.type)
-    if isinstance(kind, msgspec.inspect.UnionType):
-        return _metavar(next(t for t in kind.types if not isinstance(t, msgspec.inspect.NoneType)))
-    if isinstance(kind, msgspec.inspect.LiteralType):
-        return "|".join(str(v) for v in kind.values)
-    if isinstance(kind, msgspec.inspect.VarTupleType):
-        return _metavar(kind.item_type)
-    names = {msgspec.inspect.IntType: "N", msgspec.inspect.FloatType: "X", msgspec.inspect.StrType: "TEXT"}
-    return names.get(type(kind), "VALUE")
 
 
 def _meta(annotation: Any) -> msgspec.Meta:
@@ -74,65 +65,44 @@ def _meta(annotation: Any) -> msgspec.Meta:
 
 @cache
 def options(struct: type[msgspec.Struct]) -> tuple[Option, ...]:
-    """All options that a struct defines, in the order of its fields."""
+    """All options that a struct defines, in the order of its fields. Its class variable GROUPS names the fields at
+    which a group of --help begins, LEFT_OUT those that are no options."""
     info = msgspec.inspect.type_info(struct)
     assert isinstance(info, msgspec.inspect.StructType)
-    kinds = {f.name: f.type for f in info.fields}
-    found = []
+    kinds = {f.name: plain(f.type) for f in info.fields}
+    groups: dict[str, str] = getattr(struct, "GROUPS", {})
+    found, group = [], "Options"
     for field in msgspec.structs.fields(struct):
-        kind = kinds[field.name]
-        inner = kind.type if isinstance(kind, msgspec.inspect.Metadata) else kind
-        meta = _meta(field.type)
+        group = groups.get(field.name, group)
+        if field.name in getattr(struct, "LEFT_OUT", ()):
+            continue
+        kind, meta = kinds[field.name], _meta(field.type)
+        extra = meta.extra or {}
         found.append(
             Option(
                 name=field.name,
                 type=field.type,
+                kind=kind,
                 default=field.default,
                 help=meta.description or "",
-                metavar=_metavar(inner),
-                is_bool=isinstance(inner, msgspec.inspect.BoolType),
-                is_list=isinstance(inner, msgspec.inspect.VarTupleType),
-                is_secret=bool((meta.extra or {}).get("secret")),
-                is_path=bool((meta.extra or {}).get("path")),
-                form=(meta.extra or {}).get("form") or wanted(kind),
+                metavar=extra.get("metavar") or metavar(kind),
+                group=group,
+                flag=extra.get("flag") or "--" + field.name.replace("_", "-"),
+                is_bool=isinstance(kind, msgspec.inspect.BoolType),
+                is_list=isinstance(kind, msgspec.inspect.VarTupleType | msgspec.inspect.ListType),
+                is_secret=bool(extra.get("secret")),
+                is_path=bool(extra.get("path")),
+                is_hidden=bool(extra.get("hidden")),
+                form=extra.get("form") or wanted(kind),
             )
         )
     return tuple(found)
 
 
-def _items(value: Any, origin: str) -> list[Any]:
-    """The values of an option that may have several."""
-    given = value if isinstance(value, list | tuple) else [value]
-    items = [part for item in given for part in (item.split(",") if isinstance(item, str) else [item])]
-    items = [item.strip() if isinstance(item, str) else item for item in items]
-    if not items or "" in items:
-        raise ConfigError(f"{origin}: a value is empty; give it one, or leave the option out")
-    return items
-
-
 def _convert(option: Option, value: Any, origin: str) -> Any:
-    if option.is_list:
-        value = _items(value, origin)
     if not option.is_path:
         value = [as_text(item, origin) for item in value] if isinstance(value, list) else as_text(value, origin)
-    try:
-        return msgspec.convert(value, option.type, strict=not isinstance(value, str))
-    except msgspec.ValidationError:
-        shown = "the value" if option.is_secret else f"{value!r:.80}"
-        raise ConfigError(f"{origin}: {shown} is not valid; give {option.form}") from None
-
-
-def as_text(value: Any, origin: str) -> Any:
-    """The same, where it is text of the command line or the environment whose bytes Python could not read. Raises
-    ConfigError for what is no UTF-8."""
-    if not isinstance(value, str) or value.isascii():
-        return value
-    try:
-        return os.fsencode(value).decode()
-    except UnicodeEncodeError:  # it comes from a file, or this system's encoding is another
-        return value
-    except UnicodeDecodeError:
-        raise ConfigError(f"{origin}: the value is not UTF-8 text") from None
+    return convert(value, option.type, option.kind, origin, form=option.form, is_secret=option.is_secret)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -196,9 +166,10 @@ def _refuse_unknown(table: dict[str, Any], own: set[str], file: Path | None) -> 
 
 def _all_options() -> list[Option]:
     """A config file, or an environment, may hold options of several commands."""
+    from octavo.config.commands import EVERY
     from octavo.config.engine import EngineConfig, ServerConfig
 
-    return [option for struct in (EngineConfig, ServerConfig) for option in options(struct)]
+    return [option for struct in (EngineConfig, ServerConfig, *EVERY) for option in options(struct)]
 
 
 def environment_notes(env: Mapping[str, str] | None = None) -> list[str]:

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import msgspec
-import setproctitle
 
 from octavo import log
 from octavo.config.engine import EngineConfig, ServerConfig
@@ -32,6 +31,7 @@ from octavo.processes.listen import is_loopback, listen, url
 from octavo.processes.signals import STOP, STOPPED_AT_ONCE, heeded, let_through
 from octavo.supervisor.child import Child
 from octavo.supervisor.entry import EngineSpec, ServerSpec
+from octavo.supervisor.title import set_title
 from octavo.wire.endpoint import check_endpoint, endpoint_in, meeting_place
 
 logger = logging.getLogger(__name__)
@@ -43,13 +43,13 @@ GRACE_S = 3.0
 def run(config: EngineConfig, server: ServerConfig) -> int:
     """Serve until a signal; returns the exit code. Raises OctavoError for what is wrong before anything starts:
     a port in use, a model that cannot be found or read, options that contradict each other."""
-    setproctitle.setproctitle("octavo-supervisor")
     log.setup("supervisor", server.log_level, server.log_format)
     server = with_keys_read(server)
     is_tls = tls_context(server) is not None
     with ExitStack() as stack:
         listeners = [stack.enter_context(listener) for listener in listen(server.host, server.port)]
         address = url(listeners[0], is_tls)
+        set_title(address, server.connect or config.model)
         if not server.api_key and not all(map(is_loopback, listeners)):
             logger.warning("anyone who reaches %s may use it; --api-key or --api-key-file closes it", address)
         files = folder = None

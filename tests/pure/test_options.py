@@ -7,15 +7,20 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from octavo.config.commands import EVERY, ChatSampling, CompleteSampling, plain
 from octavo.config.engine import EngineConfig, ServerConfig
 from octavo.config.flags import load, options
+from octavo.config.suggest import did_you_mean, nearest
 from octavo.errors import ConfigError
+from octavo.types import SamplingParams, StructuredOutputs
+
+METAVARS = ("N", "X", "TEXT", "FILE", "JSON", "ID:X")
 
 
 def test_every_option_has_help_and_a_flag() -> None:
-    for struct in (EngineConfig, ServerConfig):
+    for struct in (EngineConfig, ServerConfig, *EVERY):
         for option in options(struct):
-            assert option.is_bool or option.metavar in ("N", "X", "TEXT") or "|" in option.metavar, option.name
+            assert option.is_bool or option.metavar in METAVARS or "|" in option.metavar, option.name
             assert option.help, option.name
 
 
@@ -43,25 +48,39 @@ def test_bool_from_environment(name: str, value: str, expected: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "flags,needle",
+    "flags,message",
     [
-        ({"port": "99999"}, "--port: '99999'"),
-        ({"port": "x"}, "--port: 'x'"),
-        ({"log_level": "loud"}, "one of debug, error, info, warning"),
-        ({"drain_timeout": "-1"}, "--drain-timeout: '-1'"),
-        ({"drain_timeout": "nan"}, "--drain-timeout: 'nan'"),
-        ({"port": "x"}, "give a whole number from 0 to 65535"),
-        ({"drain_timeout": "x"}, "give a number of at least 0"),
-        ({"header_timeout": "0"}, "give a number above 0"),
+        ({"port": "99999"}, "--port: '99999' is not valid; give a whole number from 0 to 65535"),
+        ({"port": "x"}, "--port: 'x' is not valid; give a whole number from 0 to 65535"),
+        ({"max_inflight": "0"}, "--max-inflight: '0' is not valid; give a whole number of at least 1"),
+        (
+            {"log_level": "wrning"},
+            "'wrning' is not valid; give one of debug, error, info, warning; did you mean warning?",
+        ),
+        ({"drain_timeout": "-1"}, "--drain-timeout: '-1' is not valid; give a number of at least 0"),
+        ({"header_timeout": "0"}, "--header-timeout: '0' is not valid; give a number above 0"),
+        ({"drain_timeout": "nan"}, "--drain-timeout: 'nan' is not valid; give a number of at least 0"),
         ({"host": 5}, "--host: 5 is not valid; give text"),
         ({"access_log": "maybe"}, "--access-log: 'maybe' is not valid; give true or false"),
-        ({"max_inflight": "0"}, "give a whole number of at least 1"),
     ],
 )
-def test_wrong_values_name_the_option_and_say_what_to_give(flags: dict[str, str], needle: str) -> None:
+def test_wrong_values_name_the_option_and_what_is_right(flags: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load((ServerConfig,), flags, None, {})
-    assert needle in caught.value.message
+    assert caught.value.message.endswith(message)
+
+
+@pytest.mark.parametrize(
+    "flags,message",
+    [
+        ({"device": "gpu"}, "--device: 'gpu' is not valid; give auto, cpu, cuda or cuda:N, as cuda:0"),
+        ({"gpu_memory_utilization": "2"}, "'2' is not valid; give a number above 0 and at most 1"),
+    ],
+)
+def test_no_pattern_of_a_programmer_is_shown(flags: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load((EngineConfig,), flags, None, {})
+    assert caught.value.message.endswith(message)
 
 
 def test_no_option_is_explained_in_the_words_of_a_programmer() -> None:
@@ -75,6 +94,80 @@ def test_no_option_is_explained_in_the_words_of_a_programmer() -> None:
                 assert word not in message, message
     with pytest.raises(ConfigError, match="--device: 'gpu' is not valid; give auto, cpu, cuda or cuda:N"):
         load((EngineConfig,), {"device": "gpu"}, None, {})
+
+
+def test_nearest_names() -> None:
+    assert nearest("max-model-length", ["max_model_len", "max_num_seqs"]) == "max_model_len"
+    assert did_you_mean("smolm2", ["smollm2-135m"]) == "; did you mean smollm2-135m?"
+    assert did_you_mean("/usr", ["/help", "/reset", "/stats"]) == ""
+
+
+SAMPLING = {
+    "temperature": ("0.5", 0.5),
+    "top_p": ("0.9", 0.9),
+    "top_k": ("40", 40),
+    "min_p": ("0.1", 0.1),
+    "presence_penalty": ("-1.5", -1.5),
+    "frequency_penalty": ("1", 1.0),
+    "repetition_penalty": ("1.1", 1.1),
+    "n": ("2", 2),
+    "best_of": ("3", 3),
+    "max_tokens": ("7", 7),
+    "min_tokens": ("1", 1),
+    "stop": (["a, b", "c"], ["a, b", "c"]),
+    "stop_token_ids": (["1,2", "3"], [1, 2, 3]),
+    "ignore_eos": (True, True),
+    "logit_bias": ("5:-100, 6:1.5", {5: -100.0, 6: 1.5}),
+    "bad_words": (["damn", "a,b"], ["damn", "a,b"]),
+    "allowed_token_ids": (["1,2"], [1, 2]),
+    "logprobs": ("3", 3),
+    "prompt_logprobs": ("0", 0),
+    "skip_special_tokens": (False, False),
+    "include_stop_str_in_output": (True, True),
+    "priority": ("-1", -1),
+    "structured_outputs": ('{"regex": "[0-9]+"}', StructuredOutputs(regex="[0-9]+")),
+    "cache_salt": ("x", "x"),
+    "session_id": ("s", "s"),
+}
+
+
+@pytest.mark.parametrize("struct", [ChatSampling, CompleteSampling])
+def test_every_sampling_field_is_an_option(struct: type[SamplingParams]) -> None:
+    """But the seed, which is the engine's option."""
+    assert {option.name for option in options(struct)} == set(SamplingParams.__struct_fields__) - {"seed"}
+    assert set(SAMPLING) == set(SamplingParams.__struct_fields__) - {"seed"}
+    flags = {name: given for name, (given, _) in SAMPLING.items()}
+    (params,) = load((struct,), flags, None, {})
+    assert {name: getattr(params, name) for name in SAMPLING} == {name: value for name, (_, value) in SAMPLING.items()}
+    assert type(plain(params)) is SamplingParams and plain(params).max_tokens == 7
+
+
+@pytest.mark.parametrize(
+    "name,given,message",
+    [
+        ("temperature", "200", "give a number from 0 to 100"),
+        ("logit_bias", "5", 'give ID:X, or several of them by commas, or {"ID": X}'),
+        ("logit_bias", '{"a": 1}', 'give ID:X, or several of them by commas, or {"ID": X}'),
+        (
+            "stop_token_ids",
+            ["1,x"],
+            "'1,x' is not valid; give a whole number, or several of them, at most 1024",
+        ),
+        ("structured_outputs", "regex", "give a JSON object with json, json_object, regex, choice, grammar"),
+        ("max_tokens", "-1", "give a whole number of at least 1"),
+    ],
+)
+def test_wrong_sampling_values(name: str, given: object, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load((ChatSampling,), {name: given}, None, {})
+    assert caught.value.message.startswith("--" + name.replace("_", "-")) and message in caught.value.message
+
+
+def test_sampling_from_environment_and_file(tmp_path: Path) -> None:
+    file = tmp_path / "o.toml"
+    file.write_text('stop = ["x", "y"]\ntop_k = 3\n[logit_bias]\n7 = 1\n')
+    (params,) = load((ChatSampling,), {}, file, {"OCTAVO_TOP_K": "5", "OCTAVO_STOP_TOKEN_IDS": "1,2"})
+    assert (params.stop, params.top_k, params.stop_token_ids, params.logit_bias) == (["x", "y"], 5, [1, 2], {7: 1.0})
 
 
 def test_unknown_key_in_file(tmp_path: Path) -> None:

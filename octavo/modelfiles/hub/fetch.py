@@ -9,13 +9,14 @@ import re
 from pathlib import Path
 
 from octavo.config.engine import EngineConfig
+from octavo.config.suggest import did_you_mean
 from octavo.errors import ConfigError, DownloadError
 from octavo.modelfiles.files import ModelFiles, locate
 from octavo.modelfiles.hub import huggingface, modelscope
 from octavo.modelfiles.hub.demos import DEMOS
-from octavo.modelfiles.hub.packages import fetch_demo
+from octavo.modelfiles.hub.packages import fetch_demo, find_demo
 from octavo.modelfiles.hub.progress import Progress, console_progress
-from octavo.modelfiles.hub.snapshot import Wish
+from octavo.modelfiles.hub.snapshot import Wish, complete
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -39,11 +40,31 @@ def fetch(config: EngineConfig, progress: Progress | None = None, *, refresh: bo
     if not _HUB_ID.fullmatch(model):
         raise DownloadError(
             f"{model!r} is no file or folder here, no demo model ({', '.join(DEMOS)}) and no hub id (org/name)"
+            + did_you_mean(model, (*DEMOS, *_neighbours(path)))
         )
     wish = Wish(model, config.revision, config.gguf_file, refresh)
     if config.source == "modelscope":
         return modelscope.fetch(wish, progress)
     return huggingface.fetch(wish, progress)
+
+
+def find(config: EngineConfig) -> ModelFiles | None:
+    """The files of `config.model` when all of them are here; asks nobody and fetches nothing. Raises as `fetch` does
+    for a local path."""
+    model, path = config.model, Path(config.model).expanduser()
+    if model in DEMOS:
+        return find_demo(DEMOS[model])
+    if path.exists():
+        return _local(path, config)
+    return complete(config.source, Wish(model, config.revision, config.gguf_file)) if _HUB_ID.fullmatch(model) else None
+
+
+def _neighbours(path: Path) -> list[str]:
+    """What lies where a path was looked for, as the user would write it."""
+    try:
+        return [str(path.parent / entry.name) for entry in path.parent.iterdir()]
+    except OSError:
+        return []
 
 
 def _local(path: Path, config: EngineConfig) -> ModelFiles:

@@ -79,6 +79,12 @@ def fetch_demo(model: DemoModel, progress: Progress) -> ModelFiles:
     return files
 
 
+def find_demo(model: DemoModel) -> ModelFiles | None:
+    """The demo model when it is in the cache."""
+    target = store.model_dir(model.name) / model.file
+    return ModelFiles(model.name, target) if _is_here(model, target) else None
+
+
 def _is_here(model: DemoModel, target: Path) -> bool:
     stamp = store.read_stamps(target.parent).get(target.name)
     if not store.is_intact(target, stamp, model.sha256):

@@ -107,6 +107,11 @@ def _is_here(folder: Path, file: RemoteFile) -> bool:
     return store.is_intact(folder / file.path, store.read_stamps(folder).get(file.path))
 
 
+def complete(source: str, wish: Wish) -> ModelFiles | None:
+    """What was wished for, when all of it is here."""
+    return _complete(store.model_dir(source, *wish.repo.split("/")), wish)
+
+
 def _complete(home: Path, wish: Wish) -> ModelFiles | None:
     """What the record promises, when every file of it is still as it was."""
     choice = _read_record(home).get(wish.key)

@@ -26,7 +26,7 @@ from octavo.modelfiles.hub.progress import Progress, megabytes
 
 STAMP = ".octavo-stamp.json"
 _TEMPORARY = ".fetching-"
-_LOCK = ".octavo-lock"
+LOCK = ".octavo-lock"
 _CHUNK = 1 << 20
 
 
@@ -77,7 +77,7 @@ def holding(folder: Path, label: str, progress: Progress) -> Iterator[None]:
     """Make `folder` and hold it alone among processes. OSError becomes a DownloadError that says what to do."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / _LOCK).open("a") as lock:
+        with (folder / LOCK).open("a") as lock:
             _wait_for(lock.fileno(), label, progress)
             yield
     except OSError as error:

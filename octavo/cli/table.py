@@ -1,0 +1,14 @@
+"""Tables of text on standard output: columns as wide as what is in them, nothing but text, so that scripts can read
+them too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lines without blanks at their ends."""
+    every = [heading, *rows]
+    widths = [max(len(row[column]) for row in every) for column in range(len(heading))]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in every)
+    return "\n".join(lines)
