@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from octavo.errors import ModelFileError
 from octavo.kernels.layouts import Layout
 from octavo.kernels.ops import HeadNorms, Ops
 from octavo.layers.attention import Attention, AttentionShape
@@ -24,7 +23,7 @@ from octavo.modelfiles.facts import ModelFacts
 from octavo.models.decoder import Block, Decoder
 from octavo.models.reader import Reader
 
-SCALINGS = (None, "linear", "llama3", "factors")
+TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 IGNORABLE = (".rotary_emb.inv_freq",)
 """Old checkpoints store the frequencies, which follow from the config."""
@@ -35,8 +34,6 @@ class Family:
     """What tells this family's attention from others'. `head_norms`: each head of q and k is normalized before it is
     rotated. `permuted`: the file stores the rows of q and k in the order of the interleaved rotary convention."""
 
-    qkv_bias: bool = False
-    out_bias: bool = False
     head_norms: bool = False
     permuted: bool = False
 
@@ -49,29 +46,36 @@ class DecoderBuilder:
     def build(self, file: str) -> Decoder:
         """Raises ModelFileError for what the file asks and this structure has not, and for tensors left over."""
         facts, reader = self.facts, self.reader
-        if facts.hidden_act not in (None, "silu"):
-            raise ModelFileError(file, f"hidden_act {facts.hidden_act!r}: this architecture is served with silu only")
-        if facts.rope.scaling not in SCALINGS:
-            raise ModelFileError(
-                file, f"rope scaling {facts.rope.scaling!r} is not supported yet; linear and llama3 are"
-            )
         factors = None
-        if facts.rope.scaling == "factors":
+        if facts.rope.has_factors:
             factors = reader.vector("rope_freqs.weight", facts.rope.rotary_dim // 2).cpu()
         # Made on the CPU, so that the table has the same bits on every device.
         cos_sin = cos_sin_table(facts.rope, self.num_positions, factors).to(self.ops.device)
-        table = reader.matrix("model.embed_tokens.weight", facts.vocab_size, facts.hidden_size)
-        if facts.tie_embeddings:
-            reader.ignore("lm_head.weight")
+        shared = self.shared_table()
+        table = reader.matrix(shared or TABLE, facts.vocab_size, facts.hidden_size)
+        if shared is not None:
             head = Head(self.ops, table)
             embedding = Embedding(self.ops, head.weight)
         else:
-            head = Head(self.ops, reader.matrix("lm_head.weight", facts.vocab_size, facts.hidden_size))
+            head = Head(self.ops, reader.matrix(HEAD, facts.vocab_size, facts.hidden_size))
             embedding = Embedding(self.ops, self.ops.prepare_table(table))
         blocks = [self.block(i, cos_sin) for i in range(facts.num_layers)]
         norm = self.norm("model.norm")
         reader.finish(IGNORABLE)
-        return Decoder(embedding, blocks, norm, head, facts.tie_embeddings)
+        return Decoder(embedding, blocks, norm, head, shared is not None)
+
+    def shared_table(self) -> str | None:
+        """The tensor that is the embedding's table and the head as well; None where they are two. A file that holds
+        both with different values means both, whatever its config says, as for Transformers."""
+        reader = self.reader
+        if not self.facts.tie_embeddings:
+            return None
+        if not (reader.has(HEAD) and reader.has(TABLE)):
+            return HEAD if reader.has(HEAD) else TABLE
+        if not reader.same(TABLE, HEAD):
+            return None
+        reader.ignore(HEAD)
+        return TABLE
 
     def block(self, layer: int, cos_sin: Tensor) -> Block:
         facts, at = self.facts, f"model.layers.{layer}"
@@ -104,14 +108,14 @@ class DecoderBuilder:
             order = self.unpermuted(heads) if self.family.permuted and part != "v" else None
             weight = self.reader.matrix(f"{at}.{part}_proj.weight", rows, facts.hidden_size)
             weights.append(weight if order is None else weight.take_rows(order))
-            if self.family.qkv_bias:
+            if facts.qkv_bias:
                 bias = self.reader.vector(f"{at}.{part}_proj.bias", rows, self.ops.activations)
                 biases.append(bias if order is None else bias[order])
         return Linear(self.ops, weights, biases)
 
     def out(self, at: str) -> Linear:
         facts = self.facts
-        return self.linear([f"{at}.o_proj"], facts.hidden_size, facts.num_heads * facts.head_dim, self.family.out_bias)
+        return self.linear([f"{at}.o_proj"], facts.hidden_size, facts.num_heads * facts.head_dim, facts.out_bias)
 
     def linear(self, names: list[str], rows: int, columns: int, bias: bool) -> Linear:
         weights = [self.reader.matrix(f"{name}.weight", rows, columns) for name in names]

@@ -12,11 +12,10 @@ from octavo.weights.checkpoint import Checkpoint
 
 def build_llama(facts: ModelFacts, checkpoint: Checkpoint, ops: Ops, num_positions: int) -> Decoder:
     """From names as Transformers writes them."""
-    family = Family(qkv_bias=facts.attention_bias, out_bias=facts.attention_bias)
-    return DecoderBuilder(facts, Reader(checkpoint), ops, num_positions, family).build(checkpoint.file)
+    return DecoderBuilder(facts, Reader(checkpoint), ops, num_positions, Family()).build(checkpoint.file)
 
 
 def build_gguf_llama(facts: ModelFacts, checkpoint: Checkpoint, ops: Ops, num_positions: int) -> Decoder:
     """From a GGUF file, which stores the rows of q and k in the order of the interleaved rotary convention."""
-    family = Family(qkv_bias=facts.attention_bias, out_bias=facts.attention_bias, permuted=True)
+    family = Family(permuted=True)
     return DecoderBuilder(facts, Reader(checkpoint, gguf_name), ops, num_positions, family).build(checkpoint.file)

@@ -62,6 +62,10 @@ class Reader:
         """[rows, columns] in the layout that holds it without loss."""
         return self._checkpoint.matrix(self._take(name, (rows, columns)))
 
+    def same(self, name: str, other: str) -> bool:
+        """Whether two tensors hold the same bytes."""
+        return self._checkpoint.same(self._stored_name(name), self._stored_name(other))
+
     def ignore(self, name: str) -> None:
         """The model does without this tensor, whether it is there or not."""
         self._left.discard(self._stored_name(name))

@@ -1,6 +1,7 @@
-"""Architecture name → the function that builds the model. Called by worker/worker.
+"""Architecture name → the function that builds the model; the same names as in modelfiles/architectures.py.
 
-Adding a model: its file, one line here (the name in config.json, and the GGUF's general.architecture), a parity test.
+Adding a model: its file, one line here (the name in config.json, and the GGUF's general.architecture), the keys it
+reads in modelfiles/architectures.py, a parity test.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from octavo.config.resolve import ResolvedConfig
-from octavo.errors import ModelFileError
 from octavo.kernels.ops import Ops
 from octavo.modelfiles.facts import ModelFacts
 from octavo.models.decoder import Model
@@ -30,12 +30,5 @@ BUILDERS: dict[str, Builder] = {
 
 
 def build(facts: ModelFacts, checkpoint: Checkpoint, ops: Ops, resolved: ResolvedConfig) -> Model:
-    """Read the weights and put the model together. Raises ModelFileError: unknown architecture, missing, misshapen or
-    leftover tensors."""
-    builder = BUILDERS.get(facts.architecture)
-    if builder is None:
-        raise ModelFileError(
-            checkpoint.file,
-            f"architecture {facts.architecture!r} is not supported yet; supported: {', '.join(sorted(BUILDERS))}",
-        )
-    return builder(facts, checkpoint, ops, resolved.max_model_len)
+    """Read the weights and put the model together. Raises ModelFileError: missing, misshapen or leftover tensors."""
+    return BUILDERS[facts.architecture](facts, checkpoint, ops, resolved.max_model_len)

@@ -39,6 +39,10 @@ class Checkpoint(Protocol):
         """The model will read a tensor of this shape; raises ModelFileError where the file's has another."""
         ...
 
+    def same(self, name: str, other: str) -> bool:
+        """Whether two tensors are stored as the same bytes of the same type and shape."""
+        ...
+
     def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
         """A dense tensor of any rank, computed in f32 and rounded to `dtype`."""
         ...

@@ -42,6 +42,9 @@ class RandomCheckpoint:
             )
         return self._shapes[name]
 
+    def same(self, name: str, other: str) -> bool:
+        return name == other
+
     def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
         """Ones for what multiplies activations or frequencies."""
         shape = self.shape(name)

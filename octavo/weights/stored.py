@@ -20,6 +20,9 @@ from octavo.weights.mapping import MappedFile
 from octavo.weights.place import Place
 from octavo.weights.progress import Progress
 
+_PIECE = 1 << 24
+"""Bytes compared at a time."""
+
 
 class StoredTensor(NamedTuple):
     """`kind`: name of the type, e.g. "Q4_1" or "BF16". `offset` counts from the start of the file."""
@@ -77,6 +80,19 @@ class StoredCheckpoint:
         found = self._find(name).shape
         if found != shape:
             raise ModelFileError(self.file, f"tensor {name!r}: shape {list(found)}, the model's is {list(shape)}")
+
+    def same(self, name: str, other: str) -> bool:
+        one, two = self._find(name), self._find(other)
+        if (one.kind, one.shape) != (two.kind, two.shape):
+            return False
+        pieces = [torch.empty(min(one.nbytes, _PIECE), dtype=torch.uint8) for _ in range(2)]
+        for first in range(0, one.nbytes, _PIECE):
+            a, b = (piece[: one.nbytes - first] for piece in pieces)
+            one.file.read_into(a, one.offset + first)
+            two.file.read_into(b, two.offset + first)
+            if not torch.equal(a, b):
+                return False
+        return True
 
     def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
         found = self._readable(name)

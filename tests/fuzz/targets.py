@@ -25,9 +25,10 @@ from octavo.client.fake import FakeClient, write_byte_tokenizer
 from octavo.config import ServerConfig
 from octavo.errors import ModelFileError, RequestError
 from octavo.grammar.spec import grammar_of
-from octavo.modelfiles.facts import config_facts, gguf_facts
+from octavo.modelfiles.config_facts import config_facts
 from octavo.modelfiles.files import ModelFiles, locate
 from octavo.modelfiles.gguf import read_header as read_gguf
+from octavo.modelfiles.gguf_facts import gguf_facts
 from octavo.modelfiles.jsonfile import parse_object
 from octavo.modelfiles.safetensors import find_tensors
 from octavo.modelfiles.safetensors import read_header as read_safetensors

@@ -173,17 +173,6 @@ def test_unknown_architecture_names_the_known(tmp_path: Path) -> None:
         Paged.load(files)
 
 
-def test_other_activation_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match="hidden_act 'gelu'"):
-        Paged.load(save_safetensors(make_reference(hidden_act="gelu"), tmp_path))
-
-
-def test_yarn_is_refused_by_name(tmp_path: Path) -> None:
-    rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
-    with pytest.raises(ModelFileError, match="yarn"):
-        Paged.load(save_safetensors(make_reference(rope_parameters=rope), tmp_path))
-
-
 def test_rotary_table() -> None:
     table = cos_sin_table(RopeFacts(theta=100.0, rotary_dim=4), 3)
     assert table.shape == (3, 4)

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gguf_bytes import F32, STRING, U32, File, kv, kv_array, tensor
+from gguf_bytes import BOOL, F32, STRING, U32, File, kv, kv_array, tensor
 
 from octavo.errors import ModelFileError
-from octavo.modelfiles.facts import ModelFacts, RopeFacts, config_facts, read_facts
+from octavo.modelfiles.config_facts import config_facts
+from octavo.modelfiles.facts import ModelFacts, RopeFacts, read_facts
 from octavo.modelfiles.files import locate
 
 LLAMA: dict[str, Any] = {
@@ -46,7 +47,6 @@ def test_llama_config() -> None:
         norm_eps=1e-5,
         rope=RopeFacts(theta=10000.0, rotary_dim=16),
         tie_embeddings=False,
-        hidden_act="silu",
     )
     assert facts().kv_bytes_per_token(2) == 2 * 2 * 2 * 16 * 2
 
@@ -55,35 +55,41 @@ def test_optional_keys() -> None:
     assert facts(num_key_value_heads=None).num_kv_heads == 4
     assert facts(head_dim=32).head_dim == 32
     assert facts(tie_word_embeddings=True).tie_embeddings
-    assert facts(attention_bias=True).attention_bias and facts(mlp_bias=True).mlp_bias
-    assert facts(sliding_window=64).sliding_window == 64
-    assert facts(sliding_window=64, use_sliding_window=False).sliding_window is None
+    assert facts(attention_bias=True).qkv_bias and facts(attention_bias=True).out_bias and facts(mlp_bias=True).mlp_bias
     assert facts(torch_dtype=None, dtype="float32").dtype == "float32"
-    assert facts(partial_rotary_factor=0.5).rope.rotary_dim == 8
-    assert facts(architectures=["Gemma3ForCausalLM"], hidden_activation="gelu").tie_embeddings
+    assert facts(architectures=None, model_type="llama") == facts(model_type="llama") == facts()
+
+
+def test_keys_of_other_families_say_nothing() -> None:
+    """As in Transformers, whose class for each architecture reads its own."""
+    mistral: dict[str, Any] = {"architectures": ["MistralForCausalLM"], "sliding_window": None}
+    assert facts(sliding_window=64, max_window_layers=1, layer_types="x", partial_rotary_factor=0.5) == facts()
+    assert facts(**mistral, attention_bias=True, mlp_bias=True, use_sliding_window=True) == facts(**mistral)
+    qwen2 = facts(architectures=["Qwen2ForCausalLM"], attention_bias=False)
+    assert (qwen2.qkv_bias, qwen2.out_bias, qwen2.mlp_bias) == (True, False, False)
+
+
+def test_keys_that_are_left_out() -> None:
+    """As in Transformers, whose classes have values of their own."""
+    found = config_facts({"architectures": ["MistralForCausalLM"]}, "config.json")
+    assert (found.hidden_size, found.num_kv_heads, found.sliding_window, found.vocab_size) == (4096, 8, 4096, 32000)
+    assert config_facts({"model_type": "qwen3"}, "config.json").head_dim == 128
 
 
 def test_windows_of_some_layers() -> None:
-    def windows(**changes: Any) -> list[int | None]:
-        found = facts(sliding_window=64, num_hidden_layers=3, **changes)
+    def windows(architecture: str, **changes: Any) -> list[int | None]:
+        found = facts(architectures=[architecture], sliding_window=64, num_hidden_layers=3, **changes)
         return [found.window_of(layer) for layer in range(found.num_layers)]
 
-    qwen: dict[str, Any] = {"architectures": ["Qwen2ForCausalLM"]}
-    assert windows() == [64, 64, 64]
-    assert windows(**qwen) == windows(**qwen, use_sliding_window=False) == [None, None, None]
-    assert windows(**qwen, use_sliding_window=True) == [None, None, None]  # 28 layers do without, unless it says other
-    assert windows(**qwen, use_sliding_window=True, max_window_layers=1) == [None, 64, 64]
-    assert windows(**qwen, use_sliding_window=True, max_window_layers=0) == [64, 64, 64]
+    qwen, mistral = "Qwen2ForCausalLM", "MistralForCausalLM"
+    assert windows(mistral) == windows(mistral, use_sliding_window=False, max_window_layers=2) == [64, 64, 64]
+    assert windows(qwen) == windows(qwen, use_sliding_window=False) == [None, None, None]
+    assert windows(qwen, use_sliding_window=True) == [None, None, None]  # 28 layers do without, unless it says other
+    assert windows(qwen, use_sliding_window=True, max_window_layers=1) == [None, 64, 64]
+    assert windows(qwen, use_sliding_window=True, max_window_layers=0) == [64, 64, 64]
     kinds = ["sliding_attention", "full_attention", "sliding_attention"]
-    assert windows(layer_types=kinds) == [64, None, 64]
-    assert windows(**qwen, use_sliding_window=True, layer_types=kinds, max_window_layers=0) == [64, None, 64]
-    assert facts(num_hidden_layers=3, layer_types=kinds).window_of(0) is None
-
-
-def test_multimodal_config_describes_its_text_part() -> None:
-    config = {"architectures": ["SomeForConditionalGeneration"], "text_config": LLAMA, "vision_config": {}}
-    found = config_facts(config, "config.json")
-    assert (found.architecture, found.hidden_size) == ("SomeForConditionalGeneration", 64)
+    assert windows(mistral, layer_types=kinds) == [64, None, 64]
+    assert windows(qwen, use_sliding_window=True, layer_types=kinds, max_window_layers=0) == [64, None, 64]
 
 
 @pytest.mark.parametrize("where", ["old", "new"])
@@ -95,7 +101,7 @@ def test_rope_scaling(where: str) -> None:
 
     base = {"theta": 500000.0, "rotary_dim": 16}
     assert rope(rope_type="default") == RopeFacts(**base)
-    assert rope(type="linear", factor=4) == RopeFacts(**base, scaling="linear", factor=4.0, original_max_position=512)
+    assert rope(type="linear", factor=4) == RopeFacts(**base, scaling="linear", factor=4.0)
     llama3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     found = rope(rope_type="llama3", original_max_position_embeddings=128, **llama3)
     assert found == RopeFacts(**base, scaling="llama3", original_max_position=128, **llama3)
@@ -103,12 +109,29 @@ def test_rope_scaling(where: str) -> None:
     assert (yarn.scaling, yarn.beta_fast, yarn.beta_slow, yarn.attention_factor) == ("yarn", 16.0, 1.0, 1.5)
 
 
-def test_rope_by_layer_type_takes_full_attention() -> None:
-    parameters = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
-    assert facts(rope_parameters=parameters).rope.theta == 1e6
+def test_yarn_lengthens_the_context() -> None:
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}
+    assert facts(rope_scaling=scaling).max_position == 1024
+    assert facts(rope_scaling={**scaling, "factor": 2.0}).max_position == 512
+    assert facts(rope_scaling=scaling, max_position_embeddings=4096).max_position == 4096
 
 
-LLAMA3_ROPE = {"rope_type": "llama3", "factor": 8, "original_max_position_embeddings": 9}
+def test_an_architecture_is_looked_up_before_its_keys() -> None:
+    """Families that describe themselves in other keys are named, not a key that they lack."""
+    for config in (
+        {"architectures": ["GPT2LMHeadModel"], "n_embd": 768},
+        {"architectures": ["T5ForConditionalGeneration"]},
+    ):
+        with pytest.raises(
+            ModelFileError, match=r"architecture '.*' is not supported yet; supported: LlamaForCausalLM,"
+        ):
+            config_facts(config, "config.json")
+    with pytest.raises(ModelFileError, match="architecture 'dbrx' is not supported yet; supported: llama, mistral"):
+        config_facts({"model_type": "dbrx"}, "config.json")
+
+
+LLAMA3_ROPE = {"rope_type": "llama3", "factor": 8, "high_freq_factor": 4}
+QWEN = {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True, "sliding_window": 8}
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"architectures": None}, "architectures"),
     ({"architectures": []}, "architectures"),
@@ -131,19 +154,28 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"rms_norm_eps": "small"}, "rms_norm_eps"),
     ({"rope_theta": float("inf")}, "rope_theta"),
     ({"rope_theta": -1}, "rope_theta"),
-    ({"partial_rotary_factor": 0.01}, "partial_rotary_factor: 0 rotary dimensions"),
-    ({"partial_rotary_factor": 1e20}, "partial_rotary_factor"),
-    ({"rope_scaling": []}, "rope_scaling"),
-    ({"rope_scaling": {"rope_type": "longrope"}}, "rope_type: 'longrope' is not supported"),
+    ({"head_dim": 15}, "head_dim: 15 is odd"),
+    ({"rope_scaling": [1]}, "rope_scaling"),
+    (
+        {"rope_scaling": {"rope_type": "longrope"}},
+        "rope_type: 'longrope' is not supported yet; linear, llama3 and yarn are",
+    ),
     ({"rope_scaling": {"type": "linear"}}, "factor: is missing"),
-    ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "original_max_position_embeddings: is missing"),
+    ({"rope_scaling": {"type": "yarn"}}, "factor: is missing"),
+    ({"rope_scaling": LLAMA3_ROPE}, "low_freq_factor: is missing"),
     ({"rope_scaling": LLAMA3_ROPE | {"low_freq_factor": 4}}, "low_freq_factor: 4 is not below"),
+    ({"rope_parameters": {"sliding_attention": {}}}, "rope_parameters: sliding_attention"),
     ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
-    ({"sliding_window": 0}, "sliding_window: 0"),
-    ({"sliding_window": 8, "max_window_layers": -1}, "max_window_layers: -1"),
-    ({"sliding_window": 8, "layer_types": ["full_attention"]}, "layer_types: is not a list of 2 names"),
-    ({"sliding_window": 8, "layer_types": "full_attention"}, "layer_types: is not a list"),
+    (QWEN | {"sliding_window": 0}, "sliding_window: 0"),
+    (QWEN | {"max_window_layers": -1}, "max_window_layers: -1"),
+    (QWEN | {"layer_types": ["full_attention"]}, "layer_types: is not a list of 2 names"),
+    (QWEN | {"layer_types": "full_attention"}, "layer_types: is not a list"),
+    (QWEN | {"layer_types": ["full_attention", "chunked_attention"]}, "full_attention or sliding_attention"),
+    (QWEN | {"sliding_window": None, "layer_types": ["sliding_attention"] * 2}, "there is no sliding_window"),
     ({"hidden_act": 3}, "hidden_act"),
+    ({"hidden_act": "gelu"}, "hidden_act: 'gelu' is not supported here"),
+    ({"model_type": "mistral"}, "model_type: 'mistral' contradicts architectures"),
+    ({"per_layer_config": {}}, "per_layer_config"),
     ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
 ]
 
@@ -233,15 +265,15 @@ def test_gguf_metadata(tmp_path: Path) -> None:
 def test_gguf_tensors_tell_the_rest(tmp_path: Path) -> None:
     names = ("output.weight", "blk.0.attn_q.bias", "blk.0.ffn_up.bias", "rope_freqs.weight")
     found = gguf_facts(tmp_path, names=names)
-    assert (found.tie_embeddings, found.attention_bias, found.mlp_bias) == (False, True, True)
-    assert found.rope.scaling == "factors"
+    assert (found.tie_embeddings, found.qkv_bias, found.out_bias, found.mlp_bias) == (False, True, False, True)
+    assert found.rope.has_factors
 
 
 def test_gguf_optional_keys(tmp_path: Path) -> None:
     more = [
         kv("llama.attention.key_length", U32, 32),
         kv("llama.attention.value_length", U32, 32),
-        kv("llama.rope.dimension_count", U32, 8),
+        kv("llama.rope.dimension_count", U32, 32),
         kv("llama.rope.freq_base", F32, 1000.0),
         kv("llama.rope.scaling.type", STRING, "linear"),
         kv("llama.rope.scaling.factor", F32, 4.0),
@@ -249,7 +281,10 @@ def test_gguf_optional_keys(tmp_path: Path) -> None:
     ]
     found = gguf_facts(tmp_path, *more)
     assert (found.head_dim, found.dtype) == (32, "float16")
-    assert found.rope == RopeFacts(theta=1000.0, rotary_dim=8, scaling="linear", factor=4.0, original_max_position=512)
+    assert found.rope == RopeFacts(theta=1000.0, rotary_dim=32, scaling="linear", factor=4.0)
+    assert gguf_facts(tmp_path, kv("llama.attention.sliding_window", U32, 8)) == gguf_facts(tmp_path)  # as llama.cpp
+    neutral = [kv("llama.attention.causal", BOOL, True), kv("llama.expert_count", U32, 0)]
+    assert gguf_facts(tmp_path, *neutral) == gguf_facts(tmp_path)
     assert gguf_facts(tmp_path, kv("llama.rope.scale_linear", F32, 2.0)).rope.factor == 2.0
     assert gguf_facts(tmp_path, kv("llama.rope.scaling.type", STRING, "none")).rope.scaling is None
 
@@ -262,12 +297,11 @@ def test_gguf_values_per_layer(tmp_path: Path) -> None:
         gguf_facts(tmp_path, kv_array("llama.attention.head_count_kv", U32, [2, 4]), **changes)
 
 
-def test_gguf_of_any_architecture(tmp_path: Path) -> None:
-    keys = [kv(key.replace("llama", "other"), *content) for key, content in GGUF.items()]
-    keys[0] = kv("general.architecture", STRING, "other")
+def test_a_gguf_architecture_is_looked_up_before_its_keys(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
-    path.write_bytes(File(keys=[*keys, TOKENS], tensors=[], data=b"").build())
-    assert (read_facts(locate(path)).architecture, read_facts(locate(path)).vocab_size) == ("other", 4)
+    path.write_bytes(File(keys=[kv("general.architecture", STRING, "gpt2"), TOKENS], tensors=[], data=b"").build())
+    with pytest.raises(ModelFileError, match="'gpt2' is not supported yet; supported: llama, qwen2, qwen3"):
+        read_facts(locate(path))
 
 
 @pytest.mark.parametrize(
@@ -283,10 +317,19 @@ def test_gguf_of_any_architecture(tmp_path: Path) -> None:
         ({"llama_embedding__length": None}, "llama.embedding_length: is missing"),
         ({"llama_context__length": (U32, 0)}, "llama.context_length: 0"),
         ({"llama_attention_layer__norm__rms__epsilon": (F32, float("nan"))}, "rms_epsilon"),
-        ({"llama_rope_dimension__count": (U32, 0)}, "llama.rope.dimension_count: 0 rotary"),
-        ({"llama_rope_dimension__count": (U32, 17)}, "llama.rope.dimension_count: 17 rotary"),
+        ({"llama_rope_dimension__count": (U32, 0)}, "llama.rope.dimension_count: 0 of 16"),
+        ({"llama_rope_dimension__count": (U32, 8)}, "llama.rope.dimension_count: 8 of 16: partial rotation"),
+        ({"llama_rope_scaling_yarn__beta__fast": (F32, 8.0)}, "llama.rope.scaling.yarn_beta_fast: 8.0"),
+        ({"llama_attention_layer__norm__rms__epsilon": None}, "rms_epsilon: is missing"),
+        ({"llama_attention_key__length": (U32, 32)}, "llama.attention.value_length: 16 is not the key length 32"),
+        ({"llama_attention_causal": (BOOL, False)}, "llama.attention.causal: False: only causal attention is"),
+        ({"llama_expert__count": (U32, 8)}, "llama.expert_count: 8: a mixture of experts is not"),
+        ({"llama_attention_scale": (F32, 0.5)}, "llama.attention.scale: 0.5: is not part of"),
         ({"llama_rope_freq__base": (F32, 0.0)}, "llama.rope.freq_base"),
-        ({"llama_rope_scaling_type": (STRING, "longrope")}, "llama.rope.scaling.type: 'longrope'"),
+        (
+            {"llama_rope_scaling_type": (STRING, "longrope")},
+            "llama.rope.scaling.type: 'longrope' is not supported yet; linear and yarn are",
+        ),
         ({"llama_attention_value__length": (U32, 8)}, "llama.attention.value_length"),
         ({"split_count": (U32, 3)}, "split.count"),
         ({"tokenizer_ggml_tokens": (U32, 3)}, "tokenizer.ggml.tokens"),
