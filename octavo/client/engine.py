@@ -27,21 +27,22 @@ from octavo.modelfiles.generation import sampling_defaults
 from octavo.text.template import ChatTemplate
 from octavo.text.tokenizer import Tokenizer
 from octavo.types import SamplingParams
+from octavo.wire.connection import SocketConnection
 from octavo.wire.messages import (
     HEARTBEAT_S,
+    QUIET_S,
+    VERSION_MISMATCH,
     Bye,
     Draining,
     EngineInfo,
     Failed,
     Hello,
-    Outputs,
     Ping,
     Pong,
     Stats,
     ToClient,
     Welcome,
 )
-from octavo.wire.sockets import VERSION_MISMATCH, SocketConnection
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class _State(enum.IntEnum):
     GREETED = 1
     """Hello is on its way; the engine answers when its model is loaded."""
     WELCOMED = 2
-    """The engine holds a session, which heartbeats keep alive; tokenizer and template are loading."""
+    """The engine holds a session; tokenizer and template are loading."""
     ATTACHED = 3
 
 
@@ -89,7 +90,11 @@ class EngineClient:
         """Engines that took the place of a lost one."""
         self._on_fatal = on_fatal
         self._connection = SocketConnection(
-            endpoint, on_message=self._receive, on_connected=self._greet, on_lost=self._lose
+            endpoint,
+            on_message=self._receive,
+            on_outputs=lambda outputs: self._ledger.receive(outputs),
+            on_connected=self._greet,
+            on_lost=self._lose,
         )
         self._ledger = Ledger(self._connection.send)
         self._seeds = Seeds()
@@ -98,6 +103,10 @@ class EngineClient:
         self._grammars: GrammarChecker | None = None
         self._totals = Totals()
         self._asked: asyncio.Future[None] | None = None
+        self._pinged: float | None = None
+        """When the Ping was sent that is not answered yet."""
+        self._silent = False
+        """The log has said that the engine does not answer."""
         self._state = _State.LOST
         self._session = 0
         self._draining = False
@@ -140,7 +149,8 @@ class EngineClient:
             return
         if self._asked is None:
             self._asked = asyncio.get_running_loop().create_future()
-            self._connection.send(Ping())
+            self._pinged = None  # what an earlier Ping is told may be old by now
+            self._ping()
         await asyncio.wait([self._asked], timeout=timeout)
 
     def _told(self) -> None:
@@ -221,40 +231,41 @@ class EngineClient:
         was_draining, self._draining = self._draining, False
         self._hold_until = time.monotonic() + (HOLD_AFTER_DRAIN_S if was_draining else HOLD_S)
         self._state = _State.LOST
+        self._pinged, self._silent = None, False
         self._totals.lose()
         self._told()
         self._ledger.suspend(died=not was_draining)
 
     def _receive(self, message: ToClient) -> None:
-        if isinstance(message, Outputs):
-            self._ledger.receive(message)
-        elif isinstance(message, Failed):
+        if isinstance(message, Failed):
             if message.code == VERSION_MISMATCH:
                 self._fatal(ConfigError(message.message))
             else:
                 self._ledger.receive(message)
         elif isinstance(message, Pong):
-            self._totals.take(message.instance, message.stats)
-            self._told()
-            if not message.known and self._state >= _State.WELCOMED:
-                self._rejoin()
+            self._answered(message)
         elif isinstance(message, Draining):
             logger.info("the engine is shutting down")
             self._draining = True
-        else:
+        elif isinstance(message, Welcome):
             self._welcomed(message)
 
-    def _rejoin(self) -> None:
-        """The engine took this client for gone (it was silent for too long) and has forgotten its requests."""
-        logger.warning("the engine has forgotten this client; sending %d requests again", len(self._ledger))
-        self._state = _State.LOST
-        self._ledger.suspend(died=False)
-        self._greet()
+    def _answered(self, pong: Pong) -> None:
+        if self._silent:
+            logger.info("the engine answers again")
+        self._pinged, self._silent = None, False
+        self._totals.take(pong.instance, pong.stats)
+        self._told()
+
+    def _ping(self) -> None:
+        """One question at a time: a stopped engine finds no heap of them."""
+        if self._pinged is None and self._connection.send(Ping()):
+            self._pinged = time.monotonic()
 
     def _welcomed(self, message: Welcome) -> None:
         if self._state is _State.GREETED:
             self._state = _State.WELCOMED
-            self._connection.send(Ping())  # its pages, before anybody asks for them
+            self._ping()  # its pages, before anybody asks for them
             self._attaching = asyncio.create_task(self._attach(message.info, self._session), name="octavo-attach")
 
     async def _attach(self, info: EngineInfo, session: int) -> None:
@@ -300,12 +311,23 @@ class EngineClient:
         on_fatal(error)
 
     async def _beat(self) -> None:
-        """Heartbeats while the engine holds a session; an end to waiting when the engine does not come back."""
+        """Questions while the engine holds a session, and a word in the log when they are not answered; an end to
+        waiting when a lost engine does not come back."""
         while True:
+            asleep = time.monotonic()
             await asyncio.sleep(HEARTBEAT_S)
-            if self._state >= _State.WELCOMED:
-                self._connection.send(Ping())
-            elif self._state is _State.LOST and len(self._ledger) and time.monotonic() > self._hold_until:
+            now = time.monotonic()
+            late = now - asleep - HEARTBEAT_S
+            if late > QUIET_S / 2:  # this process was stopped, or busy: what the engine said waits to be read
+                logger.warning("this process stood still for %.1f s", late)
+            elif self._state >= _State.WELCOMED:
+                if self._pinged is not None and now - self._pinged > QUIET_S and not self._silent:
+                    self._silent = True
+                    count = len(self._ledger)
+                    what = "the engine does not answer since %.1f s; its connection stands, %d requests go on waiting"
+                    logger.warning(what, now - self._pinged, count)
+                self._ping()
+            elif self._state is _State.LOST and len(self._ledger) and now > self._hold_until:
                 self._ledger.fail_all(EngineError("the engine was lost and did not come back"))
 
 

@@ -72,14 +72,14 @@ class LocalEngine:
         worker = self._executor.start()
         self._transport = LocalTransport()
         self._connection = self._transport.connect()
-        # In one process nobody falls silent: no time-out, no heartbeats.
+        # In one process there are no heartbeats.
         self._loop, self.info = build_loop(
             resolved,
             self.files,
             worker,
             self._executor,
             self._transport,
-            client_timeout=None,
+            quiet=None,
             vocabulary=lambda: Vocabulary(self.tokenizer, worker.vocab_size),
         )
         self._connection.send(Hello())

@@ -15,7 +15,7 @@ from octavo.engine.scheduler import Scheduler, SchedulerConfig
 from octavo.executor.base import Executor
 from octavo.grammar.matcher import Vocabulary
 from octavo.modelfiles.files import ModelFiles
-from octavo.wire.messages import CLIENT_TIMEOUT_S, EngineInfo
+from octavo.wire.messages import QUIET_S, EngineInfo
 from octavo.wire.plan import WorkerInfo
 from octavo.wire.transport import Transport
 
@@ -27,7 +27,7 @@ def build_loop(
     executor: Executor,
     transport: Transport,
     *,
-    client_timeout: float | None = CLIENT_TIMEOUT_S,
+    quiet: float | None = QUIET_S,
     memory_mb: Callable[[], float] = lambda: 0.0,
     vocabulary: Callable[[], Vocabulary] | None = None,
 ) -> tuple[EngineLoop, EngineInfo]:
@@ -65,5 +65,5 @@ def build_loop(
         max_queued_requests=resolved.max_queued_requests,
         seed=resolved.seed,
     )
-    loop = EngineLoop(scheduler, executor, transport, info, client_timeout=client_timeout, memory_mb=memory_mb)
+    loop = EngineLoop(scheduler, executor, transport, info, quiet=quiet, memory_mb=memory_mb)
     return loop, info

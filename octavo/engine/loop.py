@@ -5,7 +5,8 @@ clients and the plans in flight; the scheduler's requests are changed by nobody 
 may be called from elsewhere (a signal handler, another thread) and only `busy_since` may be read there.
 
 Invariants: plans are collected in the order they were submitted; a step that raises ends only its own requests; a
-client that says nothing for `client_timeout` has no requests here; the pool is checked whenever work runs out.
+client is gone when it says so or its connection ends, silence alone is only told; nothing is computed for one that is
+behind; the pool is checked whenever work runs out.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from octavo.engine.scheduler import Reply, Scheduler
 from octavo.engine.stats import stats
 from octavo.executor.base import Executor, StepFailed
 from octavo.wire.messages import (
-    CLIENT_TIMEOUT_S,
     PROTOCOL_VERSION,
+    QUIET_S,
     Abort,
     Add,
     Bye,
@@ -58,11 +59,11 @@ class EngineLoop:
         info: EngineInfo,
         clock: Callable[[], float] = time.monotonic,
         *,
-        client_timeout: float | None = CLIENT_TIMEOUT_S,
+        quiet: float | None = QUIET_S,
         memory_mb: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        """The executor has been started. `clock`: seconds, monotonic. `client_timeout`: seconds of silence after which
-        a client is gone; None: never. `memory_mb`: this process's resident memory, for Stats."""
+        """The executor has been started. `clock`: seconds, monotonic. `quiet`: seconds of silence after which a
+        client is spoken of in the log; None: never. `memory_mb`: this process's resident memory, for Stats."""
         self.busy_since: float | None = None
         """Clock at which the turn in progress began its work, None while it waits for messages: for a watchdog."""
         self.crashed = ""
@@ -72,11 +73,13 @@ class EngineLoop:
         self._transport = transport
         self._info = info
         self._clock = clock
-        self._client_timeout = client_timeout
+        self._quiet = quiet
         self._memory_mb = memory_mb
         self._last_seen: dict[bytes, float] = {}
+        self._silent: set[bytes] = set()
+        """Of whom the log has said so."""
         self._next_silence = math.inf
-        """Before this clock no client can have been silent for too long."""
+        """Before this clock no other client can have been silent for so long."""
         self._plans: deque[tuple[Plan, float]] = deque()
         """In flight, each with the clock at which it was submitted."""
         self._collected = -math.inf
@@ -111,13 +114,15 @@ class EngineLoop:
     def turn(self, timeout: float | None) -> bool:
         """One round: what has arrived, and one step. Waits for messages at most `timeout` seconds (None: no limit), and
         only when there is nothing to compute. True if a step was computed."""
-        messages = self._transport.receive(0 if self._has_work else self._wait(timeout))
+        messages = self._transport.receive(0 if self._has_work else timeout)
         self.busy_since = now = self._clock()
         try:
             for client, message in messages:
                 self._handle(client, message, now)
             if now > self._next_silence:
-                self._drop_silent(now)
+                self._tell_silent(now)
+            if self._transport.behind != self._scheduler.behind:
+                self._scheduler.pause(self._transport.behind)
             if self._drain_wanted and not self._draining:
                 self._draining = True
                 for client in self._last_seen:
@@ -186,17 +191,21 @@ class EngineLoop:
         if isinstance(message, Hello):
             self._welcome(client, message, now)
             return
+        if isinstance(message, Ping):
+            self._transport.send(client, Pong(self._info.instance, stats(self._scheduler, self._memory_mb())))
         if client not in self._last_seen:
-            if isinstance(message, Ping | Add):  # it takes us for the engine before; it will say Hello and add again
-                self._transport.send(client, self._pong(known=False))
+            if isinstance(message, Add):
+                self._transport.send(client, Failed(message.id, "invalid_value", "say Hello before you add requests"))
             return
         self._last_seen[client] = now
+        if client in self._silent:
+            self._silent.discard(client)
+            self._expect(now)
+            logger.info("the client that was silent speaks again")
         if isinstance(message, Add):
             self._add(client, message, now)
         elif isinstance(message, Abort):
             self._scheduler.abort(client, message.ids)
-        elif isinstance(message, Ping):
-            self._transport.send(client, self._pong(known=True))
         elif isinstance(message, Bye):
             self._forget(client)
 
@@ -208,8 +217,7 @@ class EngineLoop:
             logger.warning("a client speaks protocol %d, this engine %d", hello.version, PROTOCOL_VERSION)
             return
         self._last_seen[client] = now
-        if self._client_timeout is not None:
-            self._next_silence = min(self._next_silence, now + self._client_timeout)
+        self._expect(now)
         if self._draining:
             self._transport.send(client, Draining())
 
@@ -219,25 +227,23 @@ class EngineLoop:
             return
         self._reply(self._scheduler.add(client, add, now))
 
-    def _pong(self, *, known: bool) -> Pong:
-        return Pong(self._info.instance, known, stats(self._scheduler, self._memory_mb()))
-
     def _forget(self, client: bytes) -> None:
         if self._last_seen.pop(client, None) is not None:
+            self._silent.discard(client)
             self._scheduler.abort_client(client)
             self._checked = False
 
-    def _drop_silent(self, now: float) -> None:
-        assert self._client_timeout is not None
-        for client, seen in list(self._last_seen.items()):
-            if now - seen > self._client_timeout:
-                logger.info("a client has been silent for %.1f s; its requests are aborted", now - seen)
-                self._forget(client)
-        self._next_silence = min(self._last_seen.values(), default=math.inf) + self._client_timeout
+    def _expect(self, now: float) -> None:
+        """A client has spoken that may be the next to fall silent."""
+        if self._quiet is not None:
+            self._next_silence = min(self._next_silence, now + self._quiet)
 
-    def _wait(self, timeout: float | None) -> float | None:
-        """Not longer than until the next client's time is up."""
-        if self._client_timeout is None or not self._last_seen:
-            return timeout
-        left = max(min(self._last_seen.values()) + self._client_timeout - self._clock(), 0.001)
-        return left if timeout is None else min(left, timeout)
+    def _tell_silent(self, now: float) -> None:
+        assert self._quiet is not None
+        speaking = {client: seen for client, seen in self._last_seen.items() if client not in self._silent}
+        for client, seen in list(speaking.items()):
+            if now - seen > self._quiet:
+                logger.warning("a client is silent for %.1f s; its connection stands, its requests go on", now - seen)
+                self._silent.add(client)
+                del speaking[client]
+        self._next_silence = min(speaking.values(), default=math.inf) + self._quiet

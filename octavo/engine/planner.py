@@ -151,10 +151,14 @@ class Planner:
     def preempt(self, request: Request) -> None:
         """Back into the queue; it is computed anew from its tokens so far."""
         journal.preempted(request)
-        self.leave(request)
-        request.restart()
+        self.unseat(request)
         self.queue.push(request)
         self._counters.preemptions += 1
+
+    def unseat(self, request: Request) -> None:
+        """Takes a running request off its row; whoever pushes it into the queue has it computed anew."""
+        self.leave(request)
+        request.restart()
 
     def register(self, request: Request, confirmed: int) -> None:
         """Makes full pages findable whose tokens are known and computed by plans up to the request's last. Plans up

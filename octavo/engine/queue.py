@@ -8,6 +8,7 @@ a short one pass while a long one is being computed. Invariant: `len()` is the n
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 
 from octavo.engine.request import Request
 
@@ -46,6 +47,16 @@ class WaitingQueue:
             for line in (self._short, self._long):
                 line[:] = [entry for entry in line if entry[1] in self._live]
                 heapq.heapify(line)
+
+    def take(self, wanted: Callable[[Request], bool]) -> list[Request]:
+        """Takes out all those that are wanted, in order; they may come back."""
+        found = sorted((request for request in self._live if wanted(request)), key=lambda request: request.order)
+        self._live.difference_update(found)
+        if found:
+            for line in (self._short, self._long):
+                line[:] = [entry for entry in line if entry[1] in self._live]
+                heapq.heapify(line)
+        return found
 
     def first(self, pass_long: bool) -> Request | None:
         """The next request; with `pass_long` the next of the short ones."""

@@ -6,6 +6,9 @@ Called by engine/loop.py: `add` and `abort` between steps, `schedule` to make a 
 far" chasing "tokens so far" within the step's token budget. Scheduled tokens count as computed at once, tokens still to
 be sampled by plans in flight count as pending.
 
+Requests of clients that are behind with reading are held: they keep neither row nor pages, and go on where they stopped
+once the client is no longer behind.
+
 Invariants: every request that was added ends in exactly one reply with a finish_reason or a Failed, unless aborted. A
 result counts only while its request's `epoch` is the one it was scheduled in. Rows, pages and budget: planner.py.
 """
@@ -13,7 +16,7 @@ result counts only while its request's `epoch` is the one it was scheduled in. R
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 from octavo.engine import journal
 from octavo.engine.blocks import BlockPool
@@ -51,6 +54,9 @@ class Scheduler:
         self._constraints = constraints
         self._compiling: set[Request] = set()
         """Accepted, and queued as soon as their grammar is compiled."""
+        self._held: dict[Request, None] = {}
+        """Accepted, in the order of their arrival, and queued as soon as they may run."""
+        self._behind: frozenset[bytes] = frozenset()
         self._num_bound = 0
         """Requests with a grammar, those in `_compiling` too."""
 
@@ -64,7 +70,7 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        return len(self._planner.queue) + len(self._compiling)
+        return len(self._planner.queue) + len(self._compiling) + len(self._held)
 
     @property
     def num_running(self) -> int:
@@ -73,7 +79,7 @@ class Scheduler:
     @property
     def has_requests(self) -> bool:
         """There are some that have not ended."""
-        return self.can_compute or bool(self._compiling)
+        return self.can_compute or bool(self._compiling) or bool(self._held)
 
     @property
     def can_compute(self) -> bool:
@@ -110,14 +116,38 @@ class Scheduler:
         self._clients.setdefault(client, {})[add.id] = request
         journal.taken(request)
         self.counters.prompt_tokens += request.num_prompt
-        if add.grammar is None:
-            self._planner.queue.push(request)
-        else:
+        self._place(request)
+        return []
+
+    @property
+    def behind(self) -> Set[bytes]:
+        """Clients whose requests are held."""
+        return self._behind
+
+    def pause(self, behind: Set[bytes]) -> None:
+        """From now on the requests of these clients are held, and those of all others go on."""
+        self._behind = frozenset(behind)
+        held = [request for request in self._planner.running if request.client in behind]
+        for request in held:
+            self._planner.unseat(request)
+        held += self._planner.queue.take(lambda request: request.client in behind)
+        self._held |= dict.fromkeys(held)
+        for request in list(self._held):
+            if request.client not in behind:
+                del self._held[request]
+                self._place(request)
+
+    def _place(self, request: Request) -> None:
+        """Where it waits for what it needs next."""
+        if request.client in self._behind:
+            self._held[request] = None
+        elif request.add.grammar is not None and request.constraint is None:
             assert self._constraints is not None
             self._compiling.add(request)
             self._num_bound += 1
-            request.constraint = self._constraints.compile(request, add)
-        return []
+            request.constraint = self._constraints.compile(request, request.add)
+        else:
+            self._planner.queue.push(request)
 
     def enter_compiled(self) -> list[Reply]:
         """Queues the requests whose grammar is compiled by now; those whose grammar is wrong fail."""
@@ -133,7 +163,7 @@ class Scheduler:
                 replies.append((request.client, self._complete(request)))
             else:
                 self._compiling.discard(request)
-                self._planner.queue.push(request)
+                self._place(request)
         return replies
 
     def abort(self, client: bytes, ids: Iterable[int]) -> None:
@@ -326,6 +356,8 @@ class Scheduler:
             self._num_bound -= 1
         if request in self._compiling:
             self._compiling.discard(request)
+        elif request in self._held:
+            del self._held[request]
         else:
             self._planner.leave(request)
         requests = self._clients[request.client]

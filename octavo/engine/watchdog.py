@@ -1,8 +1,9 @@
 """Ends an engine whose step hangs, with all stacks in the log. Owned by engine/process.py.
 
-A thread looks at how long the loop's turn has been busy. A step that never gives back the interpreter lock would stop
-that thread too, so it also keeps a timer of faulthandler armed, which needs no lock. Invariant: an idle engine is never
-ended, however long it sleeps.
+A thread looks at how long the loop's turn has been busy, and counts only time in which it could look: a process that
+was stopped (SIGSTOP, a frozen container) has not hung. A step that never gives back the interpreter lock would stop
+that thread too, so it also keeps a timer of faulthandler armed, which needs no lock; that one cannot tell a hang from
+a stop, and so has more patience. Invariant: an idle engine is never ended, however long it sleeps.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from octavo import log
 logger = logging.getLogger(__name__)
 
 EXIT_CODE = 70
+LOCKED_S = 300.0
+"""How much later than its time-out a step is ended that holds the interpreter lock."""
 
 
 class Watchdog:
@@ -46,16 +49,19 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
     def _watch(self) -> None:
+        turn: float | None = None
+        busy, looked = 0.0, time.monotonic()
         while True:
-            since = self._busy_since()
-            busy = 0.0 if since is None else time.monotonic() - since
+            since, now = self._busy_since(), time.monotonic()
+            passed = min(now - looked, 2 * self._interval)
+            busy = 0.0 if since is None else busy + passed if since == turn else min(now - since, passed)
+            turn, looked = since, now
             if busy >= self._timeout:
                 what = "a step takes over %.1f s (--watchdog-timeout); ending the engine"
                 logger.critical(what, self._timeout, extra=log.about(stacks=_stacks()))
                 self._on_hang(f"a step took over {self._timeout:.1f} s; its stacks stand above")
                 os._exit(EXIT_CODE)
-            remaining = self._timeout - busy + 2 * self._interval
-            faulthandler.dump_traceback_later(remaining, exit=True, file=sys.stderr)
+            faulthandler.dump_traceback_later(self._timeout - busy + LOCKED_S, exit=True, file=sys.stderr)
             if self._closed.wait(self._interval):
                 return
 

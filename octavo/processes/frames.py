@@ -8,9 +8,13 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Generator
 
 HEADER = struct.Struct("<I")
+
+
+class BrokenStream(Exception):
+    """What came cannot be a message, so nothing behind it can be read."""
 
 
 def frame(payload: bytes) -> bytes:
@@ -35,15 +39,15 @@ async def ask(connection: socket.socket, payload: bytes) -> bytes:
     return await _read_async(connection, size)
 
 
-def take(inbox: bytearray, most: int) -> Iterator[bytes]:
-    """The whole messages at the front of `inbox`, which are taken out of it. Raises ValueError at one of more than
-    `most` bytes."""
+def take(inbox: bytearray, most: int) -> Generator[bytes, None, None]:
+    """The whole messages at the front of `inbox`, which are taken out of it. Raises BrokenStream at one of more
+    than `most` bytes."""
     at = 0
     try:
         while len(inbox) - at >= HEADER.size:
             (size,) = HEADER.unpack_from(inbox, at)
             if size > most:
-                raise ValueError(f"a peer announced {size} bytes; messages have at most {most}")
+                raise BrokenStream(f"a peer announced {size} bytes; messages have at most {most}")
             end = at + HEADER.size + size
             if len(inbox) < end:
                 return

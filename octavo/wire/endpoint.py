@@ -16,6 +16,10 @@ from octavo.errors import ConfigError
 from octavo.processes.folder import RuntimeFolder
 from octavo.processes.listen import listen_unix
 
+RECEIVE_BYTES = 256 << 10
+"""Read from a socket at a time."""
+LINGER_S = 0.2
+"""How long closing a socket waits for the peer to take what was sent."""
 SCHEME = "ipc://"
 MAX_PATH_BYTES = 107
 """A Unix socket's address holds 108 bytes, the last of them NUL."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Set
 
 from octavo.wire.messages import ToClient, ToEngine
 
@@ -50,6 +51,9 @@ class LocalConnection:
 
 class LocalTransport:
     """The engine's end; implements wire.transport.Transport."""
+
+    behind: Set[bytes] = frozenset()
+    """Nobody: what a reader has not taken yet is in its own process."""
 
     def __init__(self) -> None:
         self._messages: deque[tuple[bytes, ToEngine]] = deque()

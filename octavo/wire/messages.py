@@ -10,7 +10,10 @@ import msgspec
 
 from octavo.types import FinishReason, Metrics, Pooling, SamplingParams, TokenLogprobs
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
+VERSION_MISMATCH = "version_mismatch"
+"""Code of the Failed that answers a Hello of another protocol."""
+MAX_MESSAGE_BYTES = 64 << 20
 
 
 class Hello(msgspec.Struct, tag="hello", array_like=True, frozen=True):
@@ -46,7 +49,7 @@ class Abort(msgspec.Struct, tag="abort", array_like=True, frozen=True):
 
 
 class Ping(msgspec.Struct, tag="ping", array_like=True, frozen=True):
-    """Sent every HEARTBEAT_S; a client silent for CLIENT_TIMEOUT_S is gone and its requests are aborted."""
+    """Asks for a Pong, every HEARTBEAT_S. No sign of life: a peer is alive while its connection stands."""
 
 
 class Bye(msgspec.Struct, tag="bye", array_like=True, frozen=True):
@@ -56,7 +59,8 @@ class Bye(msgspec.Struct, tag="bye", array_like=True, frozen=True):
 ToEngine = Hello | Add | Abort | Ping | Bye
 
 HEARTBEAT_S = 0.5
-CLIENT_TIMEOUT_S = 1.75
+QUIET_S = 3.0
+"""A peer that has said nothing for so long is worth a line in the log, and no more: it may be stopped, or busy."""
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,11 +153,9 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pong(msgspec.Struct, tag="pong", array_like=True, frozen=True):
-    """Answer to Ping. `instance` tells a restarted engine apart; `known` is False when the engine does not hold
-    a session of this client (it says Hello again and re-adds what its ledger holds)."""
+    """Answer to Ping."""
 
     instance: str
-    known: bool
     stats: Stats
 
 

@@ -1,68 +1,73 @@
-"""The sockets between client and engine: a Unix stream socket, one MessagePack message a frame.
+"""The engine's end of the sockets to its clients: Unix stream sockets, one MessagePack message a frame.
 
-SocketTransport is owned by the engine's process, SocketConnection by the client's event loop. A frame is the message's
-length in four bytes, little-endian, and the message. Plain sockets rather than a message library: a send is one system
-call in the thread that has the tokens, and no library's thread wakes up beside the kernels that use all cores.
-Invariants: sending never blocks; what a peer sends is decoded into the typed messages or dropped with a line in the
-log; nothing is ever unpickled. A client that is gone, or that reads so slowly that its queue is full, is reported to
-the engine as if it had said `Bye`: it sees the end of its connection, and its ledger brings everything back.
+Owned by the engine's process; the client's end is wire/connection.py. Plain sockets rather than a message library: a
+send is one system call in the thread that has the tokens, and no library's thread wakes up beside the kernels that use
+all cores. Invariants: sending never blocks; what a peer sends is decoded into the typed messages or dropped with a line
+in the log; nothing is ever unpickled. A client lives as long as its connection; the end of it is reported as if the
+client had said `Bye`. For one that does not read, output is merged (wire/backlog.py) up to `hold_bytes`; then it is
+`behind` until half of that is sent.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import select
 import socket
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Set
 from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
-from octavo.processes.frames import HEADER, frame, take
-from octavo.wire.endpoint import check_endpoint, listen
-from octavo.wire.messages import PROTOCOL_VERSION, Bye, Failed, Hello, ToClient, ToEngine
+from octavo.processes.frames import HEADER, BrokenStream, take
+from octavo.wire.backlog import Backlog
+from octavo.wire.endpoint import LINGER_S, RECEIVE_BYTES, check_endpoint, listen
+from octavo.wire.messages import (
+    MAX_MESSAGE_BYTES,
+    PROTOCOL_VERSION,
+    VERSION_MISMATCH,
+    Bye,
+    Failed,
+    Hello,
+    ToClient,
+    ToEngine,
+)
 
 logger = logging.getLogger(__name__)
 
-MAX_MESSAGE_BYTES = 64 << 20
-ENGINE_QUEUE = 4096
-"""Messages (steps, mostly) that wait for a client before it counts as gone."""
-CLIENT_QUEUE_BYTES = 256 << 20
-RECONNECT_S = 0.05
-LINGER_S = 0.2
-"""How long closing waits for a peer to take what was sent."""
-RECEIVE_BYTES = 256 << 10
-VERSION_MISMATCH = "version_mismatch"
+HOLD_BYTES = 32 << 20
+"""Of memory, that wait for a client before it is behind: some 800,000 tokens."""
+FLUSH_BYTES = 1 << 20
+"""At most so many are sent to a client that reads again before the engine does something else."""
 
 
 class _Peer:
     """A connected client, as the engine's end knows it."""
 
-    __slots__ = ("inbox", "key", "outbox", "socket")
+    __slots__ = ("backlog", "behind", "inbox", "key", "socket", "unsent")
 
     def __init__(self, connection: socket.socket, key: bytes) -> None:
         self.socket = connection
         self.key = key
         self.inbox = bytearray()
-        self.outbox: deque[bytes] = deque()
-        """What the kernel has not taken yet, the first of it perhaps in part."""
+        self.unsent = b""
+        """What the kernel has not taken of the last frame; all that follows is in `backlog`."""
+        self.backlog = Backlog()
+        self.behind = False
 
 
 class SocketTransport:
     """The engine's end; implements wire.transport.Transport. Not thread-safe, but for `wake`."""
 
-    def __init__(self, endpoint: str, *, queue: int = ENGINE_QUEUE) -> None:
-        """Binds at once; raises ConfigError when that is not possible. `queue`: messages, beyond what the kernel
-        holds, that may wait for a client."""
+    def __init__(self, endpoint: str, *, hold_bytes: int = HOLD_BYTES) -> None:
+        """Binds at once; raises ConfigError when that is not possible. `hold_bytes`: what may wait for a client, beyond
+        what the kernel holds, before it is behind."""
         self._path = check_endpoint(endpoint)
         self._listener = listen(self._path)
         self._inode = Path(self._path).stat().st_ino
-        self._queue = queue
+        self._hold_bytes = hold_bytes
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
@@ -72,11 +77,16 @@ class SocketTransport:
         self._by_fd: dict[int, _Peer] = {}
         self._by_key: dict[bytes, _Peer] = {}
         self._gone: list[bytes] = []
+        self._behind: set[bytes] = set()
         self._num_peers = 0
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
         self._frame = bytearray(HEADER.size)
         self._next_complaint = 0.0
+
+    @property
+    def behind(self) -> Set[bytes]:
+        return self._behind
 
     def wake(self) -> None:
         """End the wait of `receive`, now or the next one; safe from signal handlers and other threads."""
@@ -108,33 +118,35 @@ class SocketTransport:
         peer = self._by_key.get(client)
         if peer is None:
             return
-        frame = self._frame
-        self._encoder.encode_into(message, frame, HEADER.size)
-        HEADER.pack_into(frame, 0, len(frame) - HEADER.size)
-        if peer.outbox:
-            peer.outbox.append(bytes(frame))
-            if len(peer.outbox) > self._queue:
-                self._drop(peer, "not reading, dropped")
+        if peer.unsent:
+            peer.backlog.add(message)
+            if not peer.behind and peer.backlog.size > self._hold_bytes:
+                peer.behind = True
+                logger.warning("a client does not read, and %d MiB wait for it: pausing", peer.backlog.size >> 20)
+                self._behind.add(client)
+                self._watch(peer)
             return
+        frame = self._encoded(message)
         try:
             sent = peer.socket.send(frame)
         except BlockingIOError:
             sent = 0
         except OSError:
-            self._drop(peer, "gone")
+            self._drop(peer)
             return
         if sent < len(frame):
-            peer.outbox.append(bytes(frame[sent:]))
-            self._epoll.modify(peer.socket.fileno(), select.EPOLLIN | select.EPOLLOUT)
+            peer.unsent = bytes(frame[sent:])
+            self._watch(peer)
 
     def close(self) -> None:
         """What was sent and the kernel has not taken yet is lost, except to clients that read within a moment."""
         deadline = time.monotonic() + LINGER_S
         for peer in list(self._by_fd.values()):
-            if peer.outbox:
-                peer.socket.settimeout(max(deadline - time.monotonic(), 0.001))
-                with suppress(OSError):
-                    peer.socket.sendall(b"".join(peer.outbox))
+            with suppress(OSError):
+                while peer.unsent:
+                    peer.socket.settimeout(max(deadline - time.monotonic(), 0.001))
+                    peer.socket.sendall(peer.unsent)
+                    peer.unsent = self._next_frame(peer)
             peer.socket.close()
         self._epoll.close()
         self._listener.close()
@@ -166,7 +178,7 @@ class SocketTransport:
         except OSError:
             data = b""
         if not data:
-            self._drop(peer, "gone")
+            self._drop(peer)
             return
         peer.inbox += data
         try:
@@ -174,26 +186,44 @@ class SocketTransport:
                 message = self._decode(peer.key, payload)
                 if message is not None:
                     found.append((peer.key, message))
-        except ValueError as error:
+        except BrokenStream as error:
             self._complain(str(error))
             self._drop(peer, "dropped")
 
     def _flush(self, peer: _Peer) -> None:
+        left = FLUSH_BYTES
         try:
-            while peer.outbox:
-                first = peer.outbox[0]
-                sent = peer.socket.send(first)
-                if sent < len(first):
-                    peer.outbox[0] = first[sent:]
-                    return
-                peer.outbox.popleft()
+            while peer.unsent and left > 0:
+                sent = peer.socket.send(peer.unsent)
+                left -= sent
+                peer.unsent = peer.unsent[sent:] or self._next_frame(peer)
         except BlockingIOError:
-            return
+            pass
         except OSError:  # reading tells
-            peer.outbox.clear()
-        self._epoll.modify(peer.socket.fileno(), select.EPOLLIN)
+            peer.unsent, peer.backlog = b"", Backlog()
+        if peer.behind and peer.backlog.size <= self._hold_bytes // 2:
+            logger.info("a client that did not read reads again")
+            peer.behind = False
+            self._behind.discard(peer.key)
+        self._watch(peer)
 
-    def _drop(self, peer: _Peer, why: str) -> None:
+    def _next_frame(self, peer: _Peer) -> bytes:
+        message = peer.backlog.take()
+        return b"" if message is None else bytes(self._encoded(message))
+
+    def _encoded(self, message: ToClient) -> bytearray:
+        """The frame, in a buffer that is used again."""
+        frame = self._frame
+        self._encoder.encode_into(message, frame, HEADER.size)
+        HEADER.pack_into(frame, 0, len(frame) - HEADER.size)
+        return frame
+
+    def _watch(self, peer: _Peer) -> None:
+        """Have `receive` wake for what this client may do now. Its end is seen in any case."""
+        events = select.EPOLLRDHUP if peer.behind else select.EPOLLIN
+        self._epoll.modify(peer.socket.fileno(), events | (select.EPOLLOUT if peer.unsent else 0))
+
+    def _drop(self, peer: _Peer, why: str = "gone") -> None:
         if self._by_key.pop(peer.key, None) is None:
             return
         logger.info("a client is %s", why)
@@ -201,6 +231,7 @@ class SocketTransport:
         self._epoll.unregister(peer.socket.fileno())
         peer.socket.close()
         self._gone.append(peer.key)
+        self._behind.discard(peer.key)
 
     def _decode(self, key: bytes, payload: bytes) -> ToEngine | None:
         try:
@@ -220,126 +251,3 @@ class SocketTransport:
         if time.monotonic() >= self._next_complaint:
             self._next_complaint = time.monotonic() + 1.0
             logger.warning("%s", text)
-
-
-class SocketConnection:
-    """The client's end, on the running event loop; reconnects by itself.
-
-    Calls `on_message(message)`, `on_connected()` and `on_lost()` from the loop, in this order of events: all that an
-    engine said comes before its loss.
-    """
-
-    def __init__(
-        self,
-        endpoint: str,
-        *,
-        on_message: Callable[[ToClient], None],
-        on_connected: Callable[[], None],
-        on_lost: Callable[[], None],
-    ) -> None:
-        self._path = check_endpoint(endpoint)
-        self._on_message = on_message
-        self._on_connected = on_connected
-        self._on_lost = on_lost
-        self._encoder = msgspec.msgpack.Encoder()
-        self._decoder = msgspec.msgpack.Decoder(ToClient)
-        self._socket: socket.socket | None = None
-        self._inbox = bytearray()
-        self._outbox = bytearray()
-        self._retry: asyncio.TimerHandle | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    @property
-    def connected(self) -> bool:
-        return self._socket is not None
-
-    def open(self) -> None:
-        """Start connecting; must be called on the event loop."""
-        self._loop = asyncio.get_running_loop()
-        self._retry = self._loop.call_later(0, self._connect)
-
-    def send(self, message: ToEngine) -> bool:
-        """Send, or queue, a message without blocking; False when there is no engine, or it takes nothing any more."""
-        if self._socket is None or self._loop is None or len(self._outbox) > CLIENT_QUEUE_BYTES:
-            return False
-        payload = self._encoder.encode(message)
-        waiting = bool(self._outbox)
-        self._outbox += frame(payload)
-        if not waiting and not self._flush():
-            self._loop.add_writer(self._socket.fileno(), self._on_writable)
-        return True
-
-    def close(self) -> None:
-        if self._retry is not None:
-            self._retry.cancel()
-        if self._socket is not None:
-            if self._outbox:
-                self._socket.settimeout(LINGER_S)
-                with suppress(OSError):
-                    self._socket.sendall(self._outbox)
-            self._disconnect()
-        self._loop = None
-
-    def _connect(self) -> None:
-        assert self._loop is not None
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.setblocking(False)
-        try:
-            connection.connect(self._path)
-        except OSError:  # no engine is there, or it has too many knocking
-            connection.close()
-            self._retry = self._loop.call_later(RECONNECT_S, self._connect)
-            return
-        self._retry = None
-        self._socket = connection
-        self._loop.add_reader(connection.fileno(), self._on_readable)
-        self._on_connected()
-
-    def _disconnect(self) -> None:
-        assert self._loop is not None and self._socket is not None
-        self._loop.remove_reader(self._socket.fileno())
-        self._loop.remove_writer(self._socket.fileno())
-        self._socket.close()
-        self._socket = None
-        self._inbox.clear()
-        self._outbox.clear()
-
-    def _flush(self) -> bool:
-        """Whether all is sent; a connection that is broken is noticed by reading."""
-        assert self._socket is not None
-        try:
-            del self._outbox[: self._socket.send(self._outbox)]
-        except BlockingIOError:
-            pass
-        except OSError:
-            self._outbox.clear()
-        return not self._outbox
-
-    def _on_writable(self) -> None:
-        if self._socket is not None and self._flush() and self._loop is not None:
-            self._loop.remove_writer(self._socket.fileno())
-
-    def _on_readable(self) -> None:
-        if self._socket is None or self._loop is None:
-            return
-        try:
-            data = self._socket.recv(RECEIVE_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self._disconnect()
-            self._retry = self._loop.call_later(RECONNECT_S, self._connect)
-            self._on_lost()
-            return
-        self._inbox += data
-        for payload in take(self._inbox, MAX_MESSAGE_BYTES):
-            try:
-                message = self._decoder.decode(payload)
-            except (ValueError, RecursionError, msgspec.MsgspecError) as error:
-                logger.warning("dropped what is no message of protocol %d: %s", PROTOCOL_VERSION, error)
-            else:
-                self._on_message(message)
-            if self._socket is None:  # closed by what it heard
-                return

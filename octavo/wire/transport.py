@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Protocol
 
 from octavo.wire.messages import ToClient, ToEngine
@@ -15,6 +16,12 @@ class Transport(Protocol):
 
     def send(self, client: bytes, message: ToClient) -> None:
         """Never blocks; a message to a client that is gone is dropped."""
+        ...
+
+    @property
+    def behind(self) -> Set[bytes]:
+        """Clients that do not read, and for whom so much waits that nothing more should be made for them now. What they
+        say is not received either, but for the end of their connection."""
         ...
 
     def wake(self) -> None:

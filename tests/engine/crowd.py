@@ -29,7 +29,7 @@ class Crowd:
         self.scheduler = Scheduler(config, constraints or InlineConstraints())
         self.executor = executor
         self.transport = LocalTransport()
-        self.loop = EngineLoop(self.scheduler, executor, self.transport, INFO, lambda: 100.0, client_timeout=None)
+        self.loop = EngineLoop(self.scheduler, executor, self.transport, INFO, lambda: 100.0, quiet=None)
         self.clients: list[LocalConnection] = []
         self.adds: dict[int, Add] = {}
         self.owner: dict[int, LocalConnection] = {}

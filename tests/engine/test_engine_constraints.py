@@ -45,7 +45,7 @@ class House:
         self.constraints = Constraints(make_vocabulary, self.transport.wake)
         self.scheduler = Scheduler(config, self.constraints)
         self.executor = FakeExecutor(64, 4, 4, 16, depth)
-        self.loop = EngineLoop(self.scheduler, self.executor, self.transport, INFO, client_timeout=None)
+        self.loop = EngineLoop(self.scheduler, self.executor, self.transport, INFO, quiet=None)
 
     def client(self) -> LocalConnection:
         connection = self.transport.connect()

@@ -32,7 +32,7 @@ class House:
         fake = FakeExecutor(num_blocks, 4, 4, 16, 1)
         self.transport = LocalTransport()
         executor = FaultyExecutor(fake, faults) if faults else fake
-        self.loop = EngineLoop(self.scheduler, executor, self.transport, INFO, lambda: 0.0, client_timeout=None)
+        self.loop = EngineLoop(self.scheduler, executor, self.transport, INFO, lambda: 0.0, quiet=None)
         self.client = self.transport.connect()
         self.client.send(Hello())
 

@@ -39,7 +39,7 @@ class House:
         self.scheduler = Scheduler(config)
         self.transport = LocalTransport()
         clock = (lambda: self.worker.now) if isinstance(worker, TimedWorker) else (lambda: 100.0)
-        self.loop = EngineLoop(self.scheduler, self.executor, self.transport, INFO, clock, client_timeout=None)
+        self.loop = EngineLoop(self.scheduler, self.executor, self.transport, INFO, clock, quiet=None)
         self.client = self.connect()
 
     def connect(self) -> LocalConnection:

@@ -32,7 +32,7 @@ from octavo.modelfiles.gguf_facts import gguf_facts
 from octavo.modelfiles.jsonfile import parse_object
 from octavo.modelfiles.safetensors import find_tensors
 from octavo.modelfiles.safetensors import read_header as read_safetensors
-from octavo.processes.frames import take
+from octavo.processes.frames import BrokenStream, take
 from octavo.text import sandbox
 from octavo.text.channels import Channels, Content, Splitter, joined_calls
 from octavo.text.template import ChatTemplate
@@ -40,8 +40,7 @@ from octavo.text.tokenizer import Tokenizer
 from octavo.text.toolcalls.registry import FAMILIES
 from octavo.text.toolcalls.tool import Tool
 from octavo.types import Message, StructuredOutputs, ToolCallDelta
-from octavo.wire.messages import ToClient, ToEngine
-from octavo.wire.sockets import MAX_MESSAGE_BYTES
+from octavo.wire.messages import MAX_MESSAGE_BYTES, ToClient, ToEngine
 
 
 @cache
@@ -238,7 +237,7 @@ def wire(data: bytes) -> None:
             for decoder in _DECODERS:
                 with suppress(ValueError, RecursionError, msgspec.MsgspecError):
                     decoder.decode(payload)
-    except ValueError:
+    except BrokenStream:
         return
 
 

@@ -13,7 +13,7 @@ from octavo.engine.loop import EngineLoop
 from octavo.engine.scheduler import Scheduler, SchedulerConfig
 from octavo.wire.messages import EngineInfo
 from octavo.wire.plan import Masks, Plan, Result, WorkerInfo
-from octavo.wire.sockets import SocketTransport
+from octavo.wire.sockets import HOLD_BYTES, SocketTransport
 
 
 class CountingExecutor:
@@ -56,8 +56,8 @@ def model_folder(folder: Path) -> Path:
 class PacedEngine:
     """Runs in a thread. `kill` ends it without a word, as a crash does."""
 
-    def __init__(self, endpoint: str, model: Path, delay: float = 0.005, queue: int = 4096) -> None:
-        self.transport = SocketTransport(endpoint, queue=queue)
+    def __init__(self, endpoint: str, model: Path, delay: float = 0.005, hold_bytes: int = HOLD_BYTES) -> None:
+        self.transport = SocketTransport(endpoint, hold_bytes=hold_bytes)
         self.scheduler = Scheduler(
             SchedulerConfig(
                 num_blocks=256,
@@ -88,7 +88,7 @@ class PacedEngine:
         self.executor = CountingExecutor(delay)
         self.loop = EngineLoop(self.scheduler, self.executor, self.transport, self.info, time.monotonic)
         self._stop = False
-        self._thread = threading.Thread(target=self.loop.run, args=(lambda: self._stop,))
+        self._thread = threading.Thread(target=self.loop.run, args=(lambda: self._stop,), daemon=True)
         self._thread.start()
 
     def kill(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Coroutine
 from pathlib import Path
@@ -31,6 +32,11 @@ async def _until(condition: Any, seconds: float = 20.0) -> None:
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(work, 90))
+
+
+async def _ids(client: EngineClient, first: int, count: int) -> list[int]:
+    generation = await client.generate(Prompt(token_ids=[first]), SamplingParams(temperature=0, max_tokens=count))
+    return [id async for delta in generation for id in delta.token_ids]
 
 
 async def _text(client: EngineClient, prompt: str, max_tokens: int) -> str:
@@ -142,22 +148,77 @@ def test_streams_go_on_when_the_engine_is_killed(endpoint: str, model: Path) -> 
     _run(work())
 
 
-def test_client_that_was_silent_brings_everything_back(
-    endpoint: str, model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_client_that_stood_still_loses_nothing(endpoint: str, model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its connection stands: nothing is aborted or computed again, and the next request is taken."""
+
     async def work() -> None:
         engine = PacedEngine(endpoint, model, delay=0.01)
-        engine.loop._client_timeout = 0.6
         client = EngineClient(endpoint)
         await client.start()
         await _until(lambda: client.ready)
-        task = asyncio.create_task(_text(client, "!", 80))
+        task = asyncio.create_task(_ids(client, 0, 300))
         await asyncio.sleep(0.1)
-        time.sleep(1.2)
-        assert engine.scheduler.counters.aborts == 1
-        assert await task == _counted("!", 80)
-        assert client.engine_restarts == 0
+        time.sleep(3.0)
+        assert await task == [i % 256 for i in range(1, 301)]
+        assert client.ready and await _text(client, "A", 5) == _counted("A", 5)
+        counters = engine.scheduler.counters
+        assert (counters.aborts, counters.prompt_tokens, client.engine_restarts) == (0, 2, 0)
         await client.close()
+        engine.kill()
+
+    caplog.set_level(logging.INFO)
+    _run(work())
+    assert "this process stood still for" in caplog.text
+
+
+def test_an_engine_that_stands_still_is_told_of_and_kept(
+    endpoint: str, model: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work() -> None:
+        engine = PacedEngine(endpoint, model, delay=0.01)
+        client = EngineClient(endpoint)
+        await client.start()
+        await _until(lambda: client.ready)
+        task = asyncio.create_task(_text(client, "!", 60))
+        await _until(lambda: engine.scheduler.counters.generated_tokens > 3)
+        engine.executor.delay = 3.0
+        await _until(lambda: "does not answer" in caplog.text)
+        engine.executor.delay = 0.0
+        assert client.ready
+        texts = await asyncio.gather(task, _text(client, "A", 5))
+        assert texts == [_counted("!", 60), _counted("A", 5)]
+        await _until(lambda: "answers again" in caplog.text)
+        assert (engine.scheduler.counters.prompt_tokens, client.engine_restarts) == (2, 0)
+        await client.close()
+        engine.kill()
+
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("octavo.client.engine.QUIET_S", 1.0)
+    _run(work())
+
+
+def test_requests_of_a_client_that_is_behind_pause_and_go_on(endpoint: str, model: Path) -> None:
+    """What the engine holds for it is bounded; others go on meanwhile, and then it gets the rest."""
+
+    async def work() -> None:
+        engine = PacedEngine(endpoint, model, delay=0.0, hold_bytes=8 << 10)
+        slow, other = EngineClient(endpoint), EngineClient(endpoint)
+        for client in (slow, other):
+            await client.start()
+        await _until(lambda: slow.ready and other.ready)
+        tasks = [asyncio.create_task(_ids(slow, i, 900)) for i in range(12)]
+        await _until(lambda: engine.scheduler.num_running == 8)
+        end = time.monotonic() + 20
+        while not engine.scheduler.behind and time.monotonic() < end:  # the kernel's buffers take some of it
+            time.sleep(0.01)
+        assert engine.scheduler.behind and engine.scheduler.num_running == 0
+        assert await _text(other, "A", 50) == _counted("A", 50)
+        assert await asyncio.gather(*tasks) == [[(i + 1 + n) % 256 for n in range(900)] for i in range(12)]
+        assert engine.scheduler.counters.aborts == 0
+        for client in (slow, other):
+            await client.close()
+        wait_until(lambda: not engine.scheduler.has_requests, "the end")
+        engine.scheduler.check()
         engine.kill()
 
     _run(work())

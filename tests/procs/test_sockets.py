@@ -17,9 +17,8 @@ import pytest
 from paced import PacedEngine
 
 from octavo.errors import ConfigError
-from octavo.wire import sockets
 from octavo.wire.endpoint import MAX_PATH_BYTES, check_endpoint, private_endpoint
-from octavo.wire.messages import Abort, Bye, Hello, Outputs, Ping, Pong, Stats, ToEngine, TokenOutput
+from octavo.wire.messages import VERSION_MISMATCH, Abort, Bye, Hello, Outputs, Ping, Pong, Stats, ToEngine, TokenOutput
 from octavo.wire.sockets import SocketTransport
 
 
@@ -190,7 +189,7 @@ def test_other_protocol_version_gets_a_clear_answer(endpoint: str) -> None:
     assert transport.receive(2.0) == []
     answer = raw.receive()
     assert answer[0] == "failed"
-    assert answer[2] == sockets.VERSION_MISMATCH
+    assert answer[2] == VERSION_MISMATCH
     assert "99" in answer[3]
     raw.close()
     transport.close()
@@ -211,7 +210,7 @@ def test_client_that_is_gone_says_bye(endpoint: str) -> None:
     raw.send(msgspec.msgpack.encode(Ping()))
     [(client, _)] = transport.receive(2.0)
     raw.close()
-    pong = Pong("x", True, Stats())
+    pong = Pong("x", Stats())
 
     def gone() -> bool:
         transport.send(client, pong)
@@ -221,19 +220,53 @@ def test_client_that_is_gone_says_bye(endpoint: str) -> None:
     transport.close()
 
 
-def test_client_that_does_not_read_is_dropped_without_blocking(endpoint: str) -> None:
-    transport = SocketTransport(endpoint, queue=10)
+def test_a_client_that_does_not_read_is_behind_and_gets_everything_later(endpoint: str) -> None:
+    """What waits for it is merged and bounded; beyond the bound it is behind, and what it says waits as well."""
+    transport = SocketTransport(endpoint, hold_bytes=1 << 20)
     raw = _Raw(endpoint)
     raw.send(msgspec.msgpack.encode(Ping()))
     [(client, _)] = transport.receive(2.0)
-    big = Outputs([TokenOutput(1, [1] * 20_000)])
-    byes = 0
-    for _ in range(20_000):
-        transport.send(client, big)
-        if byes := len(transport.receive(0)):
-            break
-    assert byes == 1
+    sent = 0
+    while not transport.behind:
+        transport.send(client, Outputs([TokenOutput(1, [sent])]))
+        sent += 1
+        assert sent < 1_000_000
+    raw.send(msgspec.msgpack.encode(Ping()))
+    assert transport.receive(0.1) == [] and transport.behind == {client}
+    received: list[int] = []
+    sizes: list[int] = []
+
+    def read() -> None:
+        while len(received) < sent:
+            [_, [[_, ids, *_rest]]] = raw.receive()
+            received.extend(ids)
+            sizes.append(len(ids))
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    found: list[tuple[bytes, ToEngine]] = []
+    _wait(lambda: found.extend(transport.receive(0.01)) or not thread.is_alive())
+    assert received == list(range(sent)) and max(sizes) > 100
+    assert not transport.behind
+    _wait(lambda: found.extend(transport.receive(0.01)) or found)
+    assert found == [(client, Ping())]
     raw.close()
+    transport.close()
+
+
+def test_a_client_that_ends_while_it_is_behind_is_gone(endpoint: str) -> None:
+    transport = SocketTransport(endpoint, hold_bytes=1 << 20)
+    raw = _Raw(endpoint)
+    raw.send(msgspec.msgpack.encode(Ping()))
+    [(client, _)] = transport.receive(2.0)
+    for id in range(2000):
+        transport.send(client, Outputs([TokenOutput(id, [1] * 1000)]))
+    assert transport.behind == {client}
+    raw.close()
+    found: list[tuple[bytes, ToEngine]] = []
+    _wait(lambda: found.extend(transport.receive(0.05)) or found)
+    assert found == [(client, Bye())] and not transport.behind
+    transport.send(client, Outputs([TokenOutput(1, [1])]))
     transport.close()
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from octavo.errors import ConfigError
 from octavo.processes import listen as module
-from octavo.processes.frames import frame, receive, send, take
+from octavo.processes.frames import BrokenStream, frame, receive, send, take
 from octavo.processes.listen import is_loopback, listen, listen_unix, url
 
 BOTH = [(socket.AF_INET6, 1, 6, "", ("::1", 0, 0, 0)), (socket.AF_INET, 1, 6, "", ("127.0.0.1", 0))]
@@ -32,7 +32,7 @@ def test_frames() -> None:
     assert list(take(inbox, 8)) == [b"one", b""]
     inbox += b"e"
     assert list(take(inbox, 8)) == [b"three"] and not inbox
-    with pytest.raises(ValueError, match="announced 9 bytes"):
+    with pytest.raises(BrokenStream, match="announced 9 bytes"):
         list(take(bytearray(frame(bytes(9))), 8))
     ours, theirs = socket.socketpair()
     with ours:
