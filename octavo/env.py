@@ -23,12 +23,38 @@ CPU_ISA = "OCTAVO_CPU_ISA"
 NOT_OPTIONS = (CACHE, FAULTS, BACKEND, CPU_ISA)
 
 
+def expanded(path: str, origin: str) -> Path:
+    """With ~ or ~user at its beginning replaced. Raises ConfigError that begins with `origin` where nobody knows that
+    home."""
+    from octavo.errors import ConfigError
+
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{origin}: no home folder is known for {path.partition('/')[0]}; write it out") from None
+
+
+def home_cache() -> Path:
+    """Where programs of this user keep what can be fetched again: $XDG_CACHE_HOME or ~/.cache. Raises ConfigError when
+    the user has no home: a container's user often has neither $HOME nor an entry in /etc/passwd."""
+    from octavo.errors import ConfigError
+
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base)
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:
+        raise ConfigError(
+            f"there is no folder for models: user {os.getuid()} has no home (HOME is not set); name one with {CACHE}, "
+            "or give MODEL as a path"
+        ) from None
+
+
 def cache_dir() -> Path:
-    """The folder that holds downloaded models (not created here)."""
+    """The folder that holds downloaded models (not created here). Raises ConfigError."""
     if named := os.environ.get(CACHE):
-        return Path(named).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "octavo"
+        return expanded(named, f"{CACHE}={named}")
+    return home_cache() / "octavo"
 
 
 def runtime_dir() -> Path | None:
@@ -69,7 +95,7 @@ def modelscope_token() -> str | None:
 
 def modelscope_cache() -> Path:
     """Where ModelScope's own library keeps what it has fetched."""
-    return Path(os.environ.get("MODELSCOPE_CACHE") or "~/.cache/modelscope").expanduser()
+    return expanded(os.environ.get("MODELSCOPE_CACHE") or "~/.cache/modelscope", "MODELSCOPE_CACHE")
 
 
 def child_environment(**changes: str) -> dict[str, str]:

@@ -13,7 +13,6 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from octavo.client.base import Prompt
 from octavo.client.generation import LedgerGeneration
@@ -75,7 +74,7 @@ class _Model:
     @classmethod
     def load(cls, files: ModelFiles) -> _Model:
         tokenizer = Tokenizer.load(files)
-        return cls(str(files.path), tokenizer, ChatTemplate.load(files, tokenizer), sampling_defaults(files))
+        return cls(files.address, tokenizer, ChatTemplate.load(files, tokenizer), sampling_defaults(files))
 
 
 class EngineClient:
@@ -332,7 +331,7 @@ class EngineClient:
 
 
 def _files(info: EngineInfo) -> ModelFiles:
-    return ModelFiles(info.model, Path(info.model_path))
+    return ModelFiles.at(info.model_path, info.model)
 
 
 def _load_model(files: ModelFiles) -> _Model:

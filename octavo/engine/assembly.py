@@ -52,7 +52,7 @@ def build_loop(
         instance=uuid.uuid4().hex,
         pid=os.getpid(),
         model=resolved.served_model_name,
-        model_path=str(files.path.resolve()),
+        model_path=files.address,
         max_model_len=scheduler.max_len,
         max_num_seqs=resolved.max_num_seqs,
         block_size=resolved.block_size,

@@ -125,7 +125,7 @@ class GrammarChecker:
             end = theirs.fileno()
             self._child = spawn("octavo.grammar.trial", stdin=end, stdout=end, stderr=subprocess.DEVNULL)
         self._socket = ours
-        task = Task(parent=os.getpid(), name=self._files.name, path=str(self._files.path), vocab_size=self._vocab_size)
+        task = Task(parent=os.getpid(), name=self._files.name, path=self._files.address, vocab_size=self._vocab_size)
         try:
             await asyncio.wait_for(self._asked(msgspec.json.encode(task)), START_S)
         except (asyncio.TimeoutError, OSError, EOFError):

@@ -19,7 +19,7 @@ import msgspec
 
 from octavo.grammar.limits import CPU_S, Task
 from octavo.grammar.matcher import GrammarError, Vocabulary
-from octavo.modelfiles.files import locate
+from octavo.modelfiles.files import ModelFiles
 from octavo.processes import frames
 from octavo.processes.lifeline import die_with_parent
 
@@ -74,7 +74,7 @@ def _serve(connection: socket.socket) -> None:
     with contextlib.suppress(EOFError, OSError):
         task = msgspec.json.decode(frames.receive(connection), type=Task)
         die_with_parent(task.parent)
-        vocabulary = Vocabulary.load(locate(Path(task.path), task.name), task.vocab_size)
+        vocabulary = Vocabulary.load(ModelFiles.at(task.path, task.name), task.vocab_size)
         verdict(vocabulary, 'start: %json {"type": "object"}')  # whatever is made once
         _limit_memory()
         frames.send(connection, b"ready")

@@ -12,11 +12,9 @@ import subprocess
 import time
 from collections.abc import Callable
 
-import msgspec
-
 from octavo.env import without_keys
 from octavo.processes.spawn import spawn
-from octavo.supervisor.entry import Spec
+from octavo.supervisor.entry import Spec, encoded
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +92,7 @@ class Child:
         self._started, self._restart_at, self.ready = time.monotonic(), None, False
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(msgspec.json.encode(spec))
+            self._process.stdin.write(encoded(spec))
             self._process.stdin.close()
         except BrokenPipeError:
             pass  # it died at once: `reap` sees that

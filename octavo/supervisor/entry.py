@@ -6,10 +6,10 @@ user can mend is one line on standard error and the exit code of its error.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
 
@@ -42,16 +42,25 @@ class ServerSpec(msgspec.Struct, tag="server", frozen=True, kw_only=True):
     listen_fds: tuple[int, ...]
     """The listening TCP sockets."""
     model: tuple[str, str] | None = None
-    """Name and path of what the engine will serve, where that is known."""
+    """Name and address of what the engine will serve, where that is known."""
 
 
 Spec = EngineSpec | ServerSpec
 
 
+def encoded(spec: Spec) -> bytes:
+    """As JSON of ASCII alone, since a path may hold bytes that are no text."""
+    return json.dumps(msgspec.to_builtins(spec)).encode()
+
+
+def decoded(data: bytes) -> Spec:
+    return msgspec.convert(json.loads(data), type=Spec)  # type: ignore[no-any-return]
+
+
 def main() -> None:
     """Entry point of a child process."""
     obey_parent()
-    spec = msgspec.json.decode(sys.stdin.buffer.read(), type=Spec)
+    spec = decoded(sys.stdin.buffer.read())
     die_with_parent(spec.parent)
 
     def ready() -> None:
@@ -84,7 +93,7 @@ def _server(spec: ServerSpec, ready: Callable[[], None]) -> int:
     from octavo.server import process
 
     ready()
-    model = None if spec.model is None else ModelFiles(spec.model[0], Path(spec.model[1]))
+    model = None if spec.model is None else ModelFiles.at(spec.model[1], spec.model[0])
     process.main(spec.config, spec.endpoint, spec.listen_fds, model)
     return 0
 

@@ -87,7 +87,7 @@ def _check_model(config: EngineConfig, *, as_log: bool) -> tuple[ModelFiles, Eng
 
 
 def _server_child(server: ServerConfig, endpoint: str, fds: tuple[int, ...], files: ModelFiles | None) -> Child:
-    model = None if files is None else (files.name, str(files.path.resolve()))
+    model = None if files is None else (files.name, files.address)
 
     def make_spec(ready_fd: int) -> ServerSpec:
         return ServerSpec(

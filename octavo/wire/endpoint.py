@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from octavo.errors import ConfigError
@@ -54,6 +54,16 @@ def private_endpoint(where: Path | None = None) -> Iterator[str]:
     instead of the one for temporary files, if a socket's path can be so long."""
     with meeting_place(None if where is None else [where, Path("/tmp")]) as folder:
         yield endpoint_in(folder)
+
+
+def restore_parent(path: str) -> None:
+    """Make the folder of an endpoint's path again when it is gone, for this user alone. Raises ConfigError when it is
+    somebody's who could put another socket there."""
+    folder = Path(path).parent
+    with suppress(FileExistsError):
+        folder.mkdir(0o700)
+    if folder.stat().st_uid not in (0, os.getuid()):
+        raise ConfigError(f"{folder} belongs to another user")
 
 
 def listen(path: str) -> socket.socket:

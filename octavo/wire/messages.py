@@ -71,7 +71,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     """The name under which the model is served by default."""
     model_path: str
-    """Folder or .gguf file whose tokenizer and templates the client loads."""
+    """Address (modelfiles.files) of the folder or .gguf file whose tokenizer and templates the client loads."""
     max_model_len: int
     max_num_seqs: int
     block_size: int

@@ -21,9 +21,10 @@ from pathlib import Path
 
 import msgspec
 
+from octavo.errors import ConfigError
 from octavo.processes.frames import HEADER, BrokenStream, take
 from octavo.wire.backlog import Backlog
-from octavo.wire.endpoint import LINGER_S, RECEIVE_BYTES, check_endpoint, listen
+from octavo.wire.endpoint import LINGER_S, RECEIVE_BYTES, check_endpoint, listen, restore_parent
 from octavo.wire.messages import (
     MAX_MESSAGE_BYTES,
     PROTOCOL_VERSION,
@@ -41,6 +42,8 @@ HOLD_BYTES = 32 << 20
 """Of memory, that wait for a client before it is behind: some 800,000 tokens."""
 FLUSH_BYTES = 1 << 20
 """At most so many are sent to a client that reads again before the engine does something else."""
+LOOK_S = 1.0
+"""How often an engine looks whether its path is still there."""
 
 
 class _Peer:
@@ -83,6 +86,7 @@ class SocketTransport:
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
         self._frame = bytearray(HEADER.size)
         self._next_complaint = 0.0
+        self._next_look = 0.0
 
     @property
     def behind(self) -> Set[bytes]:
@@ -94,6 +98,12 @@ class SocketTransport:
             os.write(self._wake_write, b"w")
 
     def receive(self, timeout: float | None) -> list[tuple[bytes, ToEngine]]:
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._next_look = now + LOOK_S
+            self._keep_path()
+        if not self._by_fd:  # those that are here wake it with their heartbeats
+            timeout = LOOK_S if timeout is None else min(timeout, LOOK_S)
         ready = self._epoll.poll(0 if self._gone else timeout)
         if not ready and not self._gone:
             return []
@@ -155,6 +165,22 @@ class SocketTransport:
                 Path(self._path).unlink()
         os.close(self._wake_read)
         os.close(self._wake_write)
+
+    def _keep_path(self) -> None:
+        """Listen anew where somebody has cleaned the path away: nobody else would ever find this engine."""
+        if Path(self._path).exists():
+            return
+        try:
+            restore_parent(self._path)
+            listener = listen(self._path)
+        except (ConfigError, OSError) as error:
+            self._complain(f"the engine's socket is gone and cannot be made again: {error}")
+            return
+        logger.warning("the engine's socket had been removed from %s; it listens there again", self._path)
+        self._epoll.unregister(self._listener.fileno())
+        self._listener.close()
+        self._listener, self._inode = listener, Path(self._path).stat().st_ino
+        self._epoll.register(listener.fileno(), select.EPOLLIN)
 
     def _accept(self, found: list[tuple[bytes, ToEngine]]) -> None:
         try:

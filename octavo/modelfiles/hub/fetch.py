@@ -10,6 +10,7 @@ from pathlib import Path
 
 from octavo.config.engine import EngineConfig
 from octavo.config.suggest import did_you_mean
+from octavo.env import expanded
 from octavo.errors import ConfigError, DownloadError
 from octavo.modelfiles.files import ModelFiles, locate
 from octavo.modelfiles.hub import huggingface, modelscope
@@ -34,7 +35,7 @@ def fetch(config: EngineConfig, progress: Progress | None = None, *, refresh: bo
     if model in DEMOS:
         _only_for_hubs(config, f"the demo model {model}")
         return fetch_demo(DEMOS[model], progress)
-    path = Path(model).expanduser()
+    path = expanded(model, f"MODEL {model}")
     if path.exists():
         return _local(path, config)
     if not _HUB_ID.fullmatch(model):
