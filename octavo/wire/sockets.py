@@ -168,9 +168,9 @@ class SocketTransport:
 
     def _keep_path(self) -> None:
         """Listen anew where somebody has cleaned the path away: nobody else would ever find this engine."""
-        if Path(self._path).exists():
-            return
         try:
+            if Path(self._path).exists():
+                return
             restore_parent(self._path)
             listener = listen(self._path)
         except (ConfigError, OSError) as error:

@@ -17,6 +17,8 @@ import pytest
 from paced import PacedEngine
 
 from octavo.errors import ConfigError
+from octavo.processes.folder import MARK
+from octavo.wire import sockets
 from octavo.wire.endpoint import MAX_PATH_BYTES, check_endpoint, private_endpoint
 from octavo.wire.messages import VERSION_MISMATCH, Abort, Bye, Hello, Outputs, Ping, Pong, Stats, ToEngine, TokenOutput
 from octavo.wire.sockets import SocketTransport
@@ -202,6 +204,37 @@ def test_wake_ends_the_wait(endpoint: str) -> None:
     assert transport.receive(60.0) == []
     assert time.monotonic() - started < 30.0
     transport.close()
+
+
+def test_an_engine_whose_socket_was_cleaned_away_listens_there_again(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "LOOK_S", 0.01)
+    path = Path(check_endpoint(endpoint))
+    transport = SocketTransport(endpoint)
+    transport.receive(0)
+    path.unlink()
+    (path.parent / MARK).unlink()
+    path.parent.rmdir()
+    _wait(lambda: (transport.receive(None), path.exists())[1])
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700 and stat.S_IMODE(path.stat().st_mode) == 0o600
+    raw = _Raw(endpoint)
+    raw.send(msgspec.msgpack.encode(Ping()))
+    _wait(lambda: any(isinstance(message, Ping) for _, message in transport.receive(1.0)))
+    raw.close()
+    transport.close()
+    assert not path.exists()
+
+
+def test_an_engine_leaves_alone_what_stands_in_its_place(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "LOOK_S", 0.0)
+    path = Path(check_endpoint(endpoint))
+    transport = SocketTransport(endpoint)
+    path.unlink()
+    path.write_text("a letter")
+    transport.receive(0)
+    transport.close()
+    assert path.read_text() == "a letter"
 
 
 def test_client_that_is_gone_says_bye(endpoint: str) -> None:
