@@ -66,7 +66,7 @@ def test_oracles_of_the_tests_are_no_runtime_dependencies() -> None:
 
 def test_make_alone_lists_the_commands() -> None:
     shown = subprocess.run(["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True)
-    for command in ("install", "serve", "chat", "bench", "test", "lint", "sanitize", "clean"):
+    for command in ("install", "serve", "chat", "bench", "test", "test-all", "lint", "sanitize", "clean"):
         assert f"make {command} " in shown.stdout
 
 
@@ -89,7 +89,8 @@ def checkout(tmp_path: Path) -> Path:
     """A checkout whose packages are none and whose own build needs none, so that nothing is downloaded."""
     folder = tmp_path / "check out"
     (folder / "tools").mkdir(parents=True)
-    shutil.copy(ROOT / "tools/setup", folder / "tools/setup")
+    for name in ("setup", "watched.py", "native_cache.py"):
+        shutil.copy(ROOT / "tools" / name, folder / "tools" / name)
     for name in ("requirements.txt", "requirements-dev.txt", "requirements-build.txt"):
         (folder / name).write_text("# nothing\n")
     (folder / "backend.py").write_text(BACKEND)
@@ -123,6 +124,7 @@ def test_setup_repairs_what_is_broken_and_repeats_nothing_that_is_done(checkout:
     assert failed.returncode == 1
     assert stages(failed) == ALL
     assert "octavo: could not finish: installing octavo itself" in failed.stderr
+    assert "AssertionError" in failed.stderr and "(all of it: build/install.log)" in failed.stderr
     (checkout / "broken").unlink()
     repaired = setup(checkout)
     assert repaired.returncode == 0, repaired.stderr
