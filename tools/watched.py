@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 SHOWN_AT_FAILURE = 40
-QUIET_S = 10
-"""Where no terminal is, a line comes only so often, and only if something has changed."""
+QUIET_S, SAME_S = 10, 30
+"""Where no terminal is, a line comes only so often; later if nothing has changed."""
 _COMPILED = re.compile(r"^\s*\[(\d+)/(\d+)\] Building CXX object CMakeFiles/(\w+)\.dir/(\S+?)\.o\b")
 _LINKED = re.compile(r"^\s*\[(\d+)/(\d+)\] Linking ")
 _FOUND = re.compile(r"^(?:Collecting|Requirement already satisfied:) ([\w.-]+)")
@@ -65,15 +65,15 @@ class Shown:
         self._out = out
         self._is_terminal = out.isatty()
         self._said = ""
-        self._next = QUIET_S
+        self._last = 0.0
 
     def show(self, doing: str, seconds: float) -> None:
         text = f"    {seconds:.0f} s" + (f": {doing}" if doing else "")
         if self._is_terminal:
             width = shutil.get_terminal_size().columns - 1
             self._out.write("\r" + text[:width] + "\033[K")
-        elif seconds >= self._next and doing != self._said:
-            self._said, self._next = doing, int(seconds) + QUIET_S
+        elif seconds - self._last >= (QUIET_S if doing != self._said else SAME_S):
+            self._said, self._last = doing, seconds
             self._out.write(text + "\n")
         self._out.flush()
 

@@ -16,6 +16,7 @@ from octavo.cli import names, usage
 from octavo.cli.options import with_options
 from octavo.config import commands
 from octavo.config.engine import EngineConfig, ServerConfig
+from octavo.config.keys import bare
 from octavo.errors import ConfigError, OctavoError
 
 app = typer.Typer(
@@ -183,7 +184,7 @@ def bench_serve(options: commands.ServeLoadOptions) -> None:
         concurrency=options.max_concurrency,
         request_rate=options.request_rate,
     )
-    key = options.api_key[0] if options.api_key else None  # the environment may name all that the server takes
+    key = bare(options.api_key[0]) if options.api_key else None  # the environment may name all that the server takes
     run_serve(options.url, load, model=options.model, api_key=key, json_file=_path(options.json_file))
 
 

@@ -130,10 +130,16 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ) = None
     api_key: Annotated[
         tuple[str, ...],
-        Meta(description="Keys of which clients must send one; comma-separated or repeated.", extra={"secret": True}),
+        Meta(
+            description="Keys of which clients must send one, as KEY or 'NAME: KEY'; comma-separated or repeated.",
+            extra={"secret": True},
+        ),
     ] = ()
     api_key_file: (
-        Annotated[str, Meta(description="File with one such key a line; # begins a comment.", extra={"path": True})]
+        Annotated[
+            str,
+            Meta(description="File with one such key a line, named or not; # begins a comment.", extra={"path": True}),
+        ]
         | None
     ) = None
     share_prefix_cache: Annotated[
@@ -190,6 +196,16 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         "text"
     )
     access_log: Annotated[bool, Meta(description="One log line for each request.")] = True
+    log_requests: Annotated[
+        bool,
+        Meta(
+            description="Two more lines: what came in and what went out, sizes and times; texts at --log-level debug."
+        ),
+    ] = False
+    trusted_proxies: Annotated[
+        tuple[str, ...],
+        Meta(description="Addresses or networks whose X-Forwarded-For or Forwarded names the client; unix: by socket."),
+    ] = ()
     otlp_endpoint: (
         Annotated[str, Meta(description="Collector (OTLP over HTTP) for traces, as http://localhost:4318.")] | None
     ) = None

@@ -31,7 +31,9 @@ from octavo.server.http.context import RequestContext
 from octavo.server.http.cors import Cors, checked_origins
 from octavo.server.http.endpoint import Endpoint, Handler, Site
 from octavo.server.http.failures import on_api_error, on_http_exception
+from octavo.server.http.forwarded import Proxies
 from octavo.server.http.middleware import BodyGuard, require_json
+from octavo.server.http.request_log import RequestLog
 from octavo.server.http.tracing import Tracing
 from octavo.text.channels import reasoning_by_name
 from octavo.text.toolcalls.registry import by_name
@@ -71,13 +73,17 @@ def create_app(client: Client, config: ServerConfig, site: Site) -> Starlette:
     app.add_middleware(Gate, callers=callers, open_paths=open_paths)
     max_body = parse_bytes(config.max_body_size, "--max-body-size")
     app.add_middleware(BodyGuard, limit=max_body, timeout=config.body_timeout)
+    paths = _add_routes(app, site.endpoints)
+    if config.log_requests:
+        app.add_middleware(RequestLog, paths=paths)
     app.add_middleware(
         RequestContext,
         metrics=metrics,
-        paths=_add_routes(app, site.endpoints),
+        paths=paths,
         wording=site.wording,
         access_log=config.access_log,
         tracing=tracing,
+        proxies=Proxies(config.trusted_proxies),
     )
     if config.cors_origin:
         app.add_middleware(Cors, origins=checked_origins(config.cors_origin))

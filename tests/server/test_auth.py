@@ -16,7 +16,7 @@ import pytest
 from server_harness import Api, api, error_of, run
 
 from octavo.config import ServerConfig
-from octavo.config.keys import MAX_KEY_LEN, api_keys, with_keys_read
+from octavo.config.keys import MAX_KEY_LEN, api_keys, bare, with_keys_read
 from octavo.errors import ConfigError
 from octavo.server.http import auth
 from octavo.server.routes import ENDPOINTS
@@ -231,14 +231,65 @@ def test_salt_is_the_clients_without_keys_or_when_prefixes_are_shared() -> None:
 # -- where keys come from
 
 
+def keys_of(config: ServerConfig) -> tuple[str, ...]:
+    return tuple(key for _, key in api_keys(config))
+
+
+@pytest.mark.parametrize(
+    "text,name,key",
+    [
+        ("alice: sk-1", "alice", "sk-1"),
+        ("alice = sk-1", "alice", "sk-1"),
+        ("alice =sk-1", "alice", "sk-1"),
+        ("team.a@example-1:\tsk-1", "team.a@example-1", "sk-1"),
+        ("sk-1", "key-1", "sk-1"),
+        ("alice:sk-1", "key-1", "alice:sk-1"),  # was a key before keys had names, and stays one
+        ("c2stMQ==", "key-1", "c2stMQ=="),
+        ("alice: sk:1=", "alice", "sk:1="),
+    ],
+)
+def test_keys_may_have_names(tmp_path: Path, text: str, name: str, key: str) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"# ours\n{text}\n")
+    file.chmod(0o600)
+    for config in (ServerConfig(api_key=(text,)), ServerConfig(api_key_file=str(file))):
+        assert api_keys(config) == api_keys(with_keys_read(config)) == ((name, key),)
+    assert bare(text) == key
+
+
+def test_names_of_keys_are_numbers_where_there_are_none_and_never_two() -> None:
+    given = ("sk-a", "bob: sk-b", "sk-c", "sk-a", "bob: sk-b2", "sk-b")
+    assert [name for name, _ in api_keys(ServerConfig(api_key=given))] == ["key-1", "bob", "key-3", "bob"]
+    with pytest.raises(ConfigError, match="called bob and eve") as caught:
+        api_keys(ServerConfig(api_key=("bob: sk-b", "eve: sk-b")))
+    assert "sk-b" not in caught.value.message
+
+
+def test_the_access_log_names_key_and_client(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "octavo")
+    config = ServerConfig(api_key=(f"alice: {KEYS[0]}", KEYS[1]), trusted_proxies=("127.0.0.1",))
+
+    async def test(api: Api) -> None:
+        for key in KEYS:
+            headers = {"x-api-key": key, "x-forwarded-for": "6.6.6.6, 203.0.113.7"}
+            await api.http.get("/v1/models", headers=headers)
+        await api.http.get("/v1/models", headers={"x-api-key": "alice"})
+
+    run(test, config)
+    first, second, third = [record for record in caplog.records if record.name == "octavo.access"]
+    assert first.getMessage().endswith("from 203.0.113.7 with alice") and first.fields["key"] == "alice"
+    assert first.fields["client"] == "203.0.113.7" and second.fields["key"] == "key-2"
+    assert third.fields["status"] == 401 and "key" not in third.fields
+
+
 def test_key_file_and_option_together(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "keys"
     file.write_text("\ufeff# ours\n\nsk-a\n  sk-b  \r\n#sk-no\nsk-a\n")
     file.chmod(0o600)
     config = ServerConfig(api_key=("sk-c", "sk-a"), api_key_file=str(file))
-    assert api_keys(config) == ("sk-c", "sk-a", "sk-b")
+    assert keys_of(config) == ("sk-c", "sk-a", "sk-b")
     read = with_keys_read(config)
-    assert read.api_key_file is None and api_keys(read) == ("sk-c", "sk-a", "sk-b")
+    assert read.api_key_file is None and keys_of(read) == ("sk-c", "sk-a", "sk-b")
     assert not caplog.records
     file.chmod(0o644)
     api_keys(config)

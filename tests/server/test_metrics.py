@@ -386,14 +386,14 @@ def test_one_line_for_each_request_tells_what_came_of_it(caplog: pytest.LogCaptu
 
     run(test)
     (first, fields), (second, _), (third, refused), (fourth, _) = lines(caplog)
-    assert re.fullmatch(r"POST /v1/chat/completions 200 in \d+ ms, \d+ \+ 8 tokens, length", first)
+    assert re.fullmatch(r"POST /v1/chat/completions 200 in \d+ ms, \d+ \+ 8 tokens, length, from 127.0.0.1", first)
     assert fields.pop("ms") > 0 and fields.pop("prompt_tokens") > 0
     assert fields == {
         "id": "mine", "method": "POST", "route": "/v1/chat/completions", "status": 200, "completion_tokens": 8,
-        "cached_tokens": 0, "finish_reason": "length",
+        "cached_tokens": 0, "finish_reason": "length", "client": "127.0.0.1",
     }  # fmt: skip
-    assert second.endswith("tokens, stop") and third.endswith(", invalid_value") and refused["error"] == "invalid_value"
-    assert re.fullmatch(r"GET /nowhere 404 in \d+ ms, not_found", fourth)
+    assert "tokens, stop, from" in second and ", invalid_value, from" in third and refused["error"] == "invalid_value"
+    assert re.fullmatch(r"GET /nowhere 404 in \d+ ms, not_found, from 127.0.0.1", fourth)
 
 
 def test_no_text_of_a_request_or_answer_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
@@ -426,7 +426,7 @@ def test_a_stream_that_fails_late_says_so_in_its_line(caplog: pytest.LogCaptureF
 
     run(test, fail_at=5)
     ((line, fields),) = lines(caplog)
-    assert line.endswith(", engine_error") and fields["status"] == 200 and fields["completion_tokens"] == 5
+    assert ", engine_error, from" in line and fields["status"] == 200 and fields["completion_tokens"] == 5
 
 
 # -- /v1/metrics

@@ -23,12 +23,16 @@ class Account:
     """Of prompts that are generated, `metrics` has one entry each once it has ended, however it ended."""
 
     __slots__ = (
-        "allowance", "error", "finish_reasons", "metrics", "model", "num_open", "owner", "params", "request_id",
-        "seconds", "status",
+        "allowance", "client", "error", "finish_reasons", "key", "metrics", "model", "num_open", "owner", "params",
+        "request_id", "seconds", "status",
     )  # fmt: skip
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
+        self.client = ""
+        """Where it comes from: an address, or unix."""
+        self.key = ""
+        """The name of its API key, never the key; empty where there are none."""
         self.status = 0
         """Of the answer; 0: none was sent."""
         self.seconds = 0.0

@@ -15,6 +15,7 @@ import msgspec
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from octavo.config.keys import ApiKey
 from octavo.errors import ApiError
 from octavo.server.core.limits import Quota, Ticket
 from octavo.server.http.cors import PREFLIGHT
@@ -29,10 +30,11 @@ class InvalidApiKey(ApiError):
 
 
 class Caller:
-    """One key's owner. `owner` names it where state is kept apart by keys."""
+    """One key's owner. `owner` names it where state is kept apart by keys, `name` in logs."""
 
-    def __init__(self, owner: str, quota: Quota, *, salted: bool) -> None:
+    def __init__(self, owner: str, quota: Quota, *, name: str, salted: bool) -> None:
         self.owner = owner
+        self.name = name
         self.quota = quota
         self._salted = salted
 
@@ -48,12 +50,14 @@ class Caller:
 class Callers:
     """All of them; without keys there is one, for everybody."""
 
-    def __init__(self, keys: Sequence[str], quotas: Sequence[Quota], *, share_prefix_cache: bool = False) -> None:
+    def __init__(self, keys: Sequence[ApiKey], quotas: Sequence[Quota], *, share_prefix_cache: bool = False) -> None:
         """`quotas`: one for each key, or one without keys."""
-        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
-        owners = [_digest("octavo owner", key) for key in keys] or [""]
+        self._digests = [hashlib.sha256(key.encode()).digest() for _, key in keys]
+        owners = [(name, _digest("octavo owner", key)) for name, key in keys] or [("", "")]
         salted = bool(keys) and not share_prefix_cache
-        self._callers = [Caller(owner, quota, salted=salted) for owner, quota in zip(owners, quotas, strict=True)]
+        self._callers = [
+            Caller(owner, quota, name=name, salted=salted) for (name, owner), quota in zip(owners, quotas, strict=True)
+        ]
         self.have_keys = bool(keys)
 
     def find(self, headers: Headers) -> Caller | None:
@@ -97,7 +101,8 @@ class Gate:
         if caller is None:
             await _refusal(headers)(scope, receive, send)
             return
-        account_of(scope).owner = caller.owner
+        account = account_of(scope)
+        account.owner, account.key = caller.owner, caller.name
         if scope["method"] != "POST":
             await self.app(scope, receive, send)
             return

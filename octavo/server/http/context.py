@@ -22,6 +22,7 @@ from octavo.server.core.account import Account
 from octavo.server.core.errors import ClientGone, unexpected
 from octavo.server.core.metrics import PROBES, ServerMetrics
 from octavo.server.http.failures import ACCOUNT, WORDING, Failure, Wording
+from octavo.server.http.forwarded import Proxies
 from octavo.server.http.sse import CONNECTION
 from octavo.server.http.tracing import Tracing
 
@@ -45,6 +46,7 @@ class RequestContext:
         *,
         access_log: bool = True,
         tracing: Tracing | None = None,
+        proxies: Proxies | None = None,
     ) -> None:
         self.app = app
         self._metrics = metrics
@@ -52,6 +54,7 @@ class RequestContext:
         self._wording = wording
         self._access_log = access_log
         self._tracing = tracing
+        self._proxies = proxies or Proxies(())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -62,6 +65,7 @@ class RequestContext:
         log.REQUEST_ID.set(request_id)
         scope[ACCOUNT] = account = Account(request_id)
         scope[WORDING] = self._wording
+        account.client = self._proxies.client(scope)
         started = time.perf_counter()
 
         async def send_with_id(message: Message) -> None:
@@ -100,6 +104,7 @@ def _log(level: int, account: Account, method: str, route: str, trace_id: str | 
     """One line of what was asked and what came of it; nothing of a body is ever in it, nor of a query."""
     ms = round(account.seconds * 1e3, 1)
     fields: dict[str, Any] = {"method": method, "route": route, "status": account.status, "ms": ms}
+    fields["client"] = account.client
     words = f"{method} {route} {account.status} in {ms:.0f} ms"
     if account.metrics:
         given, made, cached = account.prompt_tokens, account.completion_tokens, account.cached_tokens
@@ -112,6 +117,10 @@ def _log(level: int, account: Account, method: str, route: str, trace_id: str | 
     if code := account.code:
         fields["error"] = code
         words += f", {code}"
+    words += f", from {account.client}"
+    if account.key:
+        fields["key"] = account.key
+        words += f" with {account.key}"
     if trace_id is not None:
         fields["trace_id"] = trace_id
     access.log(level, "%s", words, extra=log.about(account.request_id, **fields))
