@@ -99,6 +99,13 @@ class Message(msgspec.Struct, omit_defaults=True):
     reasoning_content: str | None = None
 
 
+class WrittenMessage(Message, kw_only=True, omit_defaults=True):
+    """A message with the object it was written as, for templates that read further keys, or print all in their order.
+    The fields win over what `given` says of them."""
+
+    given: dict[str, Any] = {}
+
+
 class ToolCall(msgspec.Struct, kw_only=True):
     """One call that the model asks for; `arguments` is the text of a JSON object."""
 

@@ -15,11 +15,12 @@ from octavo.client.conversation import Conversation
 from octavo.config.engine import EngineConfig
 from octavo.errors import ConfigError, RequestError
 from octavo.text.toolcalls.tool import Tool
-from octavo.types import Message, SamplingParams
+from octavo.types import Message, SamplingParams, WrittenMessage
 
 OnePrompt = str | Sequence[int] | Prompt
 Messages = Sequence[Message | dict[str, Any]]
 Tools = Sequence[Tool | dict[str, Any]]
+_TOOL_FIELDS = ("name", "description", "parameters", "strict")
 
 
 def engine_config(config: EngineConfig | str | None, options: dict[str, Any]) -> EngineConfig:
@@ -55,9 +56,14 @@ def conversation_list(messages: Messages | Sequence[Messages]) -> list[Messages]
 
 def as_messages(messages: Messages) -> list[Message]:
     try:
-        return [m if isinstance(m, Message) else msgspec.convert(m, Message) for m in messages]
+        return [m if isinstance(m, Message) else _message(m) for m in messages]
     except (msgspec.ValidationError, TypeError) as error:
         raise RequestError(f"messages: {error}", param="messages") from None
+
+
+def _message(given: dict[str, Any]) -> WrittenMessage:
+    known = msgspec.convert({key: given[key] for key in Message.__struct_fields__ if key in given}, Message)
+    return WrittenMessage(**msgspec.structs.asdict(known), given=dict(given))
 
 
 def conversation(
@@ -91,8 +97,9 @@ def _tool(tool: Tool | dict[str, Any]) -> Tool:
     if isinstance(tool, Tool):
         return tool
     try:
-        return msgspec.convert({"strict": False, **tool["function"]}, Tool)
-    except (msgspec.ValidationError, TypeError, KeyError) as error:
+        fields = {key: tool["function"][key] for key in _TOOL_FIELDS if tool["function"].get(key) is not None}
+        return msgspec.structs.replace(msgspec.convert(fields, Tool), given=dict(tool))
+    except (msgspec.ValidationError, TypeError, KeyError, AttributeError) as error:
         raise RequestError(f"tools: each is a Tool, or a dict with a function: {error}", param="tools") from None
 
 

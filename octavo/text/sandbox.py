@@ -25,6 +25,8 @@ from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 CPU_SECONDS = 2.0
+TRIAL_SECONDS = 0.2
+"""For a few messages of a few words."""
 MAX_CHARS = 1 << 24
 MAX_NUMBER_BITS = 1 << 14
 
@@ -36,15 +38,16 @@ class BudgetExceeded(SecurityError):
 class Budget:
     """What one rendering may still use. `max_chars`: of all text put out, also inside blocks that are set or called."""
 
-    def __init__(self, max_chars: int, marks: str = "") -> None:
+    def __init__(self, max_chars: int, marks: str = "", seconds: float | None = None) -> None:
         self.max_chars = max_chars
         self.marks = marks
         self._chars = 0
-        self._deadline = time.thread_time() + CPU_SECONDS
+        self._seconds = CPU_SECONDS if seconds is None else seconds
+        self._deadline = time.thread_time() + self._seconds
 
     def tick(self) -> None:
         if time.thread_time() > self._deadline:
-            raise BudgetExceeded(f"the chat template took more than {CPU_SECONDS:g} s")
+            raise BudgetExceeded(f"the chat template took more than {self._seconds:g} s")
 
     def emit(self, chars: int) -> None:
         self._chars += chars

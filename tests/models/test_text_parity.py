@@ -215,7 +215,7 @@ def test_templates_byte_for_byte(pair: tuple[Tokenizer, Any], name: str, chat: i
     messages = CHATS[chat]
     if chat == 4 and name != "tools":
         # Transformers passes lists of parts on to templates that want strings; ours joins them
-        messages = [Message("user", "one\ntwo")]
+        messages = [Message("user", "one two")]
     for options in (
         {"add_generation_prompt": True},
         {"add_generation_prompt": False, "tools": TOOLS, "custom": "é", "enable_thinking": False},

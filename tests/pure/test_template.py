@@ -107,7 +107,7 @@ def test_encoding_stops_at_the_context() -> None:
 
 def test_parts_of_text() -> None:
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
-    assert render("{{ messages[0].content }}", [Message("user", parts)]) == "one\ntwo"
+    assert render("{{ messages[0].content }}", [Message("user", parts)]) == "one two"
     loop = "{% set c = messages[0]['content'] %}{% for p in c %}[{{ p.text }}]{% endfor %}"
     assert render(loop, [Message("user", parts)]) == "[one][two]"
     with pytest.raises(Unsupported, match="image_url"):
@@ -220,7 +220,7 @@ def test_long_chats_are_within_the_budget() -> None:
 
 
 def test_a_gguf_with_named_templates(monkeypatch: pytest.MonkeyPatch) -> None:
-    from octavo.text import template as module
+    from octavo.text import template_files as module
 
     class Header:
         metadata = {  # noqa: RUF012

@@ -10,7 +10,7 @@ import pytest
 from tiny_text import byte_level
 
 from octavo.client.conversation import Conversation, Manner, Prompter, blamed
-from octavo.errors import RequestError
+from octavo.errors import Place, RequestError
 from octavo.text.channels import Channels
 from octavo.text.template import ChatTemplate
 from octavo.text.toolcalls.prompt import arguments_of, told
@@ -175,10 +175,10 @@ def test_schemas_are_refused_by_their_place() -> None:
     prompter(PLAIN).prompt(asked(tools=[F, wrong]), 1000)
     whole = RequestError("too much", param="grammar")
     assert blamed(whole, asked(tools=[F, G], tool_choice="required")).param == "tools"
-    whole.param = "grammar"
+    whole.place = Place("grammar")
     chosen = asked(tools=[F, G], tool_choice="required", named_tool="g")
     assert blamed(whole, chosen).param == "tools[1].function.parameters"
-    whole.param = "prompt"
+    whole.place = Place("prompt")
     assert blamed(whole, chosen).param == "messages"
 
 

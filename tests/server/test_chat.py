@@ -161,8 +161,8 @@ def test_message_parts_roles_and_continuation_reach_the_template() -> None:
             return (await api.post("/detokenize", tokens=ids)).json()["prompt"]
 
         parts = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
-        assert await tokens(parts) == "<|im_start|>user\na\nb<|im_end|>\n<|im_start|>assistant\n"
-        assert await tokens(parts, add_generation_prompt=False) == "<|im_start|>user\na\nb<|im_end|>\n"
+        assert await tokens(parts) == "<|im_start|>user\na b<|im_end|>\n<|im_start|>assistant\n"
+        assert await tokens(parts, add_generation_prompt=False) == "<|im_start|>user\na b<|im_end|>\n"
         assert (await tokens([{"role": "developer", "content": "x"}])).startswith("<|im_start|>system\nx")
         more = [*HELLO, {"role": "assistant", "content": "Sure, "}]
         assert (await tokens(more, continue_final_message=True)).endswith("<|im_start|>assistant\nSure, ")

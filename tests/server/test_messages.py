@@ -131,7 +131,7 @@ def test_blocks_become_turns() -> None:
         text = {"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}
         assert await prompt(api, system="be") == "<system\nbe><user\nhi><assistant\n"
         blocks = [{"type": "text", "text": "x-anthropic-billing-header: v=1; cch=abc;"}, {**text, "text": "be"}, text]
-        assert await prompt(api, system=blocks) == "<system\nbe\na><user\nhi><assistant\n"
+        assert await prompt(api, system=blocks) == "<system\nbe a><user\nhi><assistant\n"
         document = {"type": "document", "title": "T", "source": {"type": "text", "data": "d"}}
         found = {"type": "search_result", "title": "S", "source": "u", "content": [{"type": "text", "text": "s"}]}
         messages = [

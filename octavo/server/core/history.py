@@ -39,8 +39,8 @@ def _checked(message: Message, at: Place) -> Message:
     if content is None:
         if message.role not in ("assistant", "tool"):
             raise RequestError(f"{at}.content is required for role {message.role}", param=at / "content")
-        content = ""
-    parts = [content] if isinstance(content, str) else [part.get("text") for part in content]
+        content = None if message.role == "assistant" else ""
+    parts = [part.get("text") for part in content] if isinstance(content, list) else [content]
     for text in parts:
         if isinstance(text, str):
             refuse_nul(text, at / "content")
@@ -69,9 +69,12 @@ def _call(call: dict[str, Any], at: Place) -> dict[str, Any]:
         )
     if isinstance(arguments, str):
         arguments = arguments.replace("\0", "")
-    call_id = call.get("id")
-    found = {"id": call_id if isinstance(call_id, str) else "", "type": "function"}
-    return {**found, "function": {"name": name.replace("\0", ""), "arguments": arguments}}
+    rest = {key: value for key, value in call.items() if key != "custom" and (key != "id" or isinstance(value, str))}
+    return {
+        **rest,
+        "type": "function",
+        "function": {**function, "name": name.replace("\0", ""), "arguments": arguments},
+    }
 
 
 def template_kwargs(given: dict[str, Any] | None, reasoning_effort: str | None = None) -> dict[str, Any]:

@@ -25,18 +25,21 @@ Part = dict[str, Any]
 @dataclass(eq=False)
 class _Turn:
     role: str
-    parts: list[Part] = field(default_factory=list)
+    items: list[list[Part]] = field(default_factory=list)
+    """The parts of each item of the body that said something."""
     thoughts: list[str] = field(default_factory=list)
     calls: list[dict[str, Any]] = field(default_factory=list)
     call_id: str | None = None
 
     def message(self) -> Message:
-        """One text stays a text, so that templates which know no parts see what was written."""
-        content: str | list[Part] | None = self.parts
-        if not self.parts:
+        """One text stays a text, so that templates which know no parts see what was written. Items that became one turn
+        are lines of one text: parts would run together."""
+        parts = [part for item in self.items for part in item]
+        content: str | list[Part] | None = parts
+        if not parts:
             content = None if self.calls else ""
-        elif len(self.parts) == 1:
-            content = str(self.parts[0]["text"])
+        elif len(parts) == 1 or len(self.items) > 1:
+            content = "\n".join(str(part["text"]) for part in parts)
         return Message(
             role=self.role,
             content=content,
@@ -52,14 +55,14 @@ class Turns:
         self._turns: list[_Turn] = []
 
     def system(self, parts: list[Part], place: Place) -> None:
-        self._last_or_new("system", place).parts += parts
+        self._say("system", parts, place)
 
     def user(self, parts: list[Part], place: Place) -> None:
-        self._last_or_new("user", place).parts += parts
+        self._say("user", parts, place)
 
     def assistant(self, parts: list[Part], place: Place) -> None:
         """Also what is said after calls: templates want the results of calls right behind their message."""
-        self._last_or_new("assistant", place).parts += parts
+        self._say("assistant", parts, place)
 
     def reasoning(self, text: str, place: Place) -> None:
         self._last_or_new("assistant", place).thoughts.append(text)
@@ -70,7 +73,7 @@ class Turns:
 
     def result(self, call_id: str, text: str, place: Place) -> None:
         turn = self._new("tool", place)
-        turn.parts, turn.call_id = [{"type": "text", "text": text}], call_id
+        turn.items, turn.call_id = [[{"type": "text", "text": text}]], call_id
 
     @property
     def messages(self) -> list[Message]:
@@ -85,6 +88,11 @@ class Turns:
             case ("messages", *_):
                 error.place = Place(whole)
         return error
+
+    def _say(self, role: str, parts: list[Part], place: Place) -> None:
+        turn = self._last_or_new(role, place)
+        if parts:
+            turn.items.append(parts)
 
     def _last_or_new(self, role: str, place: Place) -> _Turn:
         if self._turns and self._turns[-1].role == role:

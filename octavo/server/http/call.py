@@ -24,7 +24,7 @@ from octavo.server.core.errors import ClientGone, unexpected
 from octavo.server.core.inflight import InFlight, Watch
 from octavo.server.core.serving import Served, Serving
 from octavo.server.core.work import Work
-from octavo.server.http.decode import read
+from octavo.server.http.decode import Decodes, read
 from octavo.server.http.failures import account_of
 from octavo.server.http.sse import CONNECTION, Writer
 
@@ -60,7 +60,7 @@ class Call(Generic[T]):
     account: Account
 
     @classmethod
-    async def read(cls, request: Request, decoder: msgspec.json.Decoder[T], *, generates: bool = False) -> Call[T]:
+    async def read(cls, request: Request, decoder: Decodes[T], *, generates: bool = False) -> Call[T]:
         """`generates`: it is refused while the server is shutting down. Raises RequestError, ModelNotFound,
         Unavailable."""
         serve = serving(request)

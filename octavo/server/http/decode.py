@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -19,6 +19,14 @@ from starlette.requests import Request
 from octavo.errors import RequestError
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Decodes(Protocol[T_co]):
+    """What msgspec's decoders do, or who wraps one."""
+
+    def decode(self, body: bytes, /) -> T_co: ...
+
 
 _AT = re.compile(r" - at (?:`key` in )?`\$(.*?)`$")
 _MISSING = re.compile(r"missing required field `(\w+)`")
@@ -44,7 +52,7 @@ _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _raw_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-async def read(decoder: msgspec.json.Decoder[T], request: Request) -> T:
+async def read(decoder: Decodes[T], request: Request) -> T:
     """The request's body, decoded without keeping other streams waiting. Raises as `decode` does."""
     body = await request.body()
     if len(body) <= INLINE_BYTES:
@@ -85,7 +93,7 @@ async def _check_extent(body: bytes) -> None:
         await asyncio.sleep(0)
 
 
-def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+def decode(decoder: Decodes[T], body: bytes) -> T:
     """Raises RequestError (code invalid_json when the body is no JSON; `param` names the field where known)."""
     try:
         return decoder.decode(body)
@@ -101,7 +109,7 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         ) from None
 
 
-def _relaxed(decoder: msgspec.json.Decoder[T], body: bytes, first: msgspec.ValidationError) -> T:
+def _relaxed(decoder: Decodes[T], body: bytes, first: msgspec.ValidationError) -> T:
     try:
         raw = {name: bytes(value) for name, value in _raw_object.decode(body).items()}
         fields = {name: msgspec.Raw(_integer(value)) for name, value in raw.items() if value != b"null"}

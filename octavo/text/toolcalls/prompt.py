@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from octavo.text.message_data import joined
 from octavo.text.template import ChatTemplate
 from octavo.text.toolcalls.tool import Tool
 from octavo.types import Message
@@ -43,14 +44,14 @@ def told(
     """The messages and the tools to give to the template."""
     if template.knows_tools:
         shorten = _SHORT.search(template.sources) is not None
-        given = [_for_template(message, template, shorten) for message in messages]
-        if not template.takes_several_calls:
+        given = [_for_template(message, template, shorten) for message in _with_content(messages, template)]
+        if not template.takes.several_calls:
             given = _one_by_one(given)
         return given, [tool.as_openai() for tool in tools] or None
-    found = _as_text(messages)
+    found = _as_text(_with_content(messages, template))
     if tools:
         text = _SYSTEM.format(tools="\n".join(_json(tool.as_openai()) for tool in tools))
-        found = _with_system(found, text, takes_system=template.takes_system)
+        found = _with_system(found, text, takes_system=template.takes.system)
     return found, None
 
 
@@ -74,10 +75,25 @@ def _for_template(message: Message, template: ChatTemplate, shorten: bool) -> Me
     call_id = message.tool_call_id
     return msgspec.structs.replace(
         message,
-        content="" if message.content is None else message.content,
         tool_calls=calls or None,
         tool_call_id=_short(call_id) if shorten and call_id is not None else call_id,
     )
+
+
+def _with_content(messages: Sequence[Message], template: ChatTemplate) -> list[Message]:
+    """An empty text for content that is not there, where the template stumbles over that."""
+
+    def goes_without(message: Message) -> bool:
+        if message.role != "assistant":
+            return False
+        return template.takes.calls_without_content if message.tool_calls else template.takes.turns_without_content
+
+    return [
+        msgspec.structs.replace(message, content="")
+        if message.content is None and not goes_without(message)
+        else message
+        for message in messages
+    ]
 
 
 def _one_by_one(messages: Sequence[Message]) -> list[Message]:
@@ -96,7 +112,7 @@ def _one_by_one(messages: Sequence[Message]) -> list[Message]:
         for index, call in enumerate(calls):
             said = message.content if index == 0 else ""
             found.append(msgspec.structs.replace(message, tool_calls=[call], content=said))
-            result = next((r for r in results if r.tool_call_id == call["id"]), None)
+            result = next((r for r in results if r.tool_call_id == call.get("id")), None)
             if result is not None:
                 results.remove(result)
                 found.append(result)
@@ -105,20 +121,19 @@ def _one_by_one(messages: Sequence[Message]) -> list[Message]:
 
 
 def _call(call: dict[str, Any], template: ChatTemplate, shorten: bool) -> dict[str, Any]:
-    mapping, text = template.takes_arguments
-    function = call.get("function") or {}
-    arguments = arguments_of(function.get("arguments"))
-    if isinstance(arguments, str) and not text:
+    takes, function = template.takes, call.get("function") or {}
+    given = function.get("arguments")
+    arguments = arguments_of(given)
+    if isinstance(given, str) and given.lstrip().startswith("{") and takes.verbatim_arguments:
+        arguments = given
+    elif isinstance(arguments, str) and not takes.text_arguments:
         arguments = {"arguments": arguments}
-    elif not isinstance(arguments, str) and text and not mapping:
+    elif not isinstance(arguments, str) and takes.text_arguments and not takes.mapping_arguments:
         arguments = _json(arguments)
-    call_id = str(call.get("id") or "")
-    return {
-        **call,
-        "id": _short(call_id) if shorten else call_id,
-        "type": "function",
-        "function": {**function, "arguments": arguments},
-    }
+    found = {**call, "type": "function", "function": {**function, "arguments": arguments}}
+    if shorten:
+        found["id"] = _short(str(call.get("id") or ""))
+    return found
 
 
 def _short(call_id: str) -> str:
@@ -168,7 +183,7 @@ def _with_system(messages: list[Message], text: str, takes_system: bool) -> list
 
 def _text(content: str | list[dict[str, Any]] | None) -> str:
     if isinstance(content, list):
-        return "\n".join(part["text"] for part in content if isinstance(part.get("text"), str))
+        return joined(content)
     return content or ""
 
 

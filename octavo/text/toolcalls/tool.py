@@ -18,6 +18,8 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool = False
+    given: dict[str, Any] | None = None
+    """The object it was written as, for templates that print it with all its keys."""
 
     def as_openai(self) -> dict[str, Any]:
         """The form that chat templates are written for."""
@@ -25,4 +27,8 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
         if self.description is not None:
             function["description"] = self.description
         function["parameters"] = self.parameters or {"type": "object", "properties": {}}
-        return {"type": "function", "function": function}
+        if self.given is None:
+            return {"type": "function", "function": function}
+        written = {key: value for key, value in self.given["function"].items() if key != "strict" and value is not None}
+        found = {**self.given, "function": {**written, **function}}
+        return found if "type" in found else {"type": "function", **found}

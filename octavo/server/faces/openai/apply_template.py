@@ -9,9 +9,10 @@ from starlette.responses import Response
 from octavo.server.core.conversation import rendered
 from octavo.server.faces.openai.protocol.chat import ChatCompletionRequest
 from octavo.server.faces.openai.translate import conversation
+from octavo.server.faces.openai.written import WrittenDecoder
 from octavo.server.http.call import Call, json_response
 
-_decoder = msgspec.json.Decoder(ChatCompletionRequest)
+_decoder = WrittenDecoder(ChatCompletionRequest)
 
 
 class RenderedPrompt(msgspec.Struct, kw_only=True):

@@ -37,13 +37,14 @@ from octavo.server.faces.openai.protocol.shared import ChatLogprobs, Usage
 from octavo.server.faces.openai.tools import in_words_of
 from octavo.server.faces.openai.translate import conversation
 from octavo.server.faces.openai.usage import Header, UsageTally, usage_of
+from octavo.server.faces.openai.written import WrittenDecoder
 from octavo.server.http.call import Call
 from octavo.server.http.sse import DONE, KEEP_ALIVE, Template, Writer, event
 from octavo.text.channels import merged_parts
 from octavo.text.tokenizer import Tokenizer
 from octavo.types import Delta, FinishReason, TokenLogprobs, ToolCallDelta
 
-_decoder = msgspec.json.Decoder(ChatCompletionRequest)
+_decoder = WrittenDecoder(ChatCompletionRequest)
 _encode = msgspec.json.Encoder().encode
 
 

@@ -22,13 +22,14 @@ from octavo.server.faces.openai.protocol.tokenize import (
     TokenPiece,
 )
 from octavo.server.faces.openai.translate import conversation
+from octavo.server.faces.openai.written import WrittenDecoder
 from octavo.server.http.call import Call, json_response, serving
 from octavo.text.tokenizer import Tokenizer
 
 MAX_TOKENS = 1 << 20
 """More would take long to write, while streams wait."""
 
-_tokenize = msgspec.json.Decoder(TokenizeRequest)
+_tokenize = WrittenDecoder(TokenizeRequest)
 _detokenize = msgspec.json.Decoder(DetokenizeRequest)
 
 

@@ -9,9 +9,16 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 from octavo.errors import ApiError, Place, RequestError, Unsupported
-from octavo.server.faces.openai.protocol.chat import ChatCompletionRequest, ChatMessage, ChatTool, FunctionDefinition
+from octavo.server.faces.openai.protocol.chat import (
+    ChatCompletionRequest,
+    ChatMessage,
+    ChatTool,
+    FunctionDefinition,
+    WrittenChatMessage,
+    WrittenTool,
+)
 from octavo.text.toolcalls.tool import NAME, Tool
-from octavo.types import Message
+from octavo.types import Message, WrittenMessage
 
 
 class Choice(NamedTuple):
@@ -66,15 +73,16 @@ def _tool(tool: ChatTool, at: Place) -> Tool:
         raise Unsupported(f"{at}.type is {kind[:40]!r}; only 'function' is supported", param=at / "type")
     if tool.function is None:
         raise RequestError(f"{at}.function is required", param=at / "function", code="missing_required_parameter")
-    return _function(tool.function)
+    return _function(tool.function, tool.given if isinstance(tool, WrittenTool) else None)
 
 
-def _function(function: FunctionDefinition) -> Tool:
+def _function(function: FunctionDefinition, given: dict[str, Any] | None = None) -> Tool:
     return Tool(
         name=function.name,
         description=function.description,
         parameters=function.parameters,
         strict=bool(function.strict),
+        given=given,
     )
 
 
@@ -141,26 +149,29 @@ def in_words_of(error: ApiError, asked: ChatCompletionRequest) -> ApiError:
 
 
 def history(messages: list[ChatMessage]) -> list[Message]:
-    """Function calls as tool calls, refusals as content, and whatever the reasoning is called."""
+    """Function calls as tool calls, refusals as content, whatever the reasoning is called; and what else is given."""
     found: list[Message] = []
     last_id: dict[str, str] = {}
     for index, message in enumerate(messages):
         role, calls, call_id = message.role, message.tool_calls, message.tool_call_id
+        given = message.given if isinstance(message, WrittenChatMessage) else {}
         if message.function_call is not None and not calls:
             name = message.function_call.get("name")
             made = f"call_{index}"
             last_id[str(name)] = made
             calls = [{"id": made, "type": "function", "function": message.function_call}]
+            given = {key: value for key, value in given.items() if key != "function_call"}
         if role == "function":
             role, call_id = "tool", last_id.get(message.name or "", f"call_{index}")
         found.append(
-            Message(
+            WrittenMessage(
                 role=role,
                 content=_content(message),
                 name=message.name,
                 tool_calls=calls,
                 tool_call_id=call_id,
                 reasoning_content=message.reasoning_content or message.reasoning,
+                given=given,
             )
         )
     return found

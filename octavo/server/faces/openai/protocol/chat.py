@@ -22,11 +22,18 @@ MAX_TOOLS = 1024
 
 
 class ChatMessage(Message, kw_only=True, omit_defaults=True):
-    """A message as clients send it back; what else an answer of this API holds is passed over."""
+    """A message as clients send it. What it holds beside these fields is for the model's template."""
 
     function_call: Annotated[dict[str, Any], Meta(description="Deprecated for tool_calls.")] | None = None
     refusal: str | None = None
     reasoning: Annotated[str, Meta(description="The same as reasoning_content.")] | None = None
+
+
+class WrittenChatMessage(ChatMessage, kw_only=True, omit_defaults=True):
+    """Never decoded as such: a body may not say what it was."""
+
+    given: dict[str, Any] = msgspec.field(default_factory=dict)
+    """The object in the body."""
 
 
 class FunctionDefinition(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -39,6 +46,13 @@ class FunctionDefinition(msgspec.Struct, frozen=True, kw_only=True, omit_default
 class ChatTool(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     type: Annotated[str, Meta(description="`function`.")] = "function"
     function: FunctionDefinition | None = None
+
+
+class WrittenTool(ChatTool, frozen=True, kw_only=True, omit_defaults=True):
+    """Never decoded as such."""
+
+    given: dict[str, Any] = msgspec.field(default_factory=dict)
+    """The object in the body."""
 
 
 class ChatCompletionRequest(GenerationRequest, frozen=True, kw_only=True, omit_defaults=True):
