@@ -80,14 +80,20 @@ class _Model:
 class EngineClient:
     """Implements client.base.Client. `on_fatal` is called once when no engine at this endpoint can ever be served: its
     protocol is another, or its model's tokenizer or template cannot be read. `model`: what the engine is expected to
-    serve, loaded here while the engine loads it there."""
+    serve, loaded here while the engine loads it there. `on_attached` is called whenever an engine's model can be asked
+    from then on."""
 
     def __init__(
-        self, endpoint: str, on_fatal: Callable[[OctavoError], None] | None = None, model: ModelFiles | None = None
+        self,
+        endpoint: str,
+        on_fatal: Callable[[OctavoError], None] | None = None,
+        model: ModelFiles | None = None,
+        on_attached: Callable[[], None] = lambda: None,
     ) -> None:
         self.engine_restarts = 0
         """Engines that took the place of a lost one."""
         self._on_fatal = on_fatal
+        self._on_attached = on_attached
         self._connection = SocketConnection(
             endpoint,
             on_message=self._receive,
@@ -292,6 +298,7 @@ class EngineClient:
         self._state = _State.ATTACHED
         count = self._ledger.resume(crashed=crashed)
         logger.info("attached to engine %d, model %s; requests going on: %d", info.pid, info.model, count)
+        self._on_attached()
 
     async def _load(self, info: EngineInfo) -> _Model:
         """Of the model that the engine says it serves, whatever was expected."""

@@ -14,6 +14,7 @@ import resource
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -39,9 +40,15 @@ SPARE_DESCRIPTORS = 64
 """For everything that is no connection."""
 
 
-def main(config: ServerConfig, endpoint: str, fds: tuple[int, ...], model: ModelFiles | None = None) -> None:
+def main(
+    config: ServerConfig,
+    endpoint: str,
+    fds: tuple[int, ...],
+    model: ModelFiles | None = None,
+    on_attached: Callable[[], None] = lambda: None,
+) -> None:
     """Serve until a signal. `endpoint`: the engine's; `fds`: listening sockets to take over; `model`: what the engine
-    is expected to serve.
+    is expected to serve; `on_attached`: called whenever there is an engine whose model answers from then on.
 
     Raises ConfigError when an option is wrong, and what makes the engine one that can never be served.
     """
@@ -57,7 +64,7 @@ def main(config: ServerConfig, endpoint: str, fds: tuple[int, ...], model: Model
         server.fatal = error
         server.should_exit = True
 
-    app = create_app(EngineClient(endpoint, on_fatal=fatal, model=model), config, SITE)
+    app = create_app(EngineClient(endpoint, on_fatal=fatal, model=model, on_attached=on_attached), config, SITE)
     server = DrainingServer(app, config)
     _allow_descriptors(config.max_connections + SPARE_DESCRIPTORS)
     where = [url(listener, is_tls=config.ssl_certfile is not None) for listener in listeners]

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from octavo.env import without_keys
 from octavo.processes.spawn import spawn
-from octavo.supervisor.entry import Spec, encoded
+from octavo.supervisor.entry import READY, Spec, encoded
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,8 @@ class Child:
         self.ready = False
         self.crashed = False
         """It broke down by itself when it was last ready."""
+        self._has_started = False
+        """It does its work; whether there is an engine is not a server's affair."""
         self._make_spec = make_spec
         self._fds = fds
         self._process: subprocess.Popen[bytes] | None = None
@@ -66,7 +68,7 @@ class Child:
 
     @property
     def ready_fd(self) -> int | None:
-        """Readable when the child reports ready, or ends before it does."""
+        """Readable when the child reports how far it is, or ends before it does."""
         return self._ready_read
 
     @property
@@ -89,7 +91,8 @@ class Child:
         )
         os.close(write)
         self._ready_read = read
-        self._started, self._restart_at, self.ready = time.monotonic(), None, False
+        self._started, self._restart_at = time.monotonic(), None
+        self.ready = self._has_started = False
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(encoded(spec))
@@ -102,10 +105,12 @@ class Child:
         if self._ready_read is None:
             return False
         # Blocks only for a child that has neither spoken nor ended: callers know that it did.
-        said = os.read(self._ready_read, 1)
-        os.close(self._ready_read)
-        self._ready_read = None
-        self.ready = bool(said)
+        said = os.read(self._ready_read, 16)
+        self._has_started |= bool(said)
+        self.ready = READY in said
+        if not said or self.ready:
+            os.close(self._ready_read)
+            self._ready_read = None
         return self.ready
 
     def reap(self) -> int | None:
@@ -114,8 +119,9 @@ class Child:
         if self._process is None or (code := self._process.poll()) is None:
             return None
         uptime = self.uptime
-        self.check_ready()  # it may have said so just before its end
-        good = self.ready
+        while self._ready_read is not None:
+            self.check_ready()  # it may have said so just before its end
+        good = self._has_started
         now = time.monotonic()
         if good:
             self._last_good, self.crashed = now, code not in KILLED

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 import msgspec
 
@@ -26,7 +27,7 @@ class EngineSpec(msgspec.Struct, tag="engine", frozen=True, kw_only=True):
     endpoint: str
     config: EngineConfig
     ready_fd: int
-    """The child writes one byte there once it can answer."""
+    """The child writes STARTED there once it does its work as far as others let it, READY once it answers."""
     drain_timeout: float
     log_level: str
     log_format: log.Format = "text"
@@ -45,6 +46,8 @@ class ServerSpec(msgspec.Struct, tag="server", frozen=True, kw_only=True):
     """Name and address of what the engine will serve, where that is known."""
 
 
+STARTED, READY = b"s", b"r"
+"""What a child reports."""
 Spec = EngineSpec | ServerSpec
 
 
@@ -63,18 +66,20 @@ def main() -> None:
     spec = decoded(sys.stdin.buffer.read())
     die_with_parent(spec.parent)
 
-    def ready() -> None:
-        os.write(spec.ready_fd, b"r")
-        os.close(spec.ready_fd)
+    os.set_inheritable(spec.ready_fd, False)  # its end tells of this process's
+
+    def report(word: bytes) -> None:
+        with suppress(BrokenPipeError):  # whoever heard that it is ready listens no more
+            os.write(spec.ready_fd, word)
 
     try:
-        sys.exit(_engine(spec, ready) if isinstance(spec, EngineSpec) else _server(spec, ready))
+        sys.exit(_engine(spec, report) if isinstance(spec, EngineSpec) else _server(spec, report))
     except OctavoError as error:
         log.last_words(error.message)
         sys.exit(error.exit_code)
 
 
-def _engine(spec: EngineSpec, ready: Callable[[], None]) -> int:
+def _engine(spec: EngineSpec, report: Callable[[bytes], None]) -> int:
     from octavo.engine import process
 
     process.main(
@@ -84,17 +89,17 @@ def _engine(spec: EngineSpec, ready: Callable[[], None]) -> int:
         log_level=spec.log_level,
         log_format=spec.log_format,
         crashed=spec.crashed,
-        on_ready=ready,
+        on_ready=lambda: report(READY),
     )
     return 0
 
 
-def _server(spec: ServerSpec, ready: Callable[[], None]) -> int:
+def _server(spec: ServerSpec, report: Callable[[bytes], None]) -> int:
     from octavo.server import process
 
-    ready()
+    report(STARTED)
     model = None if spec.model is None else ModelFiles.at(spec.model[1], spec.model[0])
-    process.main(spec.config, spec.endpoint, spec.listen_fds, model)
+    process.main(spec.config, spec.endpoint, spec.listen_fds, model, lambda: report(READY))
     return 0
 
 

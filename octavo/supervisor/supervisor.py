@@ -65,6 +65,8 @@ def run(config: EngineConfig, server: ServerConfig) -> int:
         if folder is not None:
             children.append(_engine_child(config, server, folder))
         signals = stack.enter_context(_caught_signals())
+        if folder is None:
+            logger.info("waiting for an engine at %s; it is ready once that answers", endpoint)
         try:
             code = Supervisor(children, signals, server.drain_timeout, address).run()
             for listener in listeners:
@@ -144,7 +146,7 @@ class Supervisor:
         self._patience = [drain_timeout + GRACE_S, *(GRACE_S for _ in children[1:])]
         self._address = address
         self._readable: set[int | None] = set()
-        self._stopping = False
+        self._stopping = self._was_ready = False
         self._exit_code = 0
 
     def run(self) -> int:
@@ -161,11 +163,18 @@ class Supervisor:
                 logger.info("%s: finishing what runs", signal.Signals(number).name)
                 self._stopping = True
             for child in self._children:
-                if child.ready_fd in self._readable and child.check_ready() and all(c.ready for c in self._children):
-                    logger.info("ready after %.1f s: %s", child.uptime, self._address)
+                if child.ready_fd in self._readable and child.check_ready():
+                    self._say_ready(child)
                 self._look_after(child)
             if self._stopping and self._stop_in_order():
                 return self._exit_code
+
+    def _say_ready(self, child: Child) -> None:
+        if self._was_ready:
+            logger.info("the %s is back after %.1f s", child.name, child.uptime)
+        elif all(each.ready for each in self._children):
+            self._was_ready = True
+            logger.info("ready after %.1f s: %s", child.uptime, self._address)
 
     def _look_after(self, child: Child) -> None:
         code = child.reap()

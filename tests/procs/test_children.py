@@ -81,6 +81,37 @@ def _supervise(children: list[Child], during: Callable[[], None] = lambda: None,
     return code
 
 
+def test_ready_is_said_once_and_only_when_all_are(make: Callable[..., Child], caplog: pytest.LogCaptureFixture) -> None:
+    """A server that has started waits for its engine; killed meanwhile it is started again, as often as that is."""
+    started = READY.replace("b'r'", "b's'")
+    children = [make("server", started + SLEEP), make("engine", READY + SLEEP)]
+
+    def during() -> None:
+        wait_until(lambda: children[1].ready and children[0]._has_started, "both")
+        for _ in range(child_module.MAX_FAILED_STARTS + 1):
+            pid = children[0].pid or 0
+            os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: children[0].pid not in (None, pid) and children[0]._has_started, "another")  # noqa: B023
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with caplog.at_level("INFO", "octavo"):
+        assert _supervise(children, during) == 0
+    assert "ready after" not in caplog.text and not children[0].ready
+    caplog.clear()
+    children = [make("server", started + "os.write(spec['ready_fd'], b'r'); " + SLEEP), make("engine", READY + SLEEP)]
+
+    def twice() -> None:
+        wait_until(lambda: all(child.ready for child in children), "both")
+        pid = children[1].pid or 0
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: children[1].pid not in (None, pid) and children[1].ready, "another engine")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with caplog.at_level("INFO", "octavo"):
+        assert _supervise(children, twice) == 0
+    assert caplog.text.count("ready after") == 1 and caplog.text.count("the engine is back") == 1
+
+
 def test_signal_stops_in_order(make: Callable[..., Child], tmp_path: Path) -> None:
     order = tmp_path / "order"
     leave = f"signal.signal(signal.SIGTERM, lambda *a: (open({str(order)!r}, 'a').write('%s '), sys.exit(0))); "

@@ -21,7 +21,6 @@ from server_harness import HELLO, TEXT, Live, events, live
 from octavo.client.fake import FakeClient
 from octavo.config import ServerConfig
 from octavo.errors import ModelFileError, OctavoError
-from octavo.modelfiles.files import ModelFiles
 from octavo.processes.listen import listen
 from octavo.server import process as server_process
 
@@ -229,7 +228,7 @@ def test_second_signal_ends_at_once() -> None:
 
 def test_engine_that_can_never_be_served_ends_the_process_with_its_error() -> None:
     class Broken(FakeClient):
-        def __init__(self, endpoint: str, on_fatal: Callable[[OctavoError], None], model: ModelFiles | None) -> None:
+        def __init__(self, endpoint: str, on_fatal: Callable[[OctavoError], None], **_: object) -> None:
             super().__init__()
             self.on_fatal = on_fatal
 
