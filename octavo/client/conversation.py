@@ -98,9 +98,10 @@ class Prompter:
         budget = self._budget(conversation, max_tokens)
         enforced = _enforces_calls(conversation) or (budget is not None and bool(conversation.callable_tools))
         channels = self._channels(conversation, ids, enforced)
+        thinks = channels is not None and self._may_reason(conversation, channels, ids)
         return Prompt(
             token_ids=ids,
-            grammar=self._grammar(conversation, channels, enforced, budget),
+            grammar=self._grammar(conversation, channels, enforced, budget, thinks),
             channels=channels,
             request_id=conversation.request_id,
         )
@@ -141,8 +142,7 @@ class Prompter:
             last = conversation.messages[-1].content
             in_reasoning = isinstance(last, str) and ends_inside(last, tags)
         elif tags is not None:
-            tail = self._tokenizer.decode(ids[-TAIL_TOKENS:], skip_special_tokens=False)
-            in_reasoning = tail.rstrip().endswith(tags[0])
+            in_reasoning = self._tail(ids).endswith(tags[0])
         return Channels(
             reasoning=tags,
             in_reasoning=in_reasoning,
@@ -151,12 +151,28 @@ class Prompter:
             max_calls=None if conversation.parallel_tool_calls and conversation.named_tool is None else 1,
         )
 
+    def _tail(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids[-TAIL_TOKENS:], skip_special_tokens=False).rstrip()
+
+    def _may_reason(self, conversation: Conversation, channels: Channels, ids: list[int]) -> bool:
+        """Not where it was asked not to, where the prompt has closed the reasoning, nor in the middle of an answer."""
+        if channels.reasoning is None or _switched_off(conversation):
+            return False
+        if conversation.continue_final_message and not channels.in_reasoning:
+            return not conversation.messages[-1].content
+        return not self._tail(ids).endswith(channels.reasoning[1])
+
     def _family(self, tools: Sequence[Tool], enforced: bool) -> Family:
         """Calls that are enforced are written in a form that can be."""
         return tool_grammars.enforceable(self._manner.family, tools) if enforced else self._manner.family
 
     def _grammar(
-        self, conversation: Conversation, channels: Channels | None, enforced: bool, budget: int | None
+        self,
+        conversation: Conversation,
+        channels: Channels | None,
+        enforced: bool,
+        budget: int | None,
+        thinks: bool,
     ) -> str | None:
         structured = conversation.params.structured_outputs
         content = None if structured is None else grammar_of(structured, conversation.structured_place)
@@ -173,6 +189,10 @@ class Prompter:
             )
         if channels.reasoning is None or (content is None and budget is None):
             return content
+        if not thinks and not channels.in_reasoning:
+            return content
+        if not thinks and tool_grammars.closing_token(channels.reasoning, self._tokenizer) is not None:
+            budget = 0  # the template has opened the reasoning all the same
         return tool_grammars.with_reasoning(
             content, channels.reasoning, self._tokenizer, opened=channels.in_reasoning, budget=budget
         )
@@ -206,6 +226,11 @@ def _enforces_calls(conversation: Conversation) -> bool:
         or any(tool.strict for tool in tools)
         or conversation.params.structured_outputs is not None
     )
+
+
+def _switched_off(conversation: Conversation) -> bool:
+    kwargs = conversation.template_kwargs
+    return False in (kwargs.get("enable_thinking"), kwargs.get("thinking")) or kwargs.get("reasoning_effort") == "none"
 
 
 def _shown_tools(conversation: Conversation) -> list[Tool]:
