@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 import psutil
 import pytest
+from patience import PATIENCE_S
 from served import OPTIONS, Octavo, wait_until
 from tiny import write_tiny_model
 from unharmed import ask, unharmed
@@ -143,7 +144,7 @@ class _Raw:
 
     def __init__(self, path: Path) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(10)
+        self.socket.settimeout(PATIENCE_S)
         self.socket.connect(str(path))
 
     def send(self, payload: bytes, length: int | None = None) -> None:

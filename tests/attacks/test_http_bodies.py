@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 
 import pytest
-from victim import MIB, Growth, Victim, error_of, read_all, read_one, status_of, statuses_of, victim
+from patience import PATIENCE_S
+from victim import MIB, Growth, Victim, error_of, read_all, read_one, status_of, statuses_of, trickle, victim
 
 from octavo.config import ServerConfig
 
@@ -103,9 +104,7 @@ def test_lengths_that_lie(server: Victim) -> None:
     """Too short: the rest is not a request. Too long: it is waited for, but not for long."""
     short = server.send(POST + b"content-length: 5\r\n\r\n" + BODY)
     assert statuses_of(short)[0] == 400 and set(statuses_of(short)) == {400}
-    started = time.monotonic()
     assert error_of(server.send(POST + b"content-length: 500\r\n\r\n" + BODY), 408)["code"] == "request_timeout"
-    assert time.monotonic() - started < 10
     with server.connect() as sock:  # the client gives up
         sock.sendall(POST + b"content-length: 500\r\n\r\n" + BODY)
         sock.shutdown(socket.SHUT_WR)
@@ -118,14 +117,7 @@ def test_body_that_trickles_in_times_out(server: Victim, head: bytes) -> None:
     num_fds = server.ps.num_fds()
     with server.connect() as sock:
         sock.sendall(POST + head + b"\r\n")
-        started = time.monotonic()
-        try:
-            for _ in range(500):
-                sock.sendall(b"1\r\n \r\n" if head == CHUNKED else b" ")
-                time.sleep(0.02)
-        except OSError:
-            pass
-        assert time.monotonic() - started < 9
+        trickle(sock, b"1\r\n \r\n" if head == CHUNKED else b" ")
         answer = read_all(sock)
     assert not answer or status_of(answer) == 408
     server.unharmed(num_fds)
@@ -143,7 +135,7 @@ def test_body_that_nobody_wants_never_ends(server: Victim, request_line: bytes, 
 
 
 def test_early_answer_keeps_the_connection_when_the_body_has_come(server: Victim) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_S)
     try:
         for _ in range(3):
             connection.request("POST", "/nowhere", BODY, {"content-type": "application/json"})
@@ -214,7 +206,7 @@ def test_reader_of_a_stream_that_takes_nothing_is_dropped(server: Victim) -> Non
         sock.connect(("127.0.0.1", server.port))
         sock.sendall(whole(body, b""))
         server.wait_for(lambda: _running(server) > 0, "the stream to begin")
-        server.wait_for(lambda: _running(server) == 0, "the stream to be dropped", 20)
+        server.wait_for(lambda: _running(server) == 0, "the stream to be dropped")
         assert growth.bytes < 64 * MIB
     server.unharmed(num_fds)
 
@@ -232,7 +224,7 @@ def test_reader_of_a_whole_answer_that_takes_nothing_is_dropped(server: Victim) 
             sock.sendall(whole(body, b""))
             socks.append(sock)
         server.wait_for(lambda: server.ps.num_fds() > num_fds, "the connections")
-        server.wait_for(lambda: server.ps.num_fds() <= num_fds + 1, "the connections to be dropped", 20)
+        server.wait_for(lambda: server.ps.num_fds() <= num_fds + 1, "the connections to be dropped")
     finally:
         for sock in socks:
             sock.close()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import time
 from collections.abc import Iterator
 
 import httpx
 import msgspec
 import pytest
 from msgspec import inspect
+from patience import PATIENCE_S
 from server_harness import Api, run
 from victim import Growth, Pulse, Victim, victim
 
@@ -76,7 +76,7 @@ def test_int_every_number_with_every_odd_value(endpoint: Endpoint) -> None:
                     body = with_field(endpoint, name, value + more)
                     what = f"{name}={value}{more}"
                     try:
-                        response = await asyncio.wait_for(api.raw(body, endpoint.path), 20)
+                        response = await asyncio.wait_for(api.raw(body, endpoint.path), PATIENCE_S)
                     except asyncio.TimeoutError:
                         raise AssertionError(f"{what} is not answered") from None
                     checked(response, what)
@@ -217,11 +217,11 @@ FAN_OUT = {
 
 @pytest.mark.parametrize("name", FAN_OUT)
 def test_fanout_is_refused_at_once_and_streams_keep_their_pace(server: Victim, name: str) -> None:
-    """T-FANOUT. The bounds are for a machine that is busy with other tests; alone: 0.1 s and 50 ms."""
+    """T-FANOUT. In seconds of the server's own computing, whose event loop has one thread."""
     with Pulse(server) as pulse, Growth(server) as growth:
-        started = time.monotonic()
+        started = server.processor_time()
         status, _, answer = server.ask("POST", "/v1/completions", FAN_OUT[name])
-        seconds = time.monotonic() - started
+        seconds = server.processor_time() - started
     assert status == 400, (status, answer[:300])
     error = json.loads(answer)["error"]
     assert error["message"] and not LEAKS.search(answer.decode())

@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "server"))
+from patience import PATIENCE_S
 from server_harness import live
 
 
@@ -29,4 +30,4 @@ def url() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def model(url: str) -> str:
-    return str(httpx.get(url + "/v1/models", timeout=30).json()["data"][0]["id"])
+    return str(httpx.get(url + "/v1/models", timeout=PATIENCE_S).json()["data"][0]["id"])

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from patience import PATIENCE_S
 
 SHELL = {
     "type": "object",
@@ -184,7 +185,7 @@ def told(text: str) -> list[Any]:
 def test_codex(url: str, model: str, history: list[Any]) -> None:
     body = {"model": model, **CODEX, "input": history, "max_output_tokens": 24}
     headers = {"originator": "codex_cli_rs", "session_id": "1", "openai-beta": "responses=experimental"}
-    response = httpx.post(url + "/v1/responses", json=body, headers=headers, timeout=120)
+    response = httpx.post(url + "/v1/responses", json=body, headers=headers, timeout=PATIENCE_S)
     assert response.status_code == 200, response.text
     events = told(response.text)
     assert all(name == data["type"] for name, data in events)
@@ -194,7 +195,7 @@ def test_codex(url: str, model: str, history: list[Any]) -> None:
     done = [data["item"] for name, data in events if name == "response.output_item.done"]
     assert final["output"] == done and done and final["usage"]["total_tokens"] > 0 and final["store"] is False
     again = {**body, "input": [*history, *done, TURN[-1]]}
-    assert httpx.post(url + "/v1/responses", json=again, timeout=120).status_code == 200
+    assert httpx.post(url + "/v1/responses", json=again, timeout=PATIENCE_S).status_code == 200
 
 
 @pytest.mark.parametrize("thinking", [None, {"type": "enabled", "budget_tokens": 1024}, {"type": "adaptive"}], ids=str)
@@ -206,7 +207,7 @@ def test_claude_code(url: str, model: str, thinking: Any) -> None:
         "anthropic-version": "2023-06-01",
         "anthropic-beta": "claude-code-20250219,interleaved-thinking-2025-05-14",
     }
-    response = httpx.post(url + "/v1/messages?beta=true", json=body, headers=headers, timeout=300)
+    response = httpx.post(url + "/v1/messages?beta=true", json=body, headers=headers, timeout=PATIENCE_S)
     assert response.status_code == 200, response.text
     events = told(response.text)
     assert all(name == data["type"] for name, data in events)
@@ -214,7 +215,9 @@ def test_claude_code(url: str, model: str, thinking: Any) -> None:
     assert names[0] == "message_start" and names[-2:] == ["message_delta", "message_stop"]
     assert names.count("content_block_start") == names.count("content_block_stop") > 0
     counted = {key: body[key] for key in ("model", "system", "tools", "messages")}
-    count = httpx.post(url + "/v1/messages/count_tokens?beta=true", json=counted, headers=headers, timeout=60).json()
+    count = httpx.post(
+        url + "/v1/messages/count_tokens?beta=true", json=counted, headers=headers, timeout=PATIENCE_S
+    ).json()
     usage = events[0][1]["message"]["usage"]
     assert count["input_tokens"] == usage["input_tokens"] + (usage.get("cache_read_input_tokens") or 0) or thinking
 
@@ -271,7 +274,7 @@ def test_cline_aider_and_continue(url: str, model: str) -> None:
         "temperature": 0,
         "max_tokens": 16,
     }
-    response = httpx.post(url + "/v1/chat/completions", json=body, timeout=120)
+    response = httpx.post(url + "/v1/chat/completions", json=body, timeout=PATIENCE_S)
     assert response.status_code == 200, response.text
     chunks = [data for _, data in told(response.text)]
     assert chunks[-1]["usage"]["completion_tokens"] > 0 and chunks[-2]["choices"][0]["finish_reason"]
@@ -284,7 +287,9 @@ def test_cline_aider_and_continue(url: str, model: str) -> None:
         "stream": True,
         "temperature": 0.01,
     }
-    assert told(httpx.post(url + "/v1/completions", json=asked, timeout=60).text)[-1][1]["choices"][0]["finish_reason"]
+    assert told(httpx.post(url + "/v1/completions", json=asked, timeout=PATIENCE_S).text)[-1][1]["choices"][0][
+        "finish_reason"
+    ]
 
 
 def test_langchain_and_llama_index(url: str, model: str) -> None:
@@ -307,13 +312,15 @@ def test_langchain_and_llama_index(url: str, model: str) -> None:
          "tool_choice": {"type": "function", "function": {"name": "Answer"}}, "parallel_tool_calls": False},
         {"stop": None, "logit_bias": {}, "logprobs": False, "seed": None, "frequency_penalty": 0.0, "top_p": 1},
     ):  # fmt: skip
-        response = httpx.post(url + "/v1/chat/completions", json={**common, "messages": said, **more}, timeout=120)
+        response = httpx.post(
+            url + "/v1/chat/completions", json={**common, "messages": said, **more}, timeout=PATIENCE_S
+        )
         assert response.status_code == 200, response.text
     vectors = httpx.post(
         url + "/v1/embeddings",
         json={"model": model, "input": ["a", "b"], "encoding_format": "base64", "user": "u"},
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert len(vectors.json()["data"]) == 2
-    by_ids = httpx.post(url + "/v1/embeddings", json={"model": model, "input": [[1, 2, 3], [4]]}, timeout=60)
+    by_ids = httpx.post(url + "/v1/embeddings", json={"model": model, "input": [[1, 2, 3], [4]]}, timeout=PATIENCE_S)
     assert len(by_ids.json()["data"]) == 2

@@ -6,12 +6,13 @@ from typing import Any
 
 import httpx
 import pytest
+from patience import PATIENCE_S
 
 
 @pytest.fixture
 def post(url: str) -> Any:
     def send(path: str, **body: Any) -> Any:
-        response = httpx.post(url + path, json=body, timeout=60)
+        response = httpx.post(url + path, json=body, timeout=PATIENCE_S)
         assert response.status_code == 200, response.text
         return response.json()
 

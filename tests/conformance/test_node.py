@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE_S
 
 FOLDER = Path(__file__).with_name("node")
 
@@ -16,5 +17,5 @@ FOLDER = Path(__file__).with_name("node")
     reason="needs node and `npm install` in tests/conformance/node",
 )
 def test_the_node_clients_are_content(url: str) -> None:
-    ran = subprocess.run(["node", "check.mjs", url], cwd=FOLDER, capture_output=True, text=True, timeout=100)
+    ran = subprocess.run(["node", "check.mjs", url], cwd=FOLDER, capture_output=True, text=True, timeout=PATIENCE_S)
     assert ran.returncode == 0, ran.stdout + ran.stderr

@@ -14,6 +14,7 @@ import httpx
 import openai
 import pytest
 from openai import OpenAI
+from patience import PATIENCE_S
 
 CHAT: list[Any] = [
     {"role": "system", "content": "You are a helpful AI assistant"},
@@ -37,7 +38,7 @@ def ids(url: str) -> list[int]:
 
 
 def refused(url: str, path: str, **body: Any) -> dict[str, Any]:
-    response = httpx.post(url + path, json=body, timeout=60)
+    response = httpx.post(url + path, json=body, timeout=PATIENCE_S)
     assert response.status_code == 400, response.text
     error: dict[str, Any] = response.json()["error"]
     assert error["message"] and error["type"]
@@ -129,7 +130,7 @@ def test_stream_options(url: str, path: str) -> None:
     def usages(**options: bool) -> list[Any]:
         import json
 
-        text = httpx.post(url + path, json={**body, "stream_options": options}, timeout=60).text
+        text = httpx.post(url + path, json={**body, "stream_options": options}, timeout=PATIENCE_S).text
         return [json.loads(line[6:]).get("usage") for line in text.splitlines() if line.startswith("data: {")]
 
     for options in ({}, {"include_usage": False}, {"include_usage": False, "continuous_usage_stats": True}):
@@ -155,7 +156,10 @@ def test_ids_out_of_vocabulary_are_named_with_its_size(url: str) -> None:
     for fields in ({"logit_bias": {"bad1": 50.0, "bad2": 20}}, {"logit_bias": {"1": "x"}}, {"stop_token_ids": [-1]}):
         assert next(iter(fields)) in refused(url, "/v1/chat/completions", messages=CHAT, **fields)["message"]
     valid = {"logit_bias": {str(size - 1): 1.0}, "stop_token_ids": [size - 1], "max_tokens": 2}
-    assert httpx.post(url + "/v1/chat/completions", json={"messages": CHAT, **valid}, timeout=60).status_code == 200
+    assert (
+        httpx.post(url + "/v1/chat/completions", json={"messages": CHAT, **valid}, timeout=PATIENCE_S).status_code
+        == 200
+    )
 
 
 @pytest.mark.parametrize("prompt", ["", [], [[]], [""], None, [-1], [[-1]], ["a", 1], {"a": 1}, 5], ids=str)
@@ -260,13 +264,16 @@ def test_what_is_unset_but_sent_is_unset(url: str, model: str) -> None:
         ["tools", "tool_choice", "stop", "seed", "logit_bias", "stream", "response_format", "n", "user"]
     )
     body = {"model": model, "messages": CHAT, "max_tokens": 4, "temperature": 0}
-    plain = httpx.post(url + "/v1/chat/completions", json=body, timeout=60).json()
+    plain = httpx.post(url + "/v1/chat/completions", json=body, timeout=PATIENCE_S).json()
     sent = httpx.post(
-        url + "/v1/chat/completions", json={**unset, **body, "unknown_field": {"a": 1}}, timeout=60
+        url + "/v1/chat/completions", json={**unset, **body, "unknown_field": {"a": 1}}, timeout=PATIENCE_S
     ).json()
     assert plain["choices"] == sent["choices"]
     marked = [{**message, "extra_field": "0"} for message in CHAT]
-    assert httpx.post(url + "/v1/chat/completions", json={**body, "messages": marked}, timeout=60).status_code == 200
+    assert (
+        httpx.post(url + "/v1/chat/completions", json={**body, "messages": marked}, timeout=PATIENCE_S).status_code
+        == 200
+    )
 
 
 def test_texts_in_parts_are_texts(url: str) -> None:
@@ -303,7 +310,7 @@ def test_version_health_and_short_paths(url: str, model: str) -> None:
     assert set(httpx.get(url + "/version").json()) == {"version"}
     assert httpx.get(url + "/health").status_code == 200
     assert httpx.get(url + "/models").json()["data"][0]["id"] == model
-    answer = httpx.post(url + "/chat/completions", json={"messages": CHAT, "max_tokens": 1}, timeout=60).json()
+    answer = httpx.post(url + "/chat/completions", json={"messages": CHAT, "max_tokens": 1}, timeout=PATIENCE_S).json()
     assert answer["object"] == "chat.completion"
 
 
@@ -335,7 +342,7 @@ def test_a_conversation_with_tools_is_tokenized_as_chat_does_it(url: str) -> Non
     asked = {"messages": CHAT, "tools": TOOLS}
     count = httpx.post(url + "/tokenize", json=asked).json()["count"]
     assert count > httpx.post(url + "/tokenize", json={"messages": CHAT}).json()["count"]
-    answer = httpx.post(url + "/v1/chat/completions", json={**asked, "max_tokens": 1}, timeout=60).json()
+    answer = httpx.post(url + "/v1/chat/completions", json={**asked, "max_tokens": 1}, timeout=PATIENCE_S).json()
     assert answer["usage"]["prompt_tokens"] == count
     text = httpx.post(url + "/apply-template", json=asked).json()["prompt"]
     assert httpx.post(url + "/tokenize", json={"prompt": text, "add_special_tokens": False}).json()["count"] == count
@@ -348,7 +355,9 @@ def test_constraints_hold(url: str, model: str) -> None:
     def content(**fields: Any) -> str:
         body = {"messages": CHAT, "max_tokens": 24, "temperature": 0.7, **fields}
         return str(
-            httpx.post(url + "/v1/chat/completions", json=body, timeout=120).json()["choices"][0]["message"]["content"]
+            httpx.post(url + "/v1/chat/completions", json=body, timeout=PATIENCE_S).json()["choices"][0]["message"][
+                "content"
+            ]
         )
 
     assert content(structured_outputs={"choice": ["Rust", "Haskell"]}) in ("Rust", "Haskell")

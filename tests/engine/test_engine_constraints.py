@@ -12,6 +12,7 @@ import pytest
 from fake_model import VOCAB, FakeExecutor, expected, tokens_of, vocabulary
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import PATIENCE_S
 from test_engine_loop import INFO, add, outputs, tokens
 
 from octavo.client.fake import IM_END
@@ -56,7 +57,7 @@ class House:
 
     def run(self) -> None:
         """Until there is nothing to do."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE_S
         while self.loop.has_requests or self.loop.turn(0):
             self.loop.turn(1.0)
             assert time.monotonic() < deadline, "does not come to an end"
@@ -120,7 +121,7 @@ class Gate:
         self.event = threading.Event()
 
     def __call__(self) -> Vocabulary:
-        assert self.event.wait(20)
+        assert self.event.wait(PATIENCE_S)
         return vocabulary()
 
 
@@ -148,8 +149,8 @@ def test_others_go_on_while_a_grammar_is_compiled() -> None:
     assert isinstance(pong, Pong) and pong.stats.num_waiting == 1 and pong.stats.aborts == 2
     threading.Timer(0.05, gate.event.set).start()
     began = time.monotonic()
-    while not house.loop.turn(10):  # until it is woken
-        assert time.monotonic() - began < 8
+    while not house.loop.turn(PATIENCE_S):  # until it is woken
+        assert time.monotonic() - began < PATIENCE_S
     house.run()
     assert tokens(client.receive(), 0) == expected(bound(0), 64)[0]
     assert leaver.receive() == []

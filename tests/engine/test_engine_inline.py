@@ -8,6 +8,7 @@ import types
 from typing import Any
 
 import pytest
+from patience import PATIENCE_S
 
 from octavo.executor.base import StepFailed
 from octavo.executor.inline import InlineExecutor
@@ -64,4 +65,4 @@ def test_the_engine_does_not_import_torch() -> None:
         "import sys, octavo.engine.loop, octavo.executor.inline, octavo.engine.faults, octavo.wire.local;"
         "assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE_S)

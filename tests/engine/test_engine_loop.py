@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from fake_model import VOCAB, FakeExecutor, expected
+from patience import PATIENCE_S
 
 from octavo.engine import loop as loop_module
 from octavo.engine.faults import FaultyExecutor
@@ -371,7 +372,7 @@ def test_it_sleeps_when_there_is_nothing_to_do_and_wakes_for_messages(monkeypatc
     assert tokens(messages, 0) == expected(add(0), 64)[0]
     stop.set()
     client.send(Bye())
-    thread.join(10)
+    thread.join(PATIENCE_S)
     assert not thread.is_alive()
 
 
@@ -416,7 +417,7 @@ def test_local_transport_drops_what_comes_after_close() -> None:
     waiting = threading.Thread(target=two.receive, args=(None,))
     waiting.start()
     transport.close()
-    waiting.join(10)
+    waiting.join(PATIENCE_S)
     assert not waiting.is_alive()
     two.send(Ping())
     assert transport.receive(None) == [] and transport.connect().receive(None) == []

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from fake_model import VOCAB, FakeExecutor, expected
 from msgspec import structs
+from patience import PATIENCE_S
 from scripted_worker import Blaming, LostWorker, ScriptedWorker, TimedWorker, executor_over
 from test_engine_loop import INFO, add, outputs, tokens
 
@@ -144,7 +145,7 @@ def test_shutdown_waits_for_what_is_in_flight() -> None:
 
 def test_the_executor_does_not_import_torch() -> None:
     code = "import sys, octavo.executor.choose, octavo.engine.process; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE_S)
 
 
 # --- the loop
@@ -273,7 +274,7 @@ def test_a_device_that_hangs_looks_busy() -> None:
     class Hangs(TimedWorker):
         def collect(self) -> Result:
             if len(self.steps) == 4:
-                let_go.wait(30)
+                let_go.wait(PATIENCE_S)
             return super().collect()
 
     house = House(Hangs(lambda _plan: 0.001))
@@ -286,7 +287,7 @@ def test_a_device_that_hangs_looks_busy() -> None:
             break
         thread.join(0.005)
     let_go.set()
-    thread.join(30)
+    thread.join(PATIENCE_S)
     assert seen is not None and not thread.is_alive()
 
 

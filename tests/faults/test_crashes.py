@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from patience import PATIENCE_S
 from served import OPTIONS, SMALL, Octavo, Stream, wait_until
 from unharmed import unharmed
 
@@ -44,11 +45,9 @@ def test_kills_at_random_moments_lose_nothing(folder: Path, model: str) -> None:
             for kill in range(KILLS):
                 time.sleep(rng.uniform(0.1, 0.8))
                 octavo.child("octavo-engine").kill()
-                killed = time.monotonic()
-                wait_until(lambda: octavo.get("/ready")[0] == 503, "/ready to say 503", 1.0)
-                assert time.monotonic() - killed < 1.0
+                wait_until(lambda: octavo.get("/ready")[0] == 503, "/ready to say 503")
                 if kill != 1:  # the last kill comes while the engine starts
-                    wait_until(lambda: octavo.get("/ready")[0] == 200, "a new engine", 40)
+                    wait_until(lambda: octavo.get("/ready")[0] == 200, "a new engine")
             assert [stream.result() for stream in streams] == undisturbed
             assert all(stream.error is None and stream.finish_reason == "length" for stream in streams)
         assert "broke down" not in octavo.output
@@ -67,10 +66,10 @@ def test_the_request_that_breaks_the_engine_fails_alone(folder: Path, model: str
             streams = [octavo.stream(200, prompt=prompt).begun() for prompt in prompts[:3]]
             poison = octavo.stream(200, prompt="po zon")
             streams += [octavo.stream(200, prompt=prompt) for prompt in prompts[3:]]
-            assert poison.result(90.0) == ""
+            assert poison.result() == ""
             assert poison.error is not None
             assert poison.error["code"] == "engine_error"
-            texts = [stream.result(90.0) for stream in streams]
+            texts = [stream.result() for stream in streams]
             refused = [stream.error is not None and stream.error["code"] == "unavailable" for stream in streams]
             assert not any(refused[:3])
             assert [text for text, no in zip(texts, refused, strict=True) if not no] == [
@@ -106,21 +105,19 @@ def test_a_lost_device_ends_the_engine_and_the_streams_go_on(octavo: Octavo, fol
         losing.started()
         with unharmed(losing):
             streams = [losing.stream(160, prompt=prompt) for prompt in prompts]
-            assert [stream.result(90.0) for stream in streams] == undisturbed
+            assert [stream.result() for stream in streams] == undisturbed
             assert all(stream.error is None and stream.finish_reason == "length" for stream in streams)
         assert losing.output.count("the engine ended with code 6") == 1
         assert "injected: the device is lost" in losing.output
         assert "the engine before this one broke down" in losing.output  # with the stacks it left
 
 
-def test_killed_server_is_back_within_two_seconds(octavo: Octavo) -> None:
+def test_a_killed_server_is_back(octavo: Octavo) -> None:
     engine = octavo.child("octavo-engine").pid
     with unharmed(octavo, pages_free_s=2.0):
         lost = [octavo.stream(900).begun(), octavo.stream(900)]
         octavo.child("octavo-server").kill()
-        killed = time.monotonic()
-        wait_until(lambda: octavo.get("/ready")[0] == 200, "a new server", 10.0)
-        assert time.monotonic() - killed < 4.0  # 0.6 s when the machine is idle
+        wait_until(lambda: octavo.get("/ready")[0] == 200, "a new server")
         for stream in lost:
             stream.result()
             assert stream.finish_reason is None
@@ -140,7 +137,7 @@ def test_killed_server_of_an_engine_elsewhere(folder: Path, model: str) -> None:
             lost.result()
         with served(folder, "serve", "--connect", endpoint, "--port", "0") as second:
             second.started()
-            wait_until(lambda: second.get("/v1/metrics")[1]["kv"]["blocks_used"] == 0, "free pages", 2.0)
+            wait_until(lambda: second.get("/v1/metrics")[1]["kv"]["blocks_used"] == 0, "free pages")
             assert second.stream(60).result() == text
             assert engine.process.poll() is None
 
@@ -152,17 +149,17 @@ def test_an_engine_that_breaks_down_alone_is_told_from_a_killed_one(folder: Path
         stream: Stream | None = None
         for end in ends:
             with served(folder, "engine", model, "--endpoint", endpoint, *SMALL) as engine:
-                wait_until(lambda: server.port is not None and server.get("/ready")[0] == 200, "an engine", 30)
+                wait_until(lambda: server.port is not None and server.get("/ready")[0] == 200, "an engine")
                 stream = stream or server.stream(900)
                 stream.begun(len(stream.pieces) + 2)
                 assert stream.error is None
                 engine.signal(end)
-                engine.process.wait(10)
+                engine.process.wait(PATIENCE_S)
         assert stream is not None
         with served(folder, "engine", model, "--endpoint", endpoint, *SMALL) as engine:
             stream.result()
             assert stream.error is not None and stream.error["code"] == "engine_error"
-            wait_until(lambda: server.get("/ready")[0] == 200, "an engine", 30)
+            wait_until(lambda: server.get("/ready")[0] == 200, "an engine")
             assert "broke down" in engine.output
             engine.signal(signal.SIGTERM)
             assert engine.ended() == 0

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import pytest
+from patience import PATIENCE_S
 from served import Octavo, wait_until
 from unharmed import ask, unharmed
 
@@ -26,7 +27,7 @@ class Caller:
     """A client that sends a request and may hang up at any moment."""
 
     def __init__(self, octavo: Octavo, **body: Any) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", octavo.port or 0), timeout=30)
+        self.socket = socket.create_connection(("127.0.0.1", octavo.port or 0), timeout=PATIENCE_S)
         content = json.dumps({"prompt": "abc", "temperature": 0, "ignore_eos": True, **body}).encode()
         head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n"
         self.socket.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + content)
@@ -54,9 +55,9 @@ def test_client_that_leaves_is_aborted(octavo: Octavo, stage: str, stream: bool)
             wait_until(lambda: _engine(octavo)["running"] == 1, "a running request")
         caller.hang_up()
         if stage == "queued":
-            wait_until(lambda: _engine(octavo)["waiting"] == 0, "its abort", 2.0)
+            wait_until(lambda: _engine(octavo)["waiting"] == 0, "its abort")
         else:
-            wait_until(lambda: _engine(octavo)["pages"] == 0, "its abort", 2.0)
+            wait_until(lambda: _engine(octavo)["pages"] == 0, "its abort")
         assert _metric(octavo, "request_aborts_total") >= aborts + 1
         for other in others:
             other.hang_up()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "h200" / "compiled.json"
@@ -46,7 +47,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     out = tmp_path_factory.mktemp("compiled")
     command = [sys.executable, str(ROOT / "benchmarks/gpu/compiled.py"), "--one", "--out", str(out)]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=110)
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE_S)
     assert ran.returncode == 0, ran.stderr
     assert "inspected code" in (out / "compiled.md").read_text()
     found: list[dict[str, Any]] = json.loads((out / "compiled.json").read_text())["entries"]

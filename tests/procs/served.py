@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from patience import PATIENCE_S
 
-START_S = 60.0
 OPTIONS = ["--dtype", "float32", "--threads", "1", "--kv-cache-memory", "8MiB", "--max-num-seqs", "8"]
 SMALL = [
     *("--dtype", "float32", "--threads", "1", "--max-num-seqs", "8", "--max-queued-requests", "8"),
@@ -27,7 +27,7 @@ SMALL = [
 """150 pages of 16 tokens: two and a half of the longest sequences, for eight rows."""
 
 
-def wait_until(condition: Callable[[], Any], what: str, seconds: float = 15.0) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE_S) -> Any:
     """The first true value of `condition`."""
     end = time.monotonic() + seconds
     while not (value := condition()):
@@ -63,7 +63,7 @@ class Octavo:
             assert self.process.poll() is None, self.output
             return self.port is not None and self.get("/ready")[0] == 200
 
-        wait_until(ready, f"a start\n{self.output}", START_S)
+        wait_until(ready, f"a start\n{self.output}")
         self.children()
         return self
 
@@ -109,14 +109,14 @@ class Octavo:
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 
-    def ended(self, seconds: float = 20.0) -> int:
+    def ended(self, seconds: float = PATIENCE_S) -> int:
         """Waits for the end; → exit code. Nothing may be left of it."""
         self.process.wait(seconds)
         code = self.process.returncode
         self.gone()
         return code
 
-    def gone(self, seconds: float = 15.0) -> None:
+    def gone(self, seconds: float = PATIENCE_S) -> None:
         """Every child that was ever seen ends."""
         _, alive = psutil.wait_procs(list(self._seen.values()), timeout=seconds)
         assert not alive, f"orphans: {alive}"
@@ -137,7 +137,7 @@ class Stream:
         self.error: dict[str, Any] | None = None
         self.finish_reason: str | None = None
         self.done = False
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
         request = {"prompt": "abc", "max_tokens": num_tokens, "temperature": 0, "ignore_eos": True, "stream": True}
         self._body = json.dumps({**request, **fields})
         self._thread = threading.Thread(target=self._read, daemon=True)
@@ -147,7 +147,7 @@ class Stream:
     def text(self) -> str:
         return "".join(self.pieces)
 
-    def result(self, seconds: float = 60.0) -> str:
+    def result(self, seconds: float = PATIENCE_S) -> str:
         self._thread.join(seconds)
         assert not self._thread.is_alive(), "the stream does not end"
         return self.text
@@ -157,7 +157,7 @@ class Stream:
         sock = self._connection.sock
         if sock is not None:
             sock.shutdown(socket.SHUT_RDWR)
-        self._thread.join(10.0)
+        self._thread.join(PATIENCE_S)
 
     def begun(self, pieces: int = 3) -> Stream:
         wait_until(lambda: len(self.pieces) >= pieces or self.done, "a stream's first pieces")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import openai
 import pytest
+from patience import PATIENCE_S
 from served import OPTIONS, Octavo, wait_until
 from tiny import write_tiny_model
 
@@ -46,7 +47,7 @@ def test_serving_with_keys_over_tls(tmp_path: Path) -> None:
         "--log-level", "debug", OCTAVO_API_KEY=KEY,
     )  # fmt: skip
     try:
-        found = wait_until(lambda: re.search(r"ready after .*: (https://127\.0\.0\.1:\d+)", octavo.output), "ready", 60)
+        found = wait_until(lambda: re.search(r"ready after .*: (https://127\.0\.0\.1:\d+)", octavo.output), "ready")
         _check(found[1], certificate)
         server = octavo.child("octavo-server")
         server.kill()
@@ -68,7 +69,9 @@ def _check(url: str, certificate: Path) -> None:
     context = ssl.create_default_context(cafile=str(certificate))
 
     def ask(path: str, given: str | None) -> int:
-        connection = http.client.HTTPSConnection("127.0.0.1", int(url.rpartition(":")[2]), context=context, timeout=20)
+        connection = http.client.HTTPSConnection(
+            "127.0.0.1", int(url.rpartition(":")[2]), context=context, timeout=PATIENCE_S
+        )
         try:
             connection.request("GET", path, headers={} if given is None else {"authorization": f"Bearer {given}"})
             return connection.getresponse().status
@@ -90,7 +93,7 @@ def _check(url: str, certificate: Path) -> None:
             model = client.models.list().data[0].id
             stream = client.completions.create(model=model, prompt="abc", max_tokens=4, stream=True)
             assert list(stream)[-1].choices[0].finish_reason in ("length", "stop")
-    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=20) as sock:
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=PATIENCE_S) as sock:
         sock.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
         assert b"200" not in sock.recv(4096)  # plain http is not spoken
 

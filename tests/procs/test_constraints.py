@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from patience import PATIENCE_S
 from served import OPTIONS, Octavo, wait_until
 from tiny import write_tiny_model
 
@@ -38,7 +39,7 @@ def octavo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Octavo]:
 
 
 def post(octavo: Octavo, path: str, body: dict[str, Any]) -> tuple[int, Any]:
-    connection = http.client.HTTPConnection("127.0.0.1", octavo.port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", octavo.port, timeout=PATIENCE_S)
     connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
     response = connection.getresponse()
     try:
@@ -67,7 +68,7 @@ def test_constrained_streams_survive_the_engine(octavo: Octavo) -> None:
     wait_until(lambda: all(stream.pieces for stream in streams), "the first tokens")
     engine.send_signal(signal.SIGKILL)
     assert [(stream.result(), stream.finish_reason) for stream in streams] == wanted
-    thread.join(60)
+    thread.join(PATIENCE_S)
     ((status, again),) = embedded
     assert status == 200
     for one, other in zip(whole["data"], again["data"], strict=True):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from paced import PacedEngine, model_folder
+from patience import PATIENCE_S
 from served import wait_until
 
 from octavo.client import engine as engine_module
@@ -23,7 +24,7 @@ from octavo.types import SamplingParams
 from octavo.wire.messages import Hello
 
 
-async def _until(condition: Any, seconds: float = 20.0) -> None:
+async def _until(condition: Any, seconds: float = PATIENCE_S) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -31,7 +32,7 @@ async def _until(condition: Any, seconds: float = 20.0) -> None:
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(work, 90))
+    asyncio.run(asyncio.wait_for(work, PATIENCE_S))
 
 
 async def _ids(client: EngineClient, first: int, count: int) -> list[int]:
@@ -208,7 +209,7 @@ def test_requests_of_a_client_that_is_behind_pause_and_go_on(endpoint: str, mode
         await _until(lambda: slow.ready and other.ready)
         tasks = [asyncio.create_task(_ids(slow, i, 900)) for i in range(12)]
         await _until(lambda: engine.scheduler.num_running == 8)
-        end = time.monotonic() + 20
+        end = time.monotonic() + PATIENCE_S
         while not engine.scheduler.behind and time.monotonic() < end:  # the kernel's buffers take some of it
             time.sleep(0.01)
         assert engine.scheduler.behind and engine.scheduler.num_running == 0

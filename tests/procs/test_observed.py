@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENCE_S
 from prometheus_client.parser import text_string_to_metric_families
 from served import OPTIONS, Octavo, wait_until
 from tiny import write_tiny_model
@@ -59,7 +60,7 @@ def lines(octavo: Octavo) -> list[dict[str, Any]]:
 
 
 def post(octavo: Octavo, request_id: str, **fields: Any) -> int:
-    connection = http.client.HTTPConnection("127.0.0.1", octavo.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", octavo.port, timeout=PATIENCE_S)
     body = {"prompt": "abc", "max_tokens": 5, "temperature": 0, "ignore_eos": True, **fields}
     connection.request("POST", "/v1/completions", json.dumps(body), {"x-request-id": request_id})
     response = connection.getresponse()
@@ -69,7 +70,7 @@ def post(octavo: Octavo, request_id: str, **fields: Any) -> int:
 
 
 def counters(octavo: Octavo) -> dict[str, float]:
-    connection = http.client.HTTPConnection("127.0.0.1", octavo.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", octavo.port, timeout=PATIENCE_S)
     connection.request("GET", "/metrics")
     text = connection.getresponse().read().decode()
     connection.close()
@@ -125,6 +126,6 @@ def test_the_end_is_in_the_log_and_the_traces_are_sent(octavo: Octavo, collected
 
 def test_a_bad_start_is_one_object(tmp_path: Path) -> None:
     command = Octavo(tmp_path, "serve", str(tmp_path / "nothing"), "--port", "0", "--log-format", "json")
-    assert command.process.wait(20) not in (0, 1)
+    assert command.process.wait(PATIENCE_S) not in (0, 1)
     (line,) = lines(command)
     assert line["level"] == "critical" and "nothing" in line["message"] and line["process"] == "supervisor"

@@ -151,7 +151,7 @@ def test_killed_supervisor_leaves_no_orphans_and_hang_is_ended(folder: Path, mod
         wait_until(lambda: not engine.is_running(), "the watchdog")
         assert "--watchdog-timeout" in octavo.output
         assert re.search(r"faults\.py.*in collect", octavo.output)
-        wait_until(lambda: octavo.get("/ready")[0] == 200, "a new engine", 40)
+        wait_until(lambda: octavo.get("/ready")[0] == 200, "a new engine")
         stream.result()
         assert stream.finish_reason == "length"  # the new engine has a step 40 of its own, beyond this stream's end
         octavo.children()

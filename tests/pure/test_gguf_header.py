@@ -14,6 +14,7 @@ import pytest
 from gguf_bytes import ARRAY, BOOL, F32, I32, I64, STRING, U8, U32, U64, File, kv, kv_array, string, tensor
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from patience import PATIENCE_S
 
 from octavo.errors import ModelFileError
 from octavo.modelfiles.gguf import GGML_TYPES, GGUFHeader, read_header
@@ -270,7 +271,7 @@ def test_demo_file_damaged_takes_neither_time_nor_memory(demo_gguf: Path, tmp_pa
     path = tmp_path / "m.gguf"
     shutil.copyfile(demo_gguf, path)
     command = [sys.executable, "-c", DAMAGE, str(path)]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100).stdout
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE_S).stdout
     refused, slowest, mebibytes = (float(word) for word in printed.split())
     assert refused > 100 and slowest < 20 and mebibytes < 64
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE_S
 
 from tools import floors
 
@@ -249,7 +250,9 @@ for name in {control!r}:
 heavy = {{"torch", "transformers", "huggingface_hub", "triton"}}
 sys.exit(", ".join(sorted(heavy & set(sys.modules))) or 0)
 """
-    ran = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert ran.returncode == 0, ran.stderr
 
 

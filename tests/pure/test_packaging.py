@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 
@@ -107,7 +108,7 @@ def setup(checkout: Path, **environment: str) -> subprocess.CompletedProcess[str
         env={**os.environ, "PYTHON": sys.executable, "CXX": "no-such-compiler", **environment},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=PATIENCE_S,
     )
 
 

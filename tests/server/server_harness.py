@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import httpx
+from patience import PATIENCE_S
 
 from octavo.client.fake import FakeClient
 from octavo.config import ServerConfig
@@ -147,11 +148,11 @@ class Call:
     async def sent(self, count: int) -> None:
         while len(self.messages) < count:
             self.news.clear()
-            await asyncio.wait_for(self.news.wait(), 5)
+            await asyncio.wait_for(self.news.wait(), PATIENCE_S)
 
     async def leave(self) -> None:
         self.gone.set()
-        await asyncio.wait_for(self.task, 5)
+        await asyncio.wait_for(self.task, PATIENCE_S)
 
     @property
     def text(self) -> str:
@@ -203,6 +204,6 @@ def live(config: ServerConfig | None = None, **fake: Any) -> Iterator[Live]:
     finally:
         if found.thread.is_alive():
             found.signal()
-            found.thread.join(10)
+            found.thread.join(PATIENCE_S)
         found.socket.close()
         assert not found.thread.is_alive()

@@ -180,9 +180,9 @@ def test_fan_out_is_refused_before_it_is_made() -> None:
             {"logit_bias": {str(i): 1 for i in range(100_000)}}, {"bad_words": ["b"] * 100_000},
             {"messages": HELLO * 50_000}, {"stop_token_ids": [1] * 10**6},
         ):  # fmt: skip
-            started = time.perf_counter()
+            started = time.process_time()
             error_of(await api.chat(**fields), 400)
-            assert time.perf_counter() - started < 20  # milliseconds, or never: not a measure of speed
+            assert time.process_time() - started < 20  # milliseconds, or never: not a measure of speed
         error_of(await api.complete(prompt=["p"] * 10**5), 400)
 
     run(test)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 import httpx
 import openai
 import pytest
+from patience import PATIENCE_S
 from server_harness import HELLO, TEXT, Live, events, live
 
 from octavo.client.fake import FakeClient
@@ -96,7 +97,7 @@ def test_openai_sees_the_error_inside_a_stream() -> None:
 
 def test_bodies_over_the_limit_on_the_wire(server: Live) -> None:
     for chunked in (False, True):
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_S)
         body = b" " * 1_000_000
         blocks = [body[i : i + 10_000] for i in range(0, len(body), 10_000)]
         headers = {"content-type": "application/json"}
@@ -112,7 +113,7 @@ def test_lying_content_lengths(server: Live, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("octavo.server.http.middleware.LINGER_S", 0.3)
 
     def answer(head: str, body: bytes) -> bytes:
-        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as sock:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as sock:
             start = (
                 "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nconnection: close\r\n"
             )
@@ -133,7 +134,7 @@ def test_lying_content_lengths(server: Live, monkeypatch: pytest.MonkeyPatch) ->
 def test_disconnect_on_the_wire_aborts() -> None:
     with live(step_delay=0.005) as found:
         for stream in (True, False):
-            with socket.create_connection(("127.0.0.1", found.port), timeout=5) as sock:
+            with socket.create_connection(("127.0.0.1", found.port), timeout=PATIENCE_S) as sock:
                 body = json.dumps({**LONG, "stream": stream}).encode()
                 head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
                 sock.sendall(head.encode() + body)
@@ -181,9 +182,9 @@ def test_signal_drains_then_stops() -> None:
         found.until(lambda: found.inflight.draining)
         refused = http.post("/v1/chat/completions", json=LONG)
         assert refused.status_code == 503 and refused.headers["retry-after"]
-        thread.join(10)
+        thread.join(PATIENCE_S)
         assert events(answers[0].text)[-1] == "[DONE]"
-        found.thread.join(5)
+        found.thread.join(PATIENCE_S)
         assert not found.thread.is_alive()
 
 
@@ -198,20 +199,20 @@ def test_signal_cuts_off_what_does_not_end() -> None:
         thread.start()
         found.until(lambda: found.engine.num_running)
         found.signal()
-        found.thread.join(60)
+        found.thread.join(PATIENCE_S)
         assert not found.thread.is_alive()
-        thread.join(5)
+        thread.join(PATIENCE_S)
         assert events(answers[0].text)[-1]["error"]["code"] == "draining"
 
 
 def test_second_signal_ends_at_once() -> None:
-    with live(ServerConfig(drain_timeout=300), step_delay=0.01) as found:
+    with live(ServerConfig(drain_timeout=3000), step_delay=0.01) as found:
         failures: list[Exception] = []
 
         def ask() -> None:
             try:
                 body = {**LONG, "max_tokens": 7500, "stream": True}  # 75 s
-                events(httpx.post(found.url + "/v1/chat/completions", json=body, timeout=90).text)
+                events(httpx.post(found.url + "/v1/chat/completions", json=body, timeout=PATIENCE_S).text)
             except (httpx.HTTPError, AssertionError) as error:
                 failures.append(error)
 
@@ -221,9 +222,10 @@ def test_second_signal_ends_at_once() -> None:
         found.signal()
         time.sleep(0.1)
         found.signal()
-        found.thread.join(25)
+        found.thread.join(PATIENCE_S)
         assert not found.thread.is_alive()
-        thread.join(5)
+        thread.join(PATIENCE_S)
+        assert failures, "the stream was waited for"
 
 
 def test_engine_that_can_never_be_served_ends_the_process_with_its_error() -> None:
@@ -255,10 +257,10 @@ def test_process_without_an_engine_answers_and_ends_with_0() -> None:
         process = subprocess.Popen([sys.executable, "-c", code], pass_fds=(fd,), stderr=subprocess.PIPE, text=True)
         try:
             url = f"http://127.0.0.1:{port}"
-            assert httpx.get(url + "/health", timeout=10).json()["service"] == "octavo"
+            assert httpx.get(url + "/health", timeout=PATIENCE_S).json()["service"] == "octavo"
             assert httpx.get(url + "/ready").status_code == 503
             process.send_signal(signal.SIGTERM)
-            _, log = process.communicate(timeout=10)
+            _, log = process.communicate(timeout=PATIENCE_S)
         finally:
             process.kill()
             process.wait()

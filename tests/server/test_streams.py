@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from patience import PATIENCE_S
 from server_harness import HELLO, TEXT, Api, Call, api, error_of, events, run
 
 CHAT = "/v1/chat/completions"
@@ -86,7 +87,7 @@ def test_reader_that_stops_reading_is_dropped() -> None:
         async with api(step_delay=0.001) as found:
             found.inflight.send_timeout = 0.2
             call = Call(found.app, CHAT, {**LONG, "stream": True}, block_after=5)
-            await asyncio.wait_for(call.task, 5)
+            await asyncio.wait_for(call.task, PATIENCE_S)
             assert found.engine.num_running == 0 and len(call.messages) == 6
 
     asyncio.run(main())
@@ -127,7 +128,7 @@ def test_no_stream_is_silent_while_a_long_prompt_is_computed(monkeypatch: pytest
                 call = Call(found.app, path, body)
                 await call.sent(4)
                 assert found.engine.num_running == 1, path
-                await asyncio.wait_for(call.task, 5)
+                await asyncio.wait_for(call.task, PATIENCE_S)
                 assert call.text.count(sign) > 1 and not call.text.split(sign)[-1].startswith(":"), path
                 rest = call.text.replace(sign, "")
                 first, last = rest.split("\n\n")[0], rest.split("\n\n")[-2]
@@ -146,7 +147,7 @@ def test_stream_survives_an_engine_restart() -> None:
             assert (await found.http.get("/ready")).status_code == 503
             assert error_of(await found.chat(stream=True), 503)["code"] == "unavailable"
             found.engine.restart()
-            await asyncio.wait_for(call.task, 5)
+            await asyncio.wait_for(call.task, PATIENCE_S)
             chunks = events(call.text)
             assert chunks.pop() == "[DONE]"
             assert "".join(c["choices"][0]["delta"].get("content", "") for c in chunks) == TEXT
@@ -182,7 +183,7 @@ def test_drain_ends_the_rest_with_an_error() -> None:
             plain = Call(found.app, CHAT, LONG)
             await streamed.sent(3)
             assert await found.inflight.drain(0.05) == 2
-            await asyncio.wait_for(asyncio.gather(streamed.task, plain.task), 5)
+            await asyncio.wait_for(asyncio.gather(streamed.task, plain.task), PATIENCE_S)
             assert events(streamed.text)[-1]["error"]["code"] == "draining"
             assert plain.messages[0]["status"] == 503
             assert found.engine.num_running == 0

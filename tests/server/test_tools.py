@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import pytest
+from patience import PATIENCE_S
 from server_harness import HELLO, Api, Call, error_of, events, run
 
 from octavo.config import ServerConfig
@@ -385,7 +386,7 @@ def test_a_call_goes_on_after_an_engine_restart() -> None:
                 await asyncio.sleep(0.001)
             api.engine.crash()
             api.engine.restart()
-            await asyncio.wait_for(call.task, 20)
+            await asyncio.wait_for(call.task, PATIENCE_S)
             message, reason = joined(events(call.text))
             assert reason == "tool_calls" and message["reasoning"] == whole["reasoning"]
             assert message["tool_calls"] == [made["function"] for made in whole["tool_calls"]]
