@@ -29,6 +29,10 @@ class Prompt(msgspec.Struct, kw_only=True):
     """An embedding of the prompt is wanted, and no output."""
     request_id: str = ""
     """The HTTP request's, for the log alone."""
+    owner: str = ""
+    """The key whose request it is: grammars are checked and compiled in turn for each."""
+    hard_grammar: bool = False
+    """The grammar took long to be checked."""
 
 
 class Listener(Protocol):

@@ -192,7 +192,7 @@ class EngineClient:
     async def generate(self, prompt: Prompt, params: SamplingParams) -> LedgerGeneration:
         model, info = self._attached()
         if prompt.grammar is not None and self._grammars is not None:
-            await self._grammars.check(prompt.grammar)
+            prompt.hard_grammar = await self._grammars.check(prompt.grammar, prompt.owner)
             model, info = self._attached()  # much may have happened meanwhile
         adds = sequences(
             prompt,

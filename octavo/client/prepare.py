@@ -100,6 +100,8 @@ def sequences(
             grammar=prompt.grammar,
             pooling=prompt.pooling,
             request_id=prompt.request_id,
+            owner=prompt.owner,
+            hard_grammar=prompt.hard_grammar,
         )
         for index in range(candidates)
     ]

@@ -12,7 +12,7 @@ from octavo.wire.messages import Stats
 
 COUNTERS = (
     "prefix_queries", "prefix_hits", "prompt_tokens", "generated_tokens", "preemptions", "aborts", "steps",
-    "step_failures", "cpu_seconds",
+    "step_failures", "cpu_seconds", "grammar_evictions",
 )  # fmt: skip
 
 

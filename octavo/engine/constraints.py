@@ -2,31 +2,28 @@
 Only masks that take less time than waking a thread are computed at once.
 
 Owned by engine/scheduler.py, which asks for a `Constraint` when a request with a grammar comes, admits the request once
-that is `done`, tells it each token, and takes the masks for a plan. Threads start with the first grammar: what they
-load costs an engine without grammars nothing. Invariant: a constraint belongs to the scheduler or, while a job of its
-is on the way, to one thread here; who hands it over does not touch it before the job is done.
+that is ready, tells it each token, and takes the masks for a plan. Threads start with the first grammar: what they
+load costs an engine without grammars nothing. Invariants: a constraint belongs to the scheduler or, while it is
+`behind`, to one thread here; a step waits for no mask that takes longer than SLOW_S of a processor: such a constraint
+goes to the slow thread, and comes back through `take_ready`.
 """
 
 from __future__ import annotations
 
-import logging
-import math
+import contextlib
+import os
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from queue import SimpleQueue
+from collections.abc import Callable, Sequence
 
-from octavo.grammar.matcher import GrammarError, Matcher, Vocabulary
+from octavo.engine.constraint import SLOW_S, Constraint
+from octavo.grammar.matcher import Vocabulary
+from octavo.grammar.turns import RoundRobin
 from octavo.wire.messages import Add
 from octavo.wire.plan import Masks
 
-logger = logging.getLogger(__name__)
-
-COMPILERS = 2
-"""Grammars that are compiled side by side: a hard one does not hold up all others."""
 CHEAP_S = 50e-6
 """Masks are computed at once when the last ones took less, all of them together. One within a JSON string takes some
 20 microseconds, one of a regex that counts 300."""
@@ -35,94 +32,13 @@ LOADING_SWITCH_S = 0.0005
 step asks for it several times."""
 STACK_BYTES = 16 << 20
 """Of the threads: llguidance takes nested grammars apart by recursion; more than grammar/trial.py tries them with."""
+SLOW_NICE = 10
+"""What the slow thread leaves to the steps, where a thread can say so."""
+STUCK_S = 0.1
+"""A step waits no longer for one mask, even when that had no processor."""
 CLOSE_S = 1.0
-_INTERNAL = "the engine failed to follow the grammar"
 
-
-class Constraint:
-    """The grammar of one request, at the place to which its output has come. `key`: whatever the scheduler wants."""
-
-    __slots__ = ("_job", "_mask", "_matcher", "add", "error", "exhausted", "key", "took")
-
-    def __init__(self, key: object, add: Add) -> None:
-        self.key = key
-        self.add = add
-        self.error: GrammarError | None = None
-        """Why it cannot be followed; what was sampled since counts for nothing."""
-        self.exhausted = False
-        """Only the end can follow, and no token says so: what was sampled counts for nothing."""
-        self._matcher: Matcher | None = None
-        self._mask: bytes | None = None
-        self.took = math.inf
-        """Seconds of a processor that the last mask took."""
-        self._job: _Job | None = None
-
-    @property
-    def is_finished(self) -> bool:
-        """Nothing but the end can follow the tokens so far."""
-        return self._matcher is not None and self._matcher.is_finished
-
-    def consume(self, token: int) -> None:
-        """The next token; a mask has to be computed anew, unless it is finished. Sets `error`."""
-        assert self._matcher is not None
-        with self._keeping_error("a grammar cannot be followed"):
-            self._matcher.consume(token)
-
-    def mask(self) -> bytes | None:
-        """Of the tokens that may come next, once it is computed. None: any, as the token will not count."""
-        if self._job is not None:
-            self._job.done.wait()
-            self._job = None
-        return self._mask
-
-    # -- in a thread
-
-    def compile(self, vocabulary: Callable[[], Vocabulary]) -> None:
-        add = self.add
-        assert add.grammar is not None
-        with self._keeping_error("a grammar cannot be compiled"):
-            self._matcher = vocabulary().matcher(add.grammar, add.stop_ids)
-            for token in add.output_ids:
-                self._matcher.consume(token)
-        self.compute()
-
-    def compute(self) -> None:
-        self._mask = None
-        if self.error is not None or self._matcher is None or self._matcher.is_finished:
-            return
-        began = time.thread_time()
-        with self._keeping_error("a mask cannot be computed"):
-            self._mask = self._matcher.mask()
-            self.exhausted = self._mask is None
-            self.took = time.thread_time() - began
-
-    @contextmanager
-    def _keeping_error(self, what: str) -> Iterator[None]:
-        """Whatever goes wrong inside is this request's alone; `what`: for the log, where it is our own fault."""
-        try:
-            yield
-        except GrammarError as error:
-            self.error = error
-        except Exception:
-            logger.exception(what)
-            self.error = GrammarError(_INTERNAL, is_users=False)
-
-
-class _Job:
-    """Masks to compute after one step."""
-
-    __slots__ = ("constraints", "done")
-
-    def __init__(self, constraints: Sequence[Constraint]) -> None:
-        self.constraints = constraints
-        self.done = threading.Event()
-
-    def run(self) -> None:
-        try:
-            for constraint in self.constraints:
-                constraint.compute()
-        finally:
-            self.done.set()
+Task = Callable[[], None]
 
 
 class Constraints:
@@ -132,30 +48,38 @@ class Constraints:
     def __init__(self, vocabulary: Callable[[], Vocabulary], wake: Callable[[], None]) -> None:
         self._make_vocabulary = vocabulary
         self._vocabulary: Vocabulary | None = None
-        self._lock = threading.Lock()
+        self._loading = threading.Lock()
         self._wake = wake
-        self._to_compile: SimpleQueue[Constraint | None] = SimpleQueue()
-        self._to_compute: SimpleQueue[_Job | None] = SimpleQueue()
-        self._compiled: deque[Constraint] = deque()
-        self._threads: list[threading.Thread] = []
+        self._ready: deque[Constraint] = deque()
+        self._compiler: _Worker | None = None
+        self._slow: _Worker | None = None
+        self._masker: _Masker | None = None
 
-    def compile(self, key: object, add: Add) -> Constraint:
-        """A constraint that will be among those of `take_compiled`; until then it is nobody else's."""
-        if not self._threads:
-            self._start()
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """Once it was needed."""
+        return self._vocabulary
+
+    def compile(self, key: object, add: Add, line: str = "") -> Constraint:
+        """A constraint that will be among those of `take_ready`; until then it is nobody else's. Those of one `line`
+        wait for each other."""
         constraint = Constraint(key, add)
-        self._to_compile.put(constraint)
+        self._start()
+        assert self._slow is not None and self._compiler is not None
+        worker = self._slow if add.hard_grammar else self._compiler
+        constraint.behind = True
+        worker.give(line, lambda: self._finish(constraint, lambda: constraint.compile(self._loaded)))
         return constraint
 
     @property
-    def has_compiled(self) -> bool:
-        return bool(self._compiled)
+    def has_ready(self) -> bool:
+        return bool(self._ready)
 
-    def take_compiled(self) -> list[Constraint]:
-        """Those that are done since the last time; look at `error` first."""
+    def take_ready(self) -> list[Constraint]:
+        """Those that are compiled, or caught up, since the last time; look at `error` first."""
         found = []
-        while self._compiled:
-            found.append(self._compiled.popleft())
+        while self._ready:
+            found.append(self._ready.popleft())
         return found
 
     def compute(self, constraints: Sequence[Constraint]) -> None:
@@ -164,41 +88,56 @@ class Constraints:
             for constraint in constraints:
                 constraint.compute()
             return
-        job = _Job(constraints)
-        for constraint in constraints:
-            constraint._job = job
-        self._to_compute.put(job)
+        assert self._masker is not None
+        self._masker.give(constraints)
+
+    def advance(self, constraint: Constraint, token: int, line: str = "") -> None:
+        """Of one that is slow: the next token, and the mask behind it. It is held until it is among `take_ready`."""
+        assert self._slow is not None and constraint.slow
+        constraint.behind = True
+        self._slow.give(line, lambda: self._finish(constraint, lambda: constraint.advance(token)))
+
+    def masks(self, constraints: Sequence[Constraint | None]) -> Masks:
+        """Those of a plan's sampling runs, in their order. Those that are not there in time are None and `late`."""
+        return lambda: self._masks(constraints)
 
     def close(self) -> None:
         """Ends the threads; waits a moment for what they do. Idempotent."""
-        threads, self._threads = self._threads, []
-        for thread in threads:
-            (self._to_compute if thread is threads[-1] else self._to_compile).put(None)
-        for thread in threads:
-            thread.join(CLOSE_S)
+        for owner in (self._compiler, self._slow, self._masker):
+            if owner is not None:
+                owner.close()
+        self._compiler = self._slow = self._masker = None
+
+    def _masks(self, constraints: Sequence[Constraint | None]) -> list[bytes | None]:
+        if self._masker is not None:
+            self._masker.wait([each for each in constraints if each is not None and each.behind])
+        found: list[bytes | None] = []
+        for constraint in constraints:
+            if constraint is not None and constraint.behind:
+                constraint.late = True
+                found.append(None)
+            elif constraint is not None:
+                constraint.late = False
+                found.append(constraint.mask)
+            else:
+                found.append(None)
+        return found
+
+    def _finish(self, constraint: Constraint, work: Task) -> None:
+        work()
+        constraint.behind = False
+        self._ready.append(constraint)
+        self._wake()
 
     def _start(self) -> None:
-        usual = threading.stack_size(STACK_BYTES)
-        try:
-            for number, target in enumerate([self._compile_all] * COMPILERS + [self._compute_all]):
-                thread = threading.Thread(target=target, name=f"octavo-grammar-{number}", daemon=True)
-                thread.start()
-                self._threads.append(thread)
-        finally:
-            threading.stack_size(usual)
-
-    def _compile_all(self) -> None:
-        while (constraint := self._to_compile.get()) is not None:
-            constraint.compile(self._loaded)
-            self._compiled.append(constraint)
-            self._wake()
-
-    def _compute_all(self) -> None:
-        while (job := self._to_compute.get()) is not None:
-            job.run()
+        if self._compiler is not None:
+            return
+        self._compiler = _Worker("octavo-grammar-0", 0)
+        self._slow = _Worker("octavo-grammar-1", SLOW_NICE)
+        self._masker = _Masker(self._finish)
 
     def _loaded(self) -> Vocabulary:
-        with self._lock:
+        with self._loading:
             if self._vocabulary is None:
                 usual = sys.getswitchinterval()
                 sys.setswitchinterval(LOADING_SWITCH_S)
@@ -209,6 +148,122 @@ class Constraints:
             return self._vocabulary
 
 
-def masks(constraints: Sequence[Constraint | None]) -> Masks:
-    """Those of a plan's sampling runs, in their order."""
-    return lambda: [None if constraint is None else constraint.mask() for constraint in constraints]
+class _Worker:
+    """A thread for work that takes long, in turn for each line."""
+
+    def __init__(self, name: str, nice: int) -> None:
+        self._tasks: RoundRobin[Task] = RoundRobin()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._nice = nice
+        self._thread = _started(self._run, name)
+
+    def give(self, line: str, task: Task) -> None:
+        with self._changed:
+            self._tasks.push(line, task)
+            self._changed.notify()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join(CLOSE_S)
+
+    def _run(self) -> None:
+        if self._nice and sys.platform == "linux":  # elsewhere it is the whole process that is nice
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._nice)
+        while True:
+            with self._changed:
+                while not self._tasks and not self._closed:
+                    self._changed.wait()
+                if self._closed:
+                    return
+                task = self._tasks.pop()
+            task()
+
+
+class _Masker:
+    """A thread for masks that a step waits for, the cheap ones first. One that takes longer than a step may wait keeps
+    its thread, which ends with it, and another thread takes over. `finish`: what such a thread does in the end."""
+
+    def __init__(self, finish: Callable[[Constraint, Task], None]) -> None:
+        self._finish = finish
+        self._waiting: deque[Constraint] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._current: Constraint | None = None
+        self._began = self._began_wall = 0.0
+        with self._changed:
+            self._thread = _started(self._run, "octavo-grammar-2")
+
+    def give(self, constraints: Sequence[Constraint]) -> None:
+        with self._changed:
+            for constraint in sorted(constraints, key=lambda each: each.took):
+                constraint.behind = True
+                self._waiting.append(constraint)
+            self._changed.notify_all()
+
+    def wait(self, constraints: Sequence[Constraint]) -> None:
+        """Until none of these is behind, but for the slow ones."""
+        with self._changed:
+            while any(each.behind and not each.slow for each in constraints):
+                if not self._changed.wait(SLOW_S) and self._is_stuck():
+                    self._replace()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join(CLOSE_S)
+
+    def _is_stuck(self) -> bool:
+        if self._current is None:
+            return False
+        if time.monotonic() - self._began_wall > STUCK_S:
+            return True
+        return _cpu_time(self._thread) - self._began > SLOW_S
+
+    def _replace(self) -> None:
+        assert self._current is not None
+        self._current.is_slow()
+        self._current = None
+        self._thread = _started(self._run, "octavo-grammar-2")
+
+    def _run(self) -> None:
+        me = threading.current_thread()
+        while True:
+            with self._changed:
+                while not self._waiting and not self._closed and self._thread is me:
+                    self._changed.wait()
+                if self._closed or self._thread is not me:
+                    return
+                constraint = self._current = self._waiting.popleft()
+                self._began, self._began_wall = time.thread_time(), time.monotonic()
+            constraint.compute()
+            with self._changed:
+                if self._thread is me:
+                    self._current = None
+                    constraint.behind = False
+                    self._changed.notify_all()
+                    continue
+            self._finish(constraint, lambda: None)
+            return
+
+
+def _cpu_time(thread: threading.Thread) -> float:
+    """Seconds of a processor that a thread has had; of the clock, where nobody says."""
+    clock = getattr(time, "pthread_getcpuclockid", None)
+    if clock is None or thread.ident is None:
+        return time.monotonic()
+    return time.clock_gettime(clock(thread.ident))
+
+
+def _started(run: Task, name: str) -> threading.Thread:
+    usual = threading.stack_size(STACK_BYTES)
+    try:
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        thread.start()
+    finally:
+        threading.stack_size(usual)
+    return thread

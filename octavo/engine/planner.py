@@ -191,7 +191,7 @@ class Planner:
         if steady.steps_left <= 0 or (self._free_rows and len(self.queue)):
             self._steady = None
             return None
-        if steady.bound and any(request.num_pending for request in steady.bound):
+        if steady.bound and any(request.num_pending or request.is_held for request in steady.bound):
             self._steady = None
             return None
         size = self._block_size

@@ -11,7 +11,7 @@ import re
 
 import msgspec
 
-from octavo.engine.constraints import Constraint
+from octavo.engine.constraint import Constraint
 from octavo.types import FinishReason, Metrics, SamplingParams, TokenLogprobs
 from octavo.wire.messages import Add, Failed
 
@@ -80,10 +80,15 @@ class Request:
     @property
     def remaining(self) -> int:
         """Tokens that can be computed now. What may follow a token has to be known before the next one is sampled: a
-        bound request waits for those in flight."""
-        if self.num_pending and self.constraint is not None:
+        bound request waits for those in flight, and for a mask that takes long."""
+        if self.constraint is not None and (self.num_pending or self.constraint.held):
             return 0
         return min(len(self.token_ids) + self.num_pending, self.computable) - self.num_computed
+
+    @property
+    def is_held(self) -> bool:
+        """Its next token waits for a mask that takes long."""
+        return self.constraint is not None and self.constraint.held
 
     @property
     def needs_whole_prompt(self) -> bool:

@@ -20,10 +20,12 @@ from collections.abc import Iterable, Set
 
 from octavo.engine import journal
 from octavo.engine.blocks import BlockPool
-from octavo.engine.constraints import Constraint, Constraints, masks
+from octavo.engine.constraint import Constraint
+from octavo.engine.constraints import Constraints
 from octavo.engine.planner import Counters, Flight, Planner, SchedulerConfig
 from octavo.engine.prefix import PrefixCache
 from octavo.engine.request import Request, refused
+from octavo.grammar.compiled import CompiledGrammars
 from octavo.grammar.matcher import GrammarError
 from octavo.types import TokenLogprobs
 from octavo.wire.messages import Add, Failed, TokenOutput
@@ -53,12 +55,14 @@ class Scheduler:
         self._num_arrivals = 0
         self._constraints = constraints
         self._compiling: set[Request] = set()
-        """Accepted, and queued as soon as their grammar is compiled."""
+        """Accepted, and queued as soon as their grammar is compiled, or has caught up."""
         self._held: dict[Request, None] = {}
         """Accepted, in the order of their arrival, and queued as soon as they may run."""
         self._behind: frozenset[bytes] = frozenset()
         self._num_bound = 0
         """Requests with a grammar, those in `_compiling` too."""
+        self._stalled = False
+        """Nothing can be computed before a grammar has caught up, or a request comes or goes."""
 
     @property
     def pool(self) -> BlockPool:
@@ -79,18 +83,27 @@ class Scheduler:
     @property
     def has_requests(self) -> bool:
         """There are some that have not ended."""
-        return self.can_compute or bool(self._compiling) or bool(self._held)
+        planner = self._planner
+        if planner.running or len(planner.queue):
+            return True
+        return bool(self._compiling) or bool(self._held)
 
     @property
     def can_compute(self) -> bool:
         """Some of them can be computed now."""
         planner = self._planner
-        return bool(planner.running) or len(planner.queue) > 0
+        return not self._stalled and (bool(planner.running) or len(planner.queue) > 0)
 
     @property
     def has_compiled(self) -> bool:
         """There is something for `enter_compiled`."""
-        return self._constraints is not None and self._constraints.has_compiled
+        return self._constraints is not None and self._constraints.has_ready
+
+    @property
+    def grammars(self) -> CompiledGrammars | None:
+        """Once one was compiled."""
+        vocabulary = None if self._constraints is None else self._constraints.vocabulary
+        return None if vocabulary is None else vocabulary.grammars
 
     def add(self, client: bytes, add: Add, now: float) -> list[Reply]:
         """Queues a request. Replies at once when it is refused or already complete; never raises for its content."""
@@ -110,6 +123,7 @@ class Scheduler:
             return [(client, failed)]
         request = Request(client, add, self._num_arrivals, now, self.max_len, self.cache.root(add.params.cache_salt))
         self._num_arrivals += 1
+        self._stalled = False
         ending = request.ending(0) if add.grammar is None else None
         if ending is not None:  # it was complete already when the engine before this one ended
             return [(client, TokenOutput(add.id, [], None, *ending, request.metrics()))]
@@ -127,6 +141,7 @@ class Scheduler:
     def pause(self, behind: Set[bytes]) -> None:
         """From now on the requests of these clients are held, and those of all others go on."""
         self._behind = frozenset(behind)
+        self._stalled = False
         held = [request for request in self._planner.running if request.client in behind]
         for request in held:
             self._planner.unseat(request)
@@ -150,18 +165,20 @@ class Scheduler:
             self._planner.queue.push(request)
 
     def enter_compiled(self) -> list[Reply]:
-        """Queues the requests whose grammar is compiled by now; those whose grammar is wrong fail."""
+        """Queues the requests whose grammar is compiled by now, and lets those go on whose grammar has caught up; those
+        whose grammar is wrong fail."""
         replies: list[Reply] = []
-        for constraint in self._constraints.take_compiled() if self._constraints is not None else ():
+        self._stalled = False
+        for constraint in self._constraints.take_ready() if self._constraints is not None else ():
             request = constraint.key
             assert isinstance(request, Request)
-            if request not in self._compiling:  # aborted meanwhile
+            if self._clients.get(request.client, {}).get(request.id) is not request:  # ended meanwhile
                 continue
             if constraint.error is not None:
                 replies.append((request.client, self._fail_bound(request, constraint.error)))
             elif request.ending(0) is not None or constraint.is_finished or constraint.exhausted:
                 replies.append((request.client, self._complete(request)))
-            else:
+            elif request in self._compiling:
                 self._compiling.discard(request)
                 self._place(request)
         return replies
@@ -181,10 +198,11 @@ class Scheduler:
     def schedule(self, now: float) -> Plan | None:
         """The next plan, to be submitted in any case; None when there is nothing to compute now, as while plans are in
         flight that a failed one may have shaken."""
-        if not self.has_requests or (self._flights and self._flights[0].shaken):
+        if not self.can_compute or (self._flights and self._flights[0].shaken):
             return None
         flight = self._planner.make(self._num_plans, now)
         if flight is None:
+            self._stalled = not self._flights and any(r.is_held for r in self._planner.running)
             return None
         self._num_plans += 1
         self.counters.steps += 1
@@ -196,7 +214,9 @@ class Scheduler:
         if not self._num_bound:
             return None
         bound = [request.constraint for request, _, run, _ in self._flights[-1].items if run.samples]
-        return masks(bound) if any(constraint is not None for constraint in bound) else None
+        if self._constraints is None or all(constraint is None for constraint in bound):
+            return None
+        return self._constraints.masks(bound)
 
     def update(self, plan: Plan, result: Result, now: float) -> list[Reply]:
         """Applies the result of the oldest plan in flight."""
@@ -221,9 +241,13 @@ class Scheduler:
                 logprobs = result.logprobs[sample] if result.logprobs else None
                 token = result.token_ids[sample]
                 sample += 1
-                if request.constraint is not None and (ended := self._follow(request, token, moved)) is not None:
-                    replies.append((request.client, ended))
-                    continue
+                if request.constraint is not None:
+                    if request.constraint.late:
+                        self._put_off(request, request.constraint)
+                        continue
+                    if (ended := self._follow(request, token, moved)) is not None:
+                        replies.append((request.client, ended))
+                        continue
                 replies.append((request.client, self._apply_token(request, token, logprobs, now, confirmed)))
             elif end >= request.limit:  # max_tokens=0: the prompt was all that was wanted
                 request.first_token = request.last_token = now
@@ -308,13 +332,27 @@ class Scheduler:
             return self._complete(request)
         if constraint.error is None:
             ends = token in request.stop_ids and request.num_output + 1 >= request.add.params.min_tokens
+            more = not ends and len(request.token_ids) + 1 < request.limit
+            if constraint.slow and more and self._constraints is not None:
+                self._constraints.advance(constraint, token, _line(request))
+                return None
             if not ends:
                 constraint.consume(token)
             if constraint.error is None:
-                if not ends and not constraint.is_finished and len(request.token_ids) + 1 < request.limit:
+                if more and not constraint.is_finished:
                     moved.append(constraint)
                 return None
         return self._fail_bound(request, constraint.error)
+
+    def _put_off(self, request: Request, constraint: Constraint) -> None:
+        """The step did not wait for the request's mask: it leaves its row, and comes back when it is there."""
+        constraint.late = False
+        if constraint.behind:
+            self._planner.leave(request)
+            request.restart()
+            self._compiling.add(request)
+        else:
+            self._planner.preempt(request)
 
     def _complete(self, request: Request) -> TokenOutput:
         """The end of a request that is complete, or whose grammar allows nothing further, without a token."""
@@ -330,7 +368,7 @@ class Scheduler:
         journal.failed(request, f"its grammar: {str(error)[:200]}")
         self._finish(request)
         if error.is_users:
-            return Failed(request.id, "invalid_grammar", f"grammar: {error}", "grammar")
+            return Failed(request.id, error.code, f"grammar: {error}", "grammar")
         return Failed(request.id, "engine_error", "the engine failed to follow the grammar of this request")
 
     def _output(
@@ -352,6 +390,7 @@ class Scheduler:
 
     def _finish(self, request: Request) -> None:
         request.epoch += 1
+        self._stalled = False
         if request.constraint is not None:
             self._num_bound -= 1
         if request in self._compiling:
@@ -364,3 +403,8 @@ class Scheduler:
         del requests[request.id]
         if not requests:
             del self._clients[request.client]
+
+
+def _line(request: Request) -> str:
+    """Whose grammars wait for each other."""
+    return f"{request.client.hex()} {request.add.owner}"

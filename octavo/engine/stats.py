@@ -10,7 +10,7 @@ from octavo.wire.messages import Stats
 
 def stats(scheduler: Scheduler, memory_mb: float) -> Stats:
     """`fragmentation` stays 0: any free page serves any request."""
-    pool, counters = scheduler.pool, scheduler.counters
+    pool, counters, grammars = scheduler.pool, scheduler.counters, scheduler.grammars
     return Stats(
         num_waiting=scheduler.num_waiting,
         num_running=scheduler.num_running,
@@ -27,4 +27,7 @@ def stats(scheduler: Scheduler, memory_mb: float) -> Stats:
         step_failures=counters.step_failures,
         cpu_seconds=time.process_time(),
         memory_mb=memory_mb,
+        grammar_bytes=0 if grammars is None else grammars.num_bytes,
+        grammars_kept=0 if grammars is None else grammars.num_kept,
+        grammar_evictions=0 if grammars is None else grammars.evictions,
     )

@@ -1,154 +1,133 @@
-"""Tries a grammar before a request is queued, in a child process that may crash or take too long. Used by the clients.
+"""Tries grammars before their requests are queued, in processes that may crash or take too long; fair to all keys.
 
-Owns one child (grammar/trial.py), started with the first grammar and replaced when it ends, and what is known of the
-grammars tried so far. Invariants: nothing here waits on the event loop's back; a grammar that breaks the child is a
-RequestError for its own request alone; what is remembered is bounded. Belongs to one event loop.
+Owns the trials (grammar/trials.py), who is next, and what is known of the grammars tried so far. A grammar has little
+time at first; one that needs more waits for a place among its like. Invariants: a key's trial waits for at most one
+other of each other key; a grammar that breaks a trial is a RequestError for its own requests alone; what waits and what
+is remembered is bounded. Belongs to one event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
-import os
 import signal
-import socket
-import subprocess
-from collections import OrderedDict
-
-import msgspec
+from collections import Counter, OrderedDict
 
 from octavo.errors import QueueFull, RequestError, Unavailable
-from octavo.grammar.limits import CPU_S, Task
+from octavo.grammar.limits import CPU_S, SHORT_CPU_S
+from octavo.grammar.trials import LostProcess, TrialProcess
+from octavo.grammar.turns import Turns
 from octavo.modelfiles.files import ModelFiles
-from octavo.processes import frames
-from octavo.processes.spawn import spawn
 
-MAX_WAITING = 64
-"""Grammars that wait for their trial; more are refused."""
-START_S, WALL_S = 60.0, 20.0
-"""The start of a child; one trial, on a machine so busy that its processor time takes long to come."""
+MAX_WAITING, MAX_WAITING_BYTES = 64, 16 << 20
+"""Grammars of one key that wait for their trial or are in it; more are refused."""
+SHORT_TRIALS, LONG_TRIALS = 2, 1
+"""At once."""
 REMEMBERED_BYTES = 1 << 20
 _ENTRY_BYTES = 300
 """What an entry takes beside its message."""
+_TOO_SLOW = f"it takes more than {CPU_S:g} s to compile; make it smaller"
+_TOO_LARGE = "it needs too much memory or is nested too deeply; make it smaller"
+
+Known = tuple[str, bool]
+"""(why a grammar cannot be used, or nothing; whether it took long to know)."""
 
 
 class GrammarChecker:
     """For the tokenizer of one model with `vocab_size` logits."""
 
     def __init__(self, files: ModelFiles, vocab_size: int) -> None:
-        self._files = files
-        self._vocab_size = vocab_size
-        self._known: OrderedDict[bytes, str] = OrderedDict()
-        """Digest of a grammar → why it cannot be used, or nothing."""
+        self._process = TrialProcess(files, vocab_size)
+        self._known: OrderedDict[bytes, Known] = OrderedDict()
+        """By the digest of a grammar."""
         self._bytes = 0
-        self._trials: dict[bytes, asyncio.Task[str]] = {}
-        self._turn = asyncio.Lock()
-        self._child: subprocess.Popen[bytes] | None = None
-        self._socket: socket.socket | None = None
+        self._trials: dict[tuple[str, bytes], asyncio.Task[Known]] = {}
+        self._num_waiting: Counter[str] = Counter()
+        self._bytes_waiting: Counter[str] = Counter()
+        self._short, self._long = Turns(SHORT_TRIALS), Turns(LONG_TRIALS)
         self._closed = False
 
     @property
     def pid(self) -> int | None:
-        """Of the child, while there is one."""
-        return None if self._child is None else self._child.pid
+        """Of the process that tries, while there is one."""
+        return self._process.pid
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._trials)
 
     @property
     def remembered_bytes(self) -> int:
         return self._bytes
 
-    async def check(self, grammar: str) -> None:
-        """Raises RequestError with param "grammar", QueueFull."""
+    async def check(self, grammar: str, owner: str = "") -> bool:
+        """Whether it takes long to compile. `owner`: the key whose request it is. Raises RequestError with param
+        "grammar", QueueFull."""
         data = grammar.encode()
         key = hashlib.sha256(data).digest()
-        message = self._known.get(key)
-        if message is None:
-            trial = self._trials.get(key)
-            if trial is None:
-                if len(self._trials) >= MAX_WAITING:
-                    raise QueueFull("too many grammars wait to be checked; try again soon", retry_after=1)
-                trial = self._trials[key] = asyncio.create_task(self._try(key, data), name="octavo-grammar-trial")
-            message = await asyncio.shield(trial)  # others may wait for the same
+        known = self._known.get(key)
+        if known is None:
+            known = await asyncio.shield(self._trial(owner, key, data))  # others may wait for the same
         else:
             self._known.move_to_end(key)
-        if message:
-            raise RequestError(f"the grammar cannot be used: {message}", param="grammar")
+        if known[0]:
+            raise RequestError(f"the grammar cannot be used: {known[0]}", param="grammar")
+        return known[1]
 
     async def close(self) -> None:
         self._closed = True
         for trial in list(self._trials.values()):
             trial.cancel()
         await asyncio.gather(*self._trials.values(), return_exceptions=True)
-        await self._end()
+        await self._process.close()
 
-    async def _try(self, key: bytes, data: bytes) -> str:
-        try:
-            async with self._turn:
-                message = await self._answer(data)
-        finally:
-            del self._trials[key]
-        self._known[key] = message
-        self._bytes += _ENTRY_BYTES + len(message)
+    def _trial(self, owner: str, key: bytes, data: bytes) -> asyncio.Task[Known]:
+        trial = self._trials.get((owner, key))
+        if trial is None:
+            full = self._num_waiting[owner] >= MAX_WAITING
+            if full or (self._bytes_waiting[owner] and self._bytes_waiting[owner] + len(data) > MAX_WAITING_BYTES):
+                raise QueueFull("too many grammars wait to be checked; try again soon", retry_after=1)
+            self._num_waiting[owner] += 1
+            self._bytes_waiting[owner] += len(data)
+            trial = asyncio.create_task(self._try(owner, key, data), name="octavo-grammar-trial")
+            self._trials[owner, key] = trial
+            trial.add_done_callback(lambda _: self._tried(owner, key, len(data)))
+        return trial
+
+    def _tried(self, owner: str, key: bytes, num_bytes: int) -> None:
+        del self._trials[owner, key]
+        for counter, amount in ((self._num_waiting, 1), (self._bytes_waiting, num_bytes)):
+            counter[owner] -= amount
+            if not counter[owner]:
+                del counter[owner]
+
+    async def _try(self, owner: str, key: bytes, data: bytes) -> Known:
+        async with self._short.turn(owner):
+            known = await self._verdict(data, SHORT_CPU_S), False
+        if known[0] == _TOO_SLOW:
+            async with self._long.turn(owner):
+                known = await self._verdict(data, CPU_S), True
+        if key not in self._known:
+            self._known[key] = known
+            self._bytes += _ENTRY_BYTES + len(known[0])
         while self._bytes > REMEMBERED_BYTES:
-            self._bytes -= _ENTRY_BYTES + len(self._known.popitem(last=False)[1])
-        return message
+            self._bytes -= _ENTRY_BYTES + len(self._known.popitem(last=False)[1][0])
+        return known
 
-    async def _answer(self, data: bytes) -> str:
-        """What the child says, or why it is no more. Raises Unavailable when no child can be had."""
-        for is_last in (False, True):
-            timed_out = False
+    async def _verdict(self, data: bytes, seconds: float) -> str:
+        """Raises Unavailable when there is none to be had."""
+        ended = 0
+        for _ in range(2):
             try:
-                await self._begin()
-                return (await asyncio.wait_for(self._asked(data), WALL_S)).decode()
-            except (asyncio.TimeoutError, OSError, EOFError) as error:
-                timed_out = isinstance(error, asyncio.TimeoutError)
-                code = await self._end()
-            except asyncio.CancelledError:
-                await self._end()
-                raise
-            if self._closed:
-                raise Unavailable("the server is shutting down", retry_after=1)
-            if timed_out or code == -signal.SIGPROF:
-                return f"it takes more than {CPU_S:g} s to compile; make it smaller"
-            if code != -signal.SIGKILL or is_last:  # else somebody killed it, which is not the grammar's fault
+                message, ended = await self._process.answer(data, seconds)
+            except LostProcess:
+                continue  # somebody killed it, which is not the grammar's fault
+            if ended == 0:
+                return message
+            if ended == -signal.SIGPROF:
+                return _TOO_SLOW
+            if ended != -signal.SIGKILL:
                 break
-        return "it needs too much memory or is nested too deeply; make it smaller"
-
-    async def _begin(self) -> None:
-        """A child that has loaded the vocabulary."""
-        if self._child is not None and self._child.poll() is None:
-            return
-        await self._end()
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        with theirs:
-            end = theirs.fileno()
-            self._child = spawn("octavo.grammar.trial", stdin=end, stdout=end, stderr=subprocess.DEVNULL)
-        self._socket = ours
-        task = Task(parent=os.getpid(), name=self._files.name, path=self._files.address, vocab_size=self._vocab_size)
-        try:
-            await asyncio.wait_for(self._asked(msgspec.json.encode(task)), START_S)
-        except (asyncio.TimeoutError, OSError, EOFError):
-            await self._end()
-            raise Unavailable("grammars cannot be checked right now; try again soon", retry_after=1) from None
-
-    async def _end(self) -> int | None:
-        """→ how the child ended; it is killed if it has not."""
-        child, self._child = self._child, None
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-        if child is None:
-            return None
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(0)
-        if child.returncode is None:
-            await asyncio.sleep(0.01)  # its socket closes a moment before it is gone
-            if child.poll() is None:
-                child.kill()
-        return await asyncio.to_thread(child.wait)
-
-    async def _asked(self, data: bytes) -> bytes:
-        """The child's answer."""
-        assert self._socket is not None
-        return await frames.ask(self._socket, data)
+        if ended == 0 or self._closed:
+            raise Unavailable("grammars cannot be checked right now; try again soon", retry_after=1)
+        return _TOO_LARGE

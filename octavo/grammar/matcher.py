@@ -7,79 +7,79 @@ request are allowed exactly where the grammar may end. llguidance is imported wh
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
+import re
 from collections.abc import Iterable
 from typing import Any
 
+from octavo.grammar.compiled import CACHED_BYTES, Compiled, CompiledGrammars, TooExpensive
 from octavo.grammar.limits import parser_limits
 from octavo.modelfiles.files import ModelFiles
 from octavo.text.tokenizer import Tokenizer
 
-CACHED_GRAMMARS = 32
-CACHED_CHARS = 1 << 20
-"""Compiled grammars that are kept: so many, with texts of so many characters together."""
-_TOO_COMPLEX = ("ParserTooComplex", "LexerTooComplex")
-_TOO_MANY = "too many expressions"
-"""A limit of llguidance's regexes that it reports as an internal error (found by the soak: nested counts)."""
+MAX_FORCED_BYTES = 512
+"""Of a text that nothing else may stand for, so many are made into tokens; only the first token counts."""
+_LIMITS = re.compile(
+    r"parser error: Too many|lexer error: too many|Current row has \d+ items|fuel exhausted|TooComplex"
+)
+"""How llguidance says that a grammar is over its limits; to it some are internal errors."""
+_TOO_COMPLEX = "the grammar is too complex to be followed any further; make it smaller or less ambiguous"
+INVALID, EXPENSIVE = "invalid_grammar", "grammar_too_expensive"
 
 
 class GrammarError(Exception):
-    """A grammar that cannot be compiled, or not followed any further. `is_users`: because of what it is."""
+    """A grammar that cannot be compiled, or not followed any further. `is_users`: because of what it is; `code` says
+    how."""
 
-    def __init__(self, message: str, *, is_users: bool) -> None:
+    def __init__(self, message: str, *, is_users: bool, code: str = INVALID) -> None:
         super().__init__(message)
         self.is_users = is_users
+        self.code = code
 
 
 class Vocabulary:
     """The tokens of a model with `size` logits; the tokenizer may know fewer. Thread-safe."""
 
-    def __init__(self, tokenizer: Tokenizer, size: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, size: int, *, cached_bytes: int = CACHED_BYTES) -> None:
+        """`cached_bytes`: of compiled grammars that are kept."""
         from llguidance import LLTokenizer, TokenizerWrapper
 
         self.size = size
         # An end of its own, behind the model's tokens: which of those may end a request differs from one to the next.
         self._limits = parser_limits()
         self._tokenizer: Any = LLTokenizer(TokenizerWrapper(_Tokens(tokenizer, size)), n_vocab=size + 1, eos_token=size)
-        self._lock = threading.Lock()
-        self._compiled: OrderedDict[str, Any] = OrderedDict()
-        self._chars = 0
+        self.grammars = CompiledGrammars(cached_bytes)
 
     @classmethod
-    def load(cls, files: ModelFiles, size: int) -> Vocabulary:
+    def load(cls, files: ModelFiles, size: int, *, cached_bytes: int = CACHED_BYTES) -> Vocabulary:
         """Raises ModelFileError."""
-        return cls(Tokenizer.load(files), size)
+        return cls(Tokenizer.load(files), size, cached_bytes=cached_bytes)
 
     def matcher(self, grammar: str, stop_ids: Iterable[int] = ()) -> Matcher:
         """At the grammar's start; llguidance frees the interpreter lock while it compiles. Raises GrammarError."""
+        compiled = self.grammars.get(grammar)
+        if compiled is None:
+            try:
+                compiled = self.grammars.compile(grammar, lambda: self._compiled(grammar))
+            except TooExpensive as error:
+                raise GrammarError(str(error), is_users=True, code=EXPENSIVE) from None
+        return Matcher(self.grammars, compiled, self.size, frozenset(stop_ids))
+
+    def _compiled(self, grammar: str) -> Any:
         from llguidance import LLMatcher
 
-        with self._lock:
-            compiled = self._compiled.get(grammar)
-            if compiled is not None:
-                self._compiled.move_to_end(grammar)
-        if compiled is None:
-            compiled = LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
-            if compiled.is_error():
-                raise GrammarError(compiled.get_error(), is_users=True)
-            self._keep(grammar, compiled)
-        return Matcher(compiled.deep_copy(), self.size, frozenset(stop_ids))
-
-    def _keep(self, grammar: str, compiled: Any) -> None:
-        with self._lock:
-            if grammar not in self._compiled:
-                self._chars += len(grammar)
-            self._compiled[grammar] = compiled
-            while self._compiled and (len(self._compiled) > CACHED_GRAMMARS or self._chars > CACHED_CHARS):
-                text, _ = self._compiled.popitem(last=False)
-                self._chars -= len(text)
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
+        if matcher.is_error():
+            raise GrammarError(matcher.get_error(), is_users=True)
+        return matcher
 
 
 class Matcher:
     """A place in a grammar. Not thread-safe: one call at a time. `stop_ids`: tokens that end the request."""
 
-    def __init__(self, matcher: Any, size: int, stop_ids: frozenset[int]) -> None:
+    def __init__(self, grammars: CompiledGrammars, compiled: Compiled, size: int, stop_ids: frozenset[int]) -> None:
+        matcher = compiled.matcher.deep_copy()
+        self._grammars = grammars
+        self._compiled = compiled
         self._matcher = matcher
         self._size = size
         self._nbytes = -(-size // 32) * 4
@@ -100,7 +100,11 @@ class Matcher:
         """The tokens that may come next, as wire/plan.py's Masks have them: what the grammar allows, and all stop ids
         where it may end. None: nothing but the end can follow, and no stop id is there to say so. Raises GrammarError.
         """
-        found: bytes = self._matcher.compute_bitmask()
+        try:
+            with self._grammars.watched(self._compiled):
+                found: bytes = self._matcher.compute_bitmask()
+        except TooExpensive as error:
+            raise GrammarError(str(error), is_users=True, code=EXPENSIVE) from None
         if self._matcher.is_error():
             raise self._error("the next tokens of the grammar cannot be found")
         mask = bytearray(found[: self._nbytes])
@@ -118,8 +122,8 @@ class Matcher:
 
     def _error(self, what: str) -> GrammarError:
         message = self._matcher.get_error()
-        if self._matcher.stop_reason() in _TOO_COMPLEX or _TOO_MANY in message:
-            return GrammarError("the grammar is too complex to be followed any further", is_users=True)
+        if _LIMITS.search(f"{message} {self._matcher.stop_reason()}"):
+            return GrammarError(_TOO_COMPLEX, is_users=True, code=EXPENSIVE)
         return GrammarError(f"{what}: {message}", is_users=False)
 
 
@@ -141,6 +145,11 @@ class _Tokens:
     def __call__(self, data: bytes) -> list[int]:
         """Tokens of a text that stands within another, so that what a grammar forces comes in the model's own tokens.
         They are made of exactly these bytes."""
+        if len(data) > MAX_FORCED_BYTES:  # it may have millions, and asks at every token
+            end = MAX_FORCED_BYTES
+            while data[end] & 0xC0 == 0x80:  # not inside a character
+                end -= 1
+            data = data[:end]
         text = data.decode(errors="replace")
         # After a line break nothing is added that only a new text begins with.
         ids = self._tokenizer.encode("\n" + text, add_special_tokens=False)

@@ -35,6 +35,11 @@ def receive(connection: socket.socket) -> bytes:
 async def ask(connection: socket.socket, payload: bytes) -> bytes:
     """Send a message on a non-blocking socket and wait for the next one that comes. Raises EOFError, OSError."""
     await asyncio.get_running_loop().sock_sendall(connection, frame(payload))
+    return await next_of(connection)
+
+
+async def next_of(connection: socket.socket) -> bytes:
+    """The next message of a non-blocking socket. Raises EOFError, OSError."""
     (size,) = HEADER.unpack(await _read_async(connection, HEADER.size))
     return await _read_async(connection, size)
 

@@ -42,6 +42,10 @@ class Add(msgspec.Struct, tag="add", array_like=True, frozen=True):
     """An embedding is wanted instead of tokens; max_tokens is 0 then."""
     request_id: str = ""
     """The HTTP request's, for the log alone."""
+    owner: str = ""
+    """Whose request it is: what takes long is done in turn for each."""
+    hard_grammar: bool = False
+    """Its grammar took long to be checked."""
 
 
 class Abort(msgspec.Struct, tag="abort", array_like=True, frozen=True):
@@ -150,6 +154,11 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     cpu_seconds: float = 0.0
     """Processor time of the engine's process."""
     memory_mb: float = 0.0
+    grammar_bytes: int = 0
+    """Of compiled grammars, followed or kept, with what following them has added."""
+    grammars_kept: int = 0
+    """Compiled grammars that are kept for the next request."""
+    grammar_evictions: int = 0
 
 
 class Pong(msgspec.Struct, tag="pong", array_like=True, frozen=True):

@@ -3,6 +3,8 @@ that touch one request alone, what holds while a grammar is compiled, and the ma
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import re
 import threading
 import time
@@ -16,10 +18,11 @@ from patience import PATIENCE_S
 from test_engine_loop import INFO, add, outputs, tokens
 
 from octavo.client.fake import IM_END
+from octavo.engine import constraint as constraint_module
 from octavo.engine.constraints import Constraints
 from octavo.engine.loop import EngineLoop
 from octavo.engine.scheduler import Scheduler, SchedulerConfig
-from octavo.grammar.matcher import CACHED_GRAMMARS, GrammarError, Matcher, Vocabulary
+from octavo.grammar.matcher import EXPENSIVE, GrammarError, Matcher, Vocabulary
 from octavo.grammar.spec import grammar_of
 from octavo.types import SamplingParams, StructuredOutputs
 from octavo.wire.local import LocalConnection, LocalTransport
@@ -203,7 +206,7 @@ def test_counts_within_counts_are_the_users_error() -> None:
         for _ in range(200):
             matcher.mask()
             matcher.consume(a)
-    assert error.value.is_users
+    assert error.value.is_users and error.value.code == EXPENSIVE
 
 
 @pytest.mark.parametrize("is_users", [True, False, None])
@@ -260,6 +263,116 @@ def test_ends_with_and_without_a_stop_token(house: House) -> None:
     assert (failed.id, failed.code) == (7, "engine_error")
 
 
+# --- masks that take long (T-PACE)
+
+SLOW = "start: /[a-c]{10,30}/"
+
+
+def burning(monkeypatch: pytest.MonkeyPatch, seconds: float, every: int = 1) -> None:
+    """Each `every`th mask of a request with a stop id takes so much processor time, without the interpreter lock."""
+    genuine, count = Matcher.mask, itertools.count()
+
+    def mask(matcher: Matcher) -> bytes | None:
+        if matcher._stop_ids == {IM_END} and next(count) % every == 0:
+            began = time.thread_time()
+            while time.thread_time() - began < seconds:
+                hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000)
+        return genuine(matcher)
+
+    monkeypatch.setattr(Matcher, "mask", mask)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_slow_grammar_holds_up_nobody_and_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, depth: int, every: int
+) -> None:
+    """Its masks come late, in steps that do not wait; the tokens are those that would have come in time."""
+    burning(monkeypatch, 0.03, every)
+    house = House(depth)
+    client = house.client()
+    asked = [bound(0, SLOW, stop_ids=[IM_END]), bound(1), add(2, max_tokens=40), add(3, max_tokens=40)]
+    for each in asked:
+        client.send(each)
+    seen: dict[int, int] = {}
+    while house.scheduler.num_waiting or not house.scheduler.num_running:  # compiled
+        house.loop.turn(1.0)
+        client.receive()
+    for id in (4, 5):
+        client.send(add(id, max_tokens=40))
+    deadline = time.monotonic() + 60
+    messages = []
+    while house.loop.has_requests:
+        house.loop.turn(1.0)
+        for item in outputs(found := client.receive()):
+            if item.id in (4, 5) and item.finish_reason:
+                seen[item.id] = len(tokens(messages, 0))
+        messages += found
+        assert time.monotonic() < deadline
+    house.loop.close()
+    assert tokens(messages, 4) == expected(add(4, max_tokens=40), 64)[0]
+    wanted, reason = expected(asked[0], 64)
+    assert tokens(messages, 0) == wanted[-len(tokens(messages, 0)) :]
+    assert [i.finish_reason for i in outputs(messages) if i.id == 0 and i.finish_reason] == [reason]
+    if every == 1:
+        assert seen[4] < 10 and seen[5] < 10  # 40 steps of others before ten of its own
+
+
+def test_over_its_budget_a_request_ends_alone(monkeypatch: pytest.MonkeyPatch, house: House) -> None:
+    monkeypatch.setattr(constraint_module, "BUDGET_S", 0.1)
+    burning(monkeypatch, 0.04)
+    client = house.client()
+    asked = [bound(0, SLOW, stop_ids=[IM_END]), bound(1), add(2, max_tokens=12)]
+    for each in asked:
+        client.send(each)
+    house.run()
+    messages = client.receive()
+    (failed,) = [m for m in messages if isinstance(m, Failed)]
+    assert (failed.id, failed.code, failed.param) == (0, EXPENSIVE, "grammar")
+    assert "of processor time" in failed.message
+    assert 0 < len(tokens(messages, 0)) < 6
+    for each in asked[1:]:
+        assert tokens(messages, each.id) == expected(each, 64)[0]
+
+
+def test_the_end_of_a_slow_one(monkeypatch: pytest.MonkeyPatch, house: House) -> None:
+    """Complete, out of room, or aborted while its mask is computed."""
+    burning(monkeypatch, 0.02)
+    client = house.client()
+    ends = {0: bound(0, 'start: "abcd"', stop_ids=[IM_END]), 1: bound(1, SLOW, stop_ids=[IM_END], max_tokens=5)}
+    for each in (*ends.values(), bound(2, SLOW, stop_ids=[IM_END]), bound(3, 'start: "ab"+', stop_ids=[IM_END])):
+        client.send(each)
+    house.loop.turn(1.0)
+    while not house.scheduler.num_running:
+        house.loop.turn(1.0)
+    client.send(Abort([2]))
+    house.run()
+    messages = client.receive()
+    assert text(tokens(messages, 0)) == "abcd"
+    found = {item.id: item.finish_reason for item in outputs(messages) if item.finish_reason}
+    assert found[0] == "stop" and found[1] == "length" and 2 not in found and 3 in found
+    assert tokens(messages, 1) == expected(ends[1], 64)[0]
+    house.scheduler.check()
+
+
+@pytest.mark.parametrize(
+    "gbnf",
+    [
+        "root ::= s\ns ::= s s s | s s | [a-z ]",
+        'root ::= s\ns ::= s s s s | [a-z] | ""',
+        "root ::= s\ns ::= a | b\na ::= s s | [a-z]\nb ::= s a | a s",
+    ],
+)
+def test_an_ambiguous_grammar_is_the_users_error(gbnf: str) -> None:
+    """llguidance calls it an internal one."""
+    matcher = vocabulary().matcher(grammar_of(StructuredOutputs(grammar=gbnf)))
+    with pytest.raises(GrammarError) as error:
+        for _ in range(400):
+            mask = matcher.mask()
+            matcher.consume(tokens_of(mask or b"")[-1])
+    assert error.value.is_users and error.value.code == EXPENSIVE
+
+
 # --- the matcher
 
 
@@ -288,17 +401,6 @@ def test_special_tokens_are_no_text() -> None:
     assert tokens_of(vocabulary().matcher("start: <|im_start|>").mask() or b"") == [256]
     spelled = vocabulary().matcher('start: "<|im_start|>"')
     assert tokens_of(spelled.mask() or b"") == [ord("<")]
-
-
-def test_compiled_grammars_are_kept_within_bounds() -> None:
-    found = Vocabulary.__new__(Vocabulary)
-    found.__dict__.update(vocabulary().__dict__, _compiled=type(vocabulary()._compiled)(), _chars=0)
-    for n in range(3 * CACHED_GRAMMARS):
-        assert not found.matcher(f'start: "{n}"').is_finished
-    assert len(found._compiled) == CACHED_GRAMMARS
-    assert found._chars == sum(map(len, found._compiled))
-    found.matcher(f'start: "a" // {"x" * (1 << 20)}')
-    assert found._chars <= 1 << 20
 
 
 @settings(max_examples=60, deadline=None)

@@ -62,6 +62,8 @@ class _EngineCollector(Collector):
             ("kv_blocks_used", "KV pages in use", stats.blocks_used),
             ("kv_blocks_cached", "Free KV pages that hold a cached prefix", stats.blocks_cached),
             ("engine_ready", "1 while an engine with a loaded model is attached", int(client.ready)),
+            ("grammar_cache_bytes", "Compiled grammars of the engine, followed or kept", stats.grammar_bytes),
+            ("grammar_cache_entries", "Compiled grammars that the engine keeps", stats.grammars_kept),
             ("engine_resident_memory_bytes", "Resident memory of the engine process", stats.memory_mb * 2**20),
         )
         counters = (
@@ -72,6 +74,7 @@ class _EngineCollector(Collector):
             ("engine_steps", "Steps the engine has run", stats.steps),
             ("engine_step_failures", "Steps that raised; the requests in them failed", stats.step_failures),
             ("engine_cpu_seconds", "Processor time of the engine process", stats.cpu_seconds),
+            ("grammar_cache_evictions", "Compiled grammars that made room for others", stats.grammar_evictions),
             ("engine_restarts", "Engines that replaced an earlier one", client.engine_restarts),
         )
         for name, text, value in gauges:
