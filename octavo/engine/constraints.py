@@ -60,15 +60,14 @@ class Constraints:
         """Once it was needed."""
         return self._vocabulary
 
-    def compile(self, key: object, add: Add, line: str = "") -> Constraint:
-        """A constraint that will be among those of `take_ready`; until then it is nobody else's. Those of one `line`
-        wait for each other."""
+    def compile(self, key: object, add: Add) -> Constraint:
+        """A constraint that will be among those of `take_ready`; until then it is nobody else's."""
         constraint = Constraint(key, add)
         self._start()
         assert self._slow is not None and self._compiler is not None
         worker = self._slow if add.hard_grammar else self._compiler
         constraint.behind = True
-        worker.give(line, lambda: self._finish(constraint, lambda: constraint.compile(self._loaded)))
+        worker.give(add.owner, lambda: self._finish(constraint, lambda: constraint.compile(self._loaded)))
         return constraint
 
     @property
@@ -91,11 +90,11 @@ class Constraints:
         assert self._masker is not None
         self._masker.give(constraints)
 
-    def advance(self, constraint: Constraint, token: int, line: str = "") -> None:
+    def advance(self, constraint: Constraint, token: int) -> None:
         """Of one that is slow: the next token, and the mask behind it. It is held until it is among `take_ready`."""
         assert self._slow is not None and constraint.slow
         constraint.behind = True
-        self._slow.give(line, lambda: self._finish(constraint, lambda: constraint.advance(token)))
+        self._slow.give(constraint.add.owner, lambda: self._finish(constraint, lambda: constraint.advance(token)))
 
     def masks(self, constraints: Sequence[Constraint | None]) -> Masks:
         """Those of a plan's sampling runs, in their order. Those that are not there in time are None and `late`."""
@@ -149,7 +148,7 @@ class Constraints:
 
 
 class _Worker:
-    """A thread for work that takes long, in turn for each line."""
+    """A thread for work that takes long, in turn for each owner."""
 
     def __init__(self, name: str, nice: int) -> None:
         self._tasks: RoundRobin[Task] = RoundRobin()
@@ -158,9 +157,9 @@ class _Worker:
         self._nice = nice
         self._thread = _started(self._run, name)
 
-    def give(self, line: str, task: Task) -> None:
+    def give(self, owner: str, task: Task) -> None:
         with self._changed:
-            self._tasks.push(line, task)
+            self._tasks.push(owner, task)
             self._changed.notify()
 
     def close(self) -> None:

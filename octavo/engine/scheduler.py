@@ -334,7 +334,7 @@ class Scheduler:
             ends = token in request.stop_ids and request.num_output + 1 >= request.add.params.min_tokens
             more = not ends and len(request.token_ids) + 1 < request.limit
             if constraint.slow and more and self._constraints is not None:
-                self._constraints.advance(constraint, token, _line(request))
+                self._constraints.advance(constraint, token)
                 return None
             if not ends:
                 constraint.consume(token)
@@ -348,8 +348,7 @@ class Scheduler:
         """The step did not wait for the request's mask: it leaves its row, and comes back when it is there."""
         constraint.late = False
         if constraint.behind:
-            self._planner.leave(request)
-            request.restart()
+            self._planner.unseat(request)
             self._compiling.add(request)
         else:
             self._planner.preempt(request)
@@ -403,8 +402,3 @@ class Scheduler:
         del requests[request.id]
         if not requests:
             del self._clients[request.client]
-
-
-def _line(request: Request) -> str:
-    """Whose grammars wait for each other."""
-    return f"{request.client.hex()} {request.add.owner}"

@@ -21,15 +21,18 @@ EMPTY = '""'
 _LOCAL = ('"$ref": "#/$defs/', '"$ref": "#/definitions/')
 
 
-def argument_rules(name: str, form: ArgumentForm, schema: dict[str, Any], param: Field) -> list[str] | None:
-    """Rules whose first, called `name`, is the arguments of an object with this schema. Raises RequestError."""
+def argument_rules(
+    name: str, form: ArgumentForm, schema: dict[str, Any], param: Field, *, closed: bool = False
+) -> list[str] | None:
+    """Rules whose first, called `name`, is the arguments of an object with this schema. `closed`: objects inside have
+    the properties that are named alone, as it has itself. Raises RequestError."""
     properties = _properties(schema)
     if properties is None:
         return None
     required = schema.get("required") or []
     rules: list[str] = []
     for index, (key, value) in enumerate(properties.items()):
-        written = _value(f"{name}_raw", form, value, param)
+        written = _value(f"{name}_raw", form, value, param, closed)
         if written is None or not re.fullmatch(form.key, key):
             return None
         before = literal(form.before + key + form.between)
@@ -70,11 +73,11 @@ def _properties(schema: dict[str, Any]) -> dict[str, Any] | None:
     return found
 
 
-def _value(raw: str, form: ArgumentForm, schema: Any, param: Field) -> str | None:
+def _value(raw: str, form: ArgumentForm, schema: Any, param: Field, closed: bool) -> str | None:
     """The value and what is behind it."""
     end = form.string_end
     if end is None or types_of(schema) != {"string"}:
-        return f"{json_expr(schema, param)} {literal(form.after) if form.after else ''}".rstrip()
+        return f"{json_expr(schema, param, closed=closed)} {literal(form.after) if form.after else ''}".rstrip()
     rest = form.after.partition(end)[2]
     keywords = schema.keys() - _ABOUT - {"$defs", "definitions"}
     if keywords == {"type"}:

@@ -75,5 +75,3 @@ FORMATS: dict[str, Format] = {
     "relative-json-pointer": Format((f"(?:0|[1-9]{{1,4}})(?:#|{_POINTER})",)),
     "byte": Format(("(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?",)),
 }
-UNRESTRICTED = frozenset({"password", "binary"})
-"""Formats of OpenAPI that any text has."""

@@ -59,6 +59,39 @@ def rewrite(walk: Walk, place: Place, out: dict[str, Any], more: list[Schema], c
     more += _dependents(walk, place)
 
 
+_TOGETHER = ("allOf", "anyOf", "oneOf")
+_OF_NAMES = ("properties", "patternProperties", "dependentSchemas", "dependencies", "then", "else", "$ref")
+
+
+def names_elsewhere(node: dict[str, Any]) -> bool:
+    """Whether a schema beside this one's own keywords names properties, too: then neither knows all of them."""
+    return any(key in node for key in _OF_NAMES[2:]) or any(
+        _names_some(part, 0) for key in _TOGETHER if isinstance(node.get(key), list) for part in node[key]
+    )
+
+
+def has_dependents(node: dict[str, Any]) -> bool:
+    return "dependentSchemas" in node or "dependencies" in node
+
+
+def is_choice(node: dict[str, Any]) -> bool:
+    """It is another schema, or one of several, and names no properties of its own."""
+    given = [key for key in (*_TOGETHER, *_OF_NAMES) if key in node]
+    return given in (["anyOf"], ["oneOf"], ["$ref"]) or (given == ["allOf"] and len(node["allOf"]) == 1)
+
+
+def _names_some(node: Any, nesting: int) -> bool:
+    if not isinstance(node, dict):
+        return False
+    return (
+        nesting > MAX_DEPENDENT
+        or any(key in node for key in _OF_NAMES)
+        or any(
+            _names_some(part, nesting + 1) for key in _TOGETHER if isinstance(node.get(key), list) for part in node[key]
+        )
+    )
+
+
 def _patterns(walk: Walk, place: Place) -> Iterator[tuple[str, Schema]]:
     for pattern in place.node["patternProperties"]:
         regexes = walk.regex(pattern, "patternProperties", place.at)

@@ -13,7 +13,7 @@ from typing import Any
 from octavo.errors import Field, RequestError
 from octavo.grammar import arrays, objects, values
 from octavo.grammar.disjoint import Proof
-from octavo.grammar.formats import FORMATS, UNRESTRICTED
+from octavo.grammar.formats import FORMATS
 from octavo.grammar.negation import OTHER_TEXTS, negated, other_texts
 from octavo.grammar.patterns import searched, written
 from octavo.grammar.references import Place, References, UnknownReference
@@ -40,7 +40,7 @@ Schema = dict[str, Any] | bool
 
 class Normalizer:
     """Of one document. `param` is the request's field that errors name; `closed`: objects that name properties have no
-    others."""
+    others, except where several schemas name an object's properties together."""
 
     def __init__(self, document: Any, param: Field, *, closed: bool = False) -> None:
         self._document = document
@@ -154,9 +154,15 @@ class Normalizer:
         for part in (self._types, self._values, self._numbers, self._strings):
             part(place, out, more)
         arrays.rewrite(self, place, out, more)
-        objects.rewrite(self, place, out, more, self._closed)
+        outer = self._closed
+        closed = outer and not objects.names_elsewhere(node)
+        self._closed = outer and not objects.has_dependents(node)
+        objects.rewrite(self, place, out, more, closed)
+        self._closed = closed or (outer and objects.is_choice(node))
         self._applicators(place, out, more)
+        self._closed = False
         self._conditions(place, more)
+        self._closed = outer
         if not out and len(more) == 1:
             return more[0]
         return {**out, "allOf": more} if more else out
@@ -233,14 +239,12 @@ class Normalizer:
         regexes: list[str] = []
         if "pattern" in place.node:
             regexes += self.regex(place.node["pattern"], "pattern", place.at)
-        if (name := self.kind(place, "format", str, "a text")) is not None and "string" in out.get("type", TYPES):
-            if name in FORMATS:
-                regexes += [f"^(?:{regex})$" for regex in FORMATS[name].regexes]
-                most = FORMATS[name].max_length
-                if most is not None:
-                    out["maxLength"] = min(most, out.get("maxLength", most))
-            elif name not in UNRESTRICTED:
-                raise self.refuse("format", place.at, f"{name[:60]!r} is not known; known are {', '.join(FORMATS)}")
+        name = self.kind(place, "format", str, "a text")
+        known = FORMATS.get(name) if name is not None else None  # others bind nothing, as the standard has it
+        if known is not None and "string" in out.get("type", TYPES):
+            regexes += [f"^(?:{regex})$" for regex in known.regexes]
+            if known.max_length is not None:
+                out["maxLength"] = min(known.max_length, out.get("maxLength", known.max_length))
         if OTHER_TEXTS in place.node:
             regexes.append(f"^(?:{written(other_texts(place.node[OTHER_TEXTS]))})$")
         if self.kind(place, "contentEncoding", str, "a text") == "base64":
@@ -299,11 +303,14 @@ class Normalizer:
                 return None
             return found if base == place.base else None  # what is in it would be resolved from elsewhere
 
+        outer, self._closed = self._closed, False
         self.schema(node, place.at, place.base, place.nesting + 1)  # it has to be right by itself
         other = negated(node, follow)
         if other is None:
             raise self.refuse(keyword, place.at, "what does not match that schema cannot be enforced; say what may")
-        return self.schema(other, f"{place.at}/{keyword}", place.base, place.nesting + 1)
+        found = self.schema(other, f"{place.at}/{keyword}", place.base, place.nesting + 1)
+        self._closed = outer
+        return found
 
     def _ref(self, place: Place) -> Schema:
         reference = self.kind(place, "$ref", str, "a text")

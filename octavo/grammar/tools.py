@@ -119,12 +119,12 @@ def _call(form: Form, index: int, tool: Tool, tokenizer: Tokenizer, inside: str,
         schema = {"type": "object", **tool.parameters}
     rules: list[str] | None = None
     if form.arguments is not None and enforced:
-        rules = argument_rules(f"args_{index}", form.arguments, schema, place(index))
+        rules = argument_rules(f"args_{index}", form.arguments, schema, place(index), closed=tool.strict)
     if rules is not None:
         arguments = f"args_{index}"
     else:
         form = form if form.arguments is None else DEFAULT.form
-        arguments = json_expr(schema, place(index))
+        arguments = json_expr(schema, place(index), closed=tool.strict)
     before = (form.before + tool.name + form.between).removeprefix(inside)
     call = f"call_{index}: {_lark(before, tokenizer)} {arguments} {_lark(form.after, tokenizer)}".rstrip()
     return [call, *(rules or [])]

@@ -141,7 +141,7 @@ class ConstraintsOf(InlineConstraints):
     def compile(self, key: object, add: Add) -> Constraint:
         constraint = Constraint(key, add)
         constraint.compile(lambda: self._of)
-        self._compiled.append(constraint)
+        self._ready.append(constraint)
         return constraint
 
 

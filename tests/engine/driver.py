@@ -35,12 +35,16 @@ class InlineConstraints(Constraints):
     def compile(self, key: object, add: Add) -> Constraint:
         constraint = Constraint(key, add)
         constraint.compile(vocabulary)
-        self._compiled.append(constraint)
+        self._ready.append(constraint)
         return constraint
 
     def compute(self, constraints: Sequence[Constraint]) -> None:
         for constraint in constraints:
             constraint.compute()
+
+    def advance(self, constraint: Constraint, token: int) -> None:
+        constraint.advance(token)
+        self._ready.append(constraint)
 
 
 @dataclass

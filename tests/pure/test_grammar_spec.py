@@ -57,7 +57,6 @@ REFUSED = [
     ({"enum": [0.1234567890123456789]}, "enum"),
     ({"const": "\x00"}, "const"),
     ({"properties": {"\ud800": {}}}, "properties"),
-    ({"format": "color"}, "format"),
     ({"pattern": r"(?!a)b"}, "pattern"),
     ({"pattern": r"(a)\1"}, "pattern"),
     ({"pattern": r"\bfoo"}, "pattern"),
@@ -95,6 +94,43 @@ def test_what_cannot_be_enforced_is_refused_by_name(schema: Any, keyword: str) -
         assert refused.value.message.startswith(f"the_field: {keyword}"), refused.value.message
 
 
+def test_an_unknown_format_is_an_annotation() -> None:
+    grammar = json_grammar({"type": "string", "format": "color", "maxLength": 3})
+    assert accepts(grammar, '"red"') and not accepts(grammar, '"green"')
+    assert not accepts(json_grammar({"type": "string", "format": "date"}), '"red"')
+
+
+P, Q = {"properties": {"p": {"type": "integer"}}}, {"properties": {"q": {"type": "integer"}}}
+NESTED = {"properties": {"o": {"type": "object", **P}}, "type": "object"}
+CLOSED = [
+    ({"type": "object", **P}, ['{"p":1}', "{}"], ['{"x":1}', '{"p":1,"x":1}']),
+    (NESTED, ['{"o":{"p":1}}'], ['{"o":{"x":1}}', '{"x":1}']),
+    ({"type": "object", "items": P}, ['{"x":1}'], []),
+    ({"type": "array", "items": {"type": "object", **P}}, ['[{"p":1}]'], ['[{"x":1}]']),
+    ({"type": "object", "additionalProperties": {"type": "integer"}, **P}, ['{"x":1}'], ['{"x":"a"}']),
+    ({"anyOf": [{"type": "object", **P}, {"type": "object", **Q}]}, ['{"p":1}', '{"q":1}'], ['{"x":1}']),
+    ({"$ref": "#/$defs/a", "$defs": {"a": {"type": "object", **P}}}, ['{"p":1}'], ['{"x":1}']),
+    ({"type": "object", "anyOf": [{"required": ["p"]}, {"required": ["q"]}],
+      "properties": {**P["properties"], **Q["properties"]}}, ['{"p":1}', '{"q":1}'], ['{"p":1,"x":1}']),
+    # Several schemas name the properties together: none of them knows all.
+    ({"type": "object", "allOf": [P, Q], "required": ["p", "q"]}, ['{"p":1,"q":1}'], []),
+    ({"type": "object", **P, "anyOf": [{**Q, "required": ["q"]}]}, ['{"p":1,"q":1}'], []),
+    ({"type": "object", **P, "not": {"required": ["p", "x"], "type": "object"}}, ["{}"], []),
+    ({"type": "object", **P, "dependentSchemas": {"p": {**Q, "required": ["q"]}}}, ['{"p":1,"q":1}'], []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("schema", "valid", "invalid"), CLOSED, ids=[json.dumps(c[0])[:60] for c in CLOSED])
+def test_closed_objects_have_the_named_properties_alone(schema: Any, valid: list[str], invalid: list[str]) -> None:
+    closed = grammar_of(StructuredOutputs(json=schema, disable_additional_properties=True))
+    given = json_grammar(schema)
+    for text in valid:
+        assert accepts(closed, text), text
+    for text in invalid:
+        assert not accepts(closed, text), text
+        assert accepts(given, text) or "additionalProperties" in str(schema), text
+
+
 def test_the_place_is_named() -> None:
     with pytest.raises(RequestError, match=re.escape("at /properties/a~1b/anyOf/1")):
         json_grammar({"properties": {"a/b": {"anyOf": [{}, {"not": {"multipleOf": 2}}]}}})
@@ -112,6 +148,7 @@ _RIGHT = {
     ("exclusiveMinimum", 17), ("exclusiveMinimum", 1.5), ("exclusiveMinimum", -1), ("exclusiveMaximum", 17),
     ("exclusiveMaximum", 1.5), ("exclusiveMaximum", -1), ("multipleOf", 17), ("multipleOf", 1.5), ("minLength", 17),
     ("maxLength", 17), ("minItems", 17), ("maxItems", 17), ("maxProperties", 17), ("pattern", "x"),
+    ("format", "x"), ("format", "("),
 }  # fmt: skip
 
 

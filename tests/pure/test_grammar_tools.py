@@ -209,3 +209,12 @@ def test_well_formed() -> None:
     for schema, keyword in wrong:
         with pytest.raises(RequestError, match=f"p: {keyword}"):
             check_parameters(schema, "p")
+
+
+@EACH
+def test_strict_tools_are_closed(family: Family) -> None:
+    is_open = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    for strict in (True, False):
+        bound = grammar(family, [(0, Tool(name="f", parameters=is_open, strict=strict))], required=True)
+        assert accepts(bound, written(family, ("f", '{"a": 1}')))
+        assert accepts(bound, written(family, ("f", '{"b": 1}'))) is not strict

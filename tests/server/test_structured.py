@@ -94,7 +94,7 @@ def test_text_has_no_grammar(fields: dict[str, Any]) -> None:
 WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"response_format": {"type": "yaml"}}, "response_format.type", "json_object"),
     ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "required"),
-    ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"format": "x"}}}}, "response_format", "x"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"required": 3}}}}, "response_format", "required"),
     ({"response_format": {"type": "json_schema", "json_schema": {"schema": 3}}}, "response_format.json_schema", ""),
     ({"response_format": {"type": 3}}, "response_format.type", ""),
     ({"response_format": "json"}, "response_format", ""),
@@ -135,6 +135,20 @@ def test_wrong_ones_are_named(fields: dict[str, Any], param: str, words: str) ->
                 assert error["param"].startswith(param), error
                 assert words.replace("\\", "") in error["message"], error
         await api.settled()
+
+    run(test)
+
+
+def test_strict_closes_objects() -> None:
+    """OpenAI wants `additionalProperties: false` there; without `strict` an open object stays open."""
+    is_open = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+    async def test(api: Api) -> None:
+        seen = grammars(api)
+        for strict in (True, False, None):
+            fields = {"type": "json_schema", "json_schema": {"name": "p", "strict": strict, "schema": is_open}}
+            assert (await api.chat(max_tokens=3, response_format=fields)).status_code == 200
+        assert ['"additionalProperties": false' in (grammar or "") for grammar in seen] == [True, False, False]
 
     run(test)
 

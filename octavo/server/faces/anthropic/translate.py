@@ -96,7 +96,7 @@ def sampling(asked: MessagesRequest) -> SamplingParams:
     wanted = asked.output_config.format if asked.output_config is not None else None
     wanted = wanted or asked.output_format
     if wanted is not None:
-        fields["structured_outputs"] = StructuredOutputs(json=wanted.schema)
+        fields["structured_outputs"] = StructuredOutputs(json=wanted.schema, disable_additional_properties=True)
     return SamplingParams(**fields)
 
 

@@ -39,7 +39,9 @@ class JsonSchemaFormat(msgspec.Struct, frozen=True, kw_only=True):
     name: str | None = None
     description: str | None = None
     schema: Annotated[dict[str, Any] | bool, Meta(description="JSON Schema; left out: any object.")] | None = None
-    strict: Annotated[bool, Meta(description="Schemas are enforced either way.")] | None = None
+    strict: (
+        Annotated[bool, Meta(description="Objects have the properties that are named, and no others.")] | None
+    ) = None
 
 
 class ResponseFormat(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,12 +57,15 @@ class ResponseFormat(msgspec.Struct, frozen=True, kw_only=True):
             message = f"response_format.type is {self.type[:40]!r}; it must be text, json_object or json_schema"
             raise RequestError(message, param="response_format.type")
         schema: Any = self.schema
+        strict = False
         if self.type == "json_schema":
             if self.json_schema is None:
                 message = "response_format.json_schema is required for type json_schema"
                 raise RequestError(message, param="response_format.json_schema")
-            schema = self.json_schema.schema
-        return StructuredOutputs(json_object=True) if schema is None else StructuredOutputs(json=schema)
+            schema, strict = self.json_schema.schema, self.json_schema.strict is True
+        if schema is None:
+            return StructuredOutputs(json_object=True)
+        return StructuredOutputs(json=schema, disable_additional_properties=strict)
 
 
 def only_one(given: dict[str, StructuredOutputs | None]) -> tuple[StructuredOutputs | None, str]:

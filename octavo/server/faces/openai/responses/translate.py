@@ -99,7 +99,7 @@ def structured(asked: ResponsesRequest) -> StructuredOutputs | None:
         )
     if wanted.schema is None:
         raise RequestError("text.format.schema is required with type json_schema", param="text.format.schema")
-    return StructuredOutputs(json=wanted.schema)
+    return StructuredOutputs(json=wanted.schema, disable_additional_properties=wanted.strict is True)
 
 
 def shortened(wanted: Conversation) -> Conversation | None:
