@@ -94,7 +94,7 @@ def test_text_has_no_grammar(fields: dict[str, Any]) -> None:
 WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"response_format": {"type": "yaml"}}, "response_format.type", "json_object"),
     ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "required"),
-    ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"required": 3}}}}, "response_format", "required"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": 3}}}}, "response_format", "type"),
     ({"response_format": {"type": "json_schema", "json_schema": {"schema": 3}}}, "response_format.json_schema", ""),
     ({"response_format": {"type": 3}}, "response_format.type", ""),
     ({"response_format": "json"}, "response_format", ""),
