@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from octavo.engine.constraint import SLOW_S, Constraint
+from octavo.grammar.compiled import CompiledGrammars
 from octavo.grammar.matcher import Vocabulary
 from octavo.grammar.turns import RoundRobin
 from octavo.wire.messages import Add
@@ -56,9 +57,9 @@ class Constraints:
         self._masker: _Masker | None = None
 
     @property
-    def vocabulary(self) -> Vocabulary | None:
-        """Once it was needed."""
-        return self._vocabulary
+    def grammars(self) -> CompiledGrammars | None:
+        """Once one was compiled."""
+        return None if self._vocabulary is None else self._vocabulary.grammars
 
     def compile(self, key: object, add: Add) -> Constraint:
         """A constraint that will be among those of `take_ready`; until then it is nobody else's."""

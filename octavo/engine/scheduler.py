@@ -25,7 +25,6 @@ from octavo.engine.constraints import Constraints
 from octavo.engine.planner import Counters, Flight, Planner, SchedulerConfig
 from octavo.engine.prefix import PrefixCache
 from octavo.engine.request import Request, refused
-from octavo.grammar.compiled import CompiledGrammars
 from octavo.grammar.matcher import GrammarError
 from octavo.types import TokenLogprobs
 from octavo.wire.messages import Add, Failed, TokenOutput
@@ -53,7 +52,7 @@ class Scheduler:
         self._flights: deque[Flight] = deque()
         self._num_plans = 0
         self._num_arrivals = 0
-        self._constraints = constraints
+        self.constraints = constraints
         self._compiling: set[Request] = set()
         """Accepted, and queued as soon as their grammar is compiled, or has caught up."""
         self._held: dict[Request, None] = {}
@@ -97,13 +96,7 @@ class Scheduler:
     @property
     def has_compiled(self) -> bool:
         """There is something for `enter_compiled`."""
-        return self._constraints is not None and self._constraints.has_ready
-
-    @property
-    def grammars(self) -> CompiledGrammars | None:
-        """Once one was compiled."""
-        vocabulary = None if self._constraints is None else self._constraints.vocabulary
-        return None if vocabulary is None else vocabulary.grammars
+        return self.constraints is not None and self.constraints.has_ready
 
     def add(self, client: bytes, add: Add, now: float) -> list[Reply]:
         """Queues a request. Replies at once when it is refused or already complete; never raises for its content."""
@@ -157,10 +150,10 @@ class Scheduler:
         if request.client in self._behind:
             self._held[request] = None
         elif request.add.grammar is not None and request.constraint is None:
-            assert self._constraints is not None
+            assert self.constraints is not None
             self._compiling.add(request)
             self._num_bound += 1
-            request.constraint = self._constraints.compile(request, request.add)
+            request.constraint = self.constraints.compile(request, request.add)
         else:
             self._planner.queue.push(request)
 
@@ -169,7 +162,7 @@ class Scheduler:
         whose grammar is wrong fail."""
         replies: list[Reply] = []
         self._stalled = False
-        for constraint in self._constraints.take_ready() if self._constraints is not None else ():
+        for constraint in self.constraints.take_ready() if self.constraints is not None else ():
             request = constraint.key
             assert isinstance(request, Request)
             if self._clients.get(request.client, {}).get(request.id) is not request:  # ended meanwhile
@@ -214,9 +207,9 @@ class Scheduler:
         if not self._num_bound:
             return None
         bound = [request.constraint for request, _, run, _ in self._flights[-1].items if run.samples]
-        if self._constraints is None or all(constraint is None for constraint in bound):
+        if self.constraints is None or all(constraint is None for constraint in bound):
             return None
-        return self._constraints.masks(bound)
+        return self.constraints.masks(bound)
 
     def update(self, plan: Plan, result: Result, now: float) -> list[Reply]:
         """Applies the result of the oldest plan in flight."""
@@ -253,8 +246,8 @@ class Scheduler:
                 request.first_token = request.last_token = now
                 request.embedding = result.embeddings.get(run.row)
                 replies.append((request.client, self._output(request, [], None, end)))
-        if moved and self._constraints is not None:
-            self._constraints.compute(moved)
+        if moved and self.constraints is not None:
+            self.constraints.compute(moved)
         return replies
 
     def took(self, us: int) -> None:
@@ -295,8 +288,8 @@ class Scheduler:
 
     def close(self) -> None:
         """Ends the threads that grammars have started; idempotent."""
-        if self._constraints is not None:
-            self._constraints.close()
+        if self.constraints is not None:
+            self.constraints.close()
 
     def check(self) -> None:
         """Asserts that no page is lost, doubled or miscounted and that the prefix cache agrees."""
@@ -333,8 +326,8 @@ class Scheduler:
         if constraint.error is None:
             ends = token in request.stop_ids and request.num_output + 1 >= request.add.params.min_tokens
             more = not ends and len(request.token_ids) + 1 < request.limit
-            if constraint.slow and more and self._constraints is not None:
-                self._constraints.advance(constraint, token)
+            if constraint.slow and more and self.constraints is not None:
+                self.constraints.advance(constraint, token)
                 return None
             if not ends:
                 constraint.consume(token)

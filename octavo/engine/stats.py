@@ -10,7 +10,8 @@ from octavo.wire.messages import Stats
 
 def stats(scheduler: Scheduler, memory_mb: float) -> Stats:
     """`fragmentation` stays 0: any free page serves any request."""
-    pool, counters, grammars = scheduler.pool, scheduler.counters, scheduler.grammars
+    pool, counters = scheduler.pool, scheduler.counters
+    grammars = None if scheduler.constraints is None else scheduler.constraints.grammars
     return Stats(
         num_waiting=scheduler.num_waiting,
         num_running=scheduler.num_running,

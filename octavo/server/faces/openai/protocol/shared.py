@@ -39,9 +39,9 @@ class JsonSchemaFormat(msgspec.Struct, frozen=True, kw_only=True):
     name: str | None = None
     description: str | None = None
     schema: Annotated[dict[str, Any] | bool, Meta(description="JSON Schema; left out: any object.")] | None = None
-    strict: (
-        Annotated[bool, Meta(description="Objects have the properties that are named, and no others.")] | None
-    ) = None
+    strict: Annotated[bool, Meta(description="Objects have the properties that are named, and no others.")] | None = (
+        None
+    )
 
 
 class ResponseFormat(msgspec.Struct, frozen=True, kw_only=True):
