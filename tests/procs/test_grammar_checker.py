@@ -248,7 +248,7 @@ def test_many_wait_in_a_row_and_no_more(files: ModelFiles, monkeypatch: pytest.M
     async def test() -> None:
         async with checking(files) as checker:
             results = await asyncio.gather(*(checker.check(f'start: "{i}"') for i in range(12)), return_exceptions=True)
-            assert results[:8] == [None] * 8
+            assert results[:8] == [False] * 8
             assert all(isinstance(result, QueueFull) for result in results[8:])
             await checker.check('start: "again"')
 
