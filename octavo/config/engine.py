@@ -124,6 +124,14 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     host: Annotated[str, Meta(description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="TCP port; 0 takes a free one.")] = 8000
+    uds: (
+        Annotated[str, Meta(description="Unix socket to listen on, instead of host and port.", extra={"path": True})]
+        | None
+    ) = None
+    uds_mode: Annotated[
+        Literal["600", "660", "666"],
+        Meta(description="Who may use it: this user, its group too, or everybody on this machine."),
+    ] = "600"
     connect: (
         Annotated[str, Meta(description="Serve an engine that runs elsewhere: ipc://PATH.", extra={"path": True})]
         | None

@@ -11,7 +11,8 @@ import ipaddress
 import os
 import socket
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from octavo.errors import ConfigError
@@ -37,12 +38,17 @@ def listen(host: str, port: int) -> list[socket.socket]:
 
 
 def url(listener: socket.socket, is_tls: bool = False) -> str:
-    """Where the socket listens, as a browser takes it."""
+    """Where the socket listens: as a browser takes it, or unix:PATH."""
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{listener.getsockname()}"
     host, port = listener.getsockname()[:2]
     return f"{'https' if is_tls else 'http'}://" + (f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
 
 
 def is_loopback(listener: socket.socket) -> bool:
+    """Whether nobody from elsewhere can reach it."""
+    if listener.family == socket.AF_UNIX:
+        return True
     return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
@@ -66,6 +72,29 @@ def listen_unix(path: str, backlog: int = BACKLOG) -> socket.socket:
     finally:
         os.umask(umask)
     return listener
+
+
+@contextmanager
+def at_path(path: str, mode: int) -> Iterator[socket.socket]:
+    """A listening Unix socket whose file has the permissions `mode`, and goes when this ends unless another process has
+    put its own there. Raises ConfigError that says why there can be none."""
+    try:
+        listener = listen_unix(path)
+        Path(path).chmod(mode)  # from this user's alone upwards: never open to more for a moment
+        made = Path(path).stat()
+    except FileExistsError:
+        raise ConfigError(f"--uds {path}: another process listens there; end it, or choose another path") from None
+    except OSError as error:
+        is_other = error.errno == errno.EADDRINUSE  # and is no socket, or it had been replaced
+        reason = "is there and no socket; it is left as it is" if is_other else error.strerror or str(error)
+        raise ConfigError(f"--uds {path}: {reason}; choose a path in a folder where you may write") from None
+    try:
+        with listener:
+            yield listener
+    finally:
+        with suppress(OSError):
+            if os.path.samestat(Path(path).lstat(), made):
+                Path(path).unlink()
 
 
 def _addresses(host: str, port: int) -> list[_Address]:

@@ -12,7 +12,7 @@ import pytest
 from octavo.errors import ConfigError
 from octavo.processes import listen as module
 from octavo.processes.frames import BrokenStream, frame, receive, send, take
-from octavo.processes.listen import is_loopback, listen, listen_unix, url
+from octavo.processes.listen import at_path, is_loopback, listen, listen_unix, url
 
 BOTH = [(socket.AF_INET6, 1, 6, "", ("::1", 0, 0, 0)), (socket.AF_INET, 1, 6, "", ("127.0.0.1", 0))]
 """What a system with "::1 localhost" in /etc/hosts says of localhost."""
@@ -117,3 +117,39 @@ def test_unix_sockets_replace_what_was_left_and_nothing_else(tmp_path: Path, mon
     with pytest.raises(OSError, match="in use"):
         listen_unix("s")
     assert Path("s").read_text() == "a letter"
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o660, 0o666])
+def test_a_socket_for_clients_has_its_permissions_and_goes_with_its_owner(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "octavo.sock"
+    for _ in range(2):
+        with at_path(str(path), mode) as listener:
+            assert path.stat().st_mode & 0o777 == mode and is_loopback(listener) and url(listener) == f"unix:{path}"
+            with pytest.raises(ConfigError, match="another process listens there"), at_path(str(path), mode):
+                pass
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(path))
+        assert not path.exists()
+    killed = listen_unix(str(path))  # its process was killed, and left the file
+    killed.close()
+    with at_path(str(path), mode):
+        path.unlink()
+        path.write_text("somebody else's by now")
+    assert path.read_text() == "somebody else's by now"
+
+
+@pytest.mark.parametrize(
+    "name,reason",
+    [
+        ("file", "is there and no socket"),
+        ("nowhere/x", "No such file"),
+        ("x" * 120, "too long"),
+        ("folder", "no socket"),
+    ],
+)
+def test_where_no_socket_can_be_is_said_in_one_line(tmp_path: Path, name: str, reason: str) -> None:
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ConfigError, match=reason), at_path(str(tmp_path / name), 0o600):
+        pass
+    assert (tmp_path / "file").read_text() == "kept"
