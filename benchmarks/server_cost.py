@@ -26,7 +26,7 @@ from octavo.engine.assembly import build_loop
 from octavo.modelfiles.facts import read_facts
 from octavo.modelfiles.hub import fetch
 from octavo.wire.endpoint import private_endpoint
-from octavo.wire.plan import Plan, Result, WorkerInfo
+from octavo.wire.plan import Masks, Plan, Result, WorkerInfo
 from octavo.wire.sockets import SocketTransport
 
 
@@ -49,7 +49,7 @@ class Sleeper:
             backend="sleeper", weights_bytes=0, kv_bytes=0,
         )  # fmt: skip
 
-    def submit(self, plan: Plan) -> None:
+    def submit(self, plan: Plan, masks: Masks | None = None) -> None:
         self._plans.append(plan)
 
     def collect(self) -> Result:

@@ -36,11 +36,12 @@ class Prompt(msgspec.Struct, kw_only=True):
 
 
 class Listener(Protocol):
-    """Hears what becomes of a request, on the client's event loop; must not raise."""
+    """Hears what becomes of requests, on the client's event loop; must not raise. `index`: which of them, as `follow`
+    was told."""
 
-    def on_delta(self, delta: Delta) -> None: ...
+    def on_delta(self, index: int, delta: Delta, /) -> None: ...
 
-    def on_end(self, error: ApiError | None) -> None:
+    def on_end(self, index: int, error: ApiError | None, /) -> None:
         """Once, unless the generation was closed before."""
         ...
 
@@ -51,8 +52,9 @@ class Generation(Protocol):
 
     def __aiter__(self) -> AsyncIterator[Delta]: ...
 
-    def follow(self, listener: Listener) -> None:
-        """Instead of iterating: the listener hears everything from now on, and at once what has come already."""
+    def follow(self, listener: Listener, index: int) -> None:
+        """Instead of iterating: the listener hears everything from now on, and at once what has come already, of what
+        it is to know as `index`."""
         ...
 
     async def aclose(self) -> None: ...

@@ -1,8 +1,8 @@
 """One request in a client: its prompt and the n (or best_of) sequences that the engine generates for it.
 
-Owned by whoever holds the connection (client/engine.py, client/offline.py), which feeds it the engine's messages,
-sends the aborts it wants and, after an engine restart, the Adds of `resume`. Transport-agnostic: no sockets, no loop.
-Invariant: each choice ends with exactly one Delta that has a finish_reason, unless the request failed or was aborted.
+Whoever holds the connection to the engine feeds it the engine's messages, sends the aborts it wants and, after an
+engine restart, the Adds of `unfinished`. Transport-agnostic: no sockets, no loop. Invariant: each choice ends with
+exactly one Delta that has a finish_reason, unless the request failed or was aborted.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class RequestState:
             self._aborts = []
         return aborts
 
-    def resume(self) -> list[Add]:
+    def unfinished(self) -> list[Add]:
         """Adds that let a new engine go on where the lost one stopped: unfinished sequences, tokens so far."""
         return [
             msgspec.structs.replace(sequence.add, output_ids=sequence.add.output_ids + sequence.stream.output_ids)

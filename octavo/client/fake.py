@@ -151,7 +151,7 @@ class FakeClient:
         self._seeds = Seeds(0)
         self._info: EngineInfo | None = None
         self._attached = False
-        self._ledger = Ledger(self._receive)
+        self._ledger = Ledger()
         self._work = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._tokenizer: Tokenizer | None = None
@@ -256,7 +256,7 @@ class FakeClient:
         """The engine dies: not ready, what is in flight waits in the ledger."""
         self._attached = False
         self._running.clear()
-        self._ledger.suspend(died=True)
+        self._ledger.lose(self)
 
     def restart(self) -> None:
         """A new engine is attached and goes on with what the ledger holds."""
@@ -276,11 +276,12 @@ class FakeClient:
             backend="fake",
             **self._limits,
         )
-        self._ledger.resume(crashed=False)
+        self._ledger.attach(self)
 
     # -- the fake engine
 
-    def _receive(self, message: ToEngine) -> bool:
+    def send(self, message: ToEngine) -> bool:
+        """Implements ledger.Engine."""
         if isinstance(message, Add):
             tag = f"[{message.seed % 1000}] " if (message.params.temperature or 0) > 0 else ""
             self._running[message.id] = _Running(message, [*tag.encode(), *self._script])
@@ -307,7 +308,9 @@ class FakeClient:
         for id, running in list(self._running.items())[: self._limits["max_num_seqs"]]:
             if self.fail_at is not None and running.num_output >= self.fail_at:
                 del self._running[id]
-                self._ledger.receive(Failed(id, "engine_error", "the engine failed while it computed this request"))
+                self._ledger.receive_failure(
+                    Failed(id, "engine_error", "the engine failed while it computed this request")
+                )
                 continue
             out = running.step()
             self._generated += len(out.token_ids)

@@ -17,53 +17,47 @@ from octavo.client.ledger import Ledger
 from octavo.client.news import News
 from octavo.errors import ApiError
 from octavo.text.tokenizer import Tokenizer
-from octavo.types import Delta, Metrics, SamplingParams, TokenLogprobs
+from octavo.types import Delta, SamplingParams
 from octavo.wire.messages import Add, TokenOutput
 
 
-class LedgerGeneration:
+class LedgerGeneration(RequestState):
     """Implements client.base.Generation and ledger.Request. `adds`: from `prepare.sequences`."""
 
     def __init__(
         self, prompt: Prompt, params: SamplingParams, adds: list[Add], tokenizer: Tokenizer, ledger: Ledger
     ) -> None:
         own = [msgspec.structs.replace(add, id=index) for index, add in enumerate(adds)]
-        self._state = RequestState(prompt, params, own, tokenizer)
+        super().__init__(prompt, params, own, tokenizer)
         self._ledger = ledger
         self._waiting = _Waiting()
         self._listener: Listener = self._waiting
+        self._index = 0
+        """As what the listener knows this request."""
         self._ended = False
 
     # -- the ledger's side
 
-    @property
-    def done(self) -> bool:
-        return self._state.done
-
-    def unfinished(self) -> list[Add]:
-        return self._state.resume()
-
-    def output(self, message: TokenOutput) -> list[int]:
-        state = self._state
-        for delta in state.on_message(message):
+    def take(self, message: TokenOutput) -> list[int]:
+        for delta in self.on_message(message):
             if delta.text or delta.token_ids or delta.finish_reason is not None:
-                self._listener.on_delta(delta)
-        if state.done:
+                self._listener.on_delta(self._index, delta)
+        if self.done:
             self._end(None)
-        return state.take_aborts()
+        return self.take_aborts()
 
     def failed(self, error: ApiError) -> None:
-        self._state.abort()
+        self.abort()
         self._end(error)
 
     # -- the reader's side
 
-    def follow(self, listener: Listener) -> None:
-        waiting, self._listener = self._waiting, listener
+    def follow(self, listener: Listener, index: int) -> None:
+        waiting, self._listener, self._index = self._waiting, listener, index
         for delta in waiting.deltas.values():
-            listener.on_delta(delta)
+            listener.on_delta(index, delta)
         if waiting.ended:
-            listener.on_end(waiting.error)
+            listener.on_end(index, waiting.error)
 
     async def __aiter__(self) -> AsyncIterator[Delta]:
         waiting = self._waiting
@@ -73,7 +67,7 @@ class LedgerGeneration:
                     yield waiting.deltas.pop(next(iter(waiting.deltas)))
                 if waiting.error is not None:
                     raise waiting.error
-                if self._state.done:
+                if self.done:
                     return
                 await waiting.news.wait()
         finally:
@@ -82,26 +76,14 @@ class LedgerGeneration:
     async def aclose(self) -> None:
         self._leave()
 
-    @property
-    def metrics(self) -> Metrics:
-        return self._state.metrics
-
-    @property
-    def prompt_logprobs(self) -> list[TokenLogprobs | None] | None:
-        return self._state.prompt_logprobs
-
-    @property
-    def embedding(self) -> bytes | None:
-        return self._state.embedding
-
     def _end(self, error: ApiError | None) -> None:
         if not self._ended:
             self._ended = True
-            self._listener.on_end(error)
+            self._listener.on_end(self._index, error)
 
     def _leave(self) -> None:
         self._ended = True
-        self._state.abort()
+        self.abort()
         self._ledger.leave(self)
 
 
@@ -114,12 +96,12 @@ class _Waiting:
         self.error: ApiError | None = None
         self.news = News()
 
-    def on_delta(self, delta: Delta) -> None:
+    def on_delta(self, _index: int, delta: Delta) -> None:
         before = self.deltas.get(delta.index)
         self.deltas[delta.index] = delta if before is None else merged([before, delta])
         self.news.ring()
 
-    def on_end(self, error: ApiError | None) -> None:
+    def on_end(self, _index: int, error: ApiError | None) -> None:
         self.ended, self.error = True, error
         self.news.ring()
 

@@ -162,7 +162,7 @@ class LocalEngine:
             raise EngineError(self._broken)
         if self._left:
             raise EngineError("the engine is closed")
-        for add in request.state.resume():
+        for add in request.state.unfinished():
             self._requests[add.id] = request
             self._connection.send(add)
 

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable
 
 from octavo.config.resolve import ResolvedConfig
+from octavo.engine.blame import Blame
 from octavo.engine.constraints import Constraints
 from octavo.engine.loop import EngineLoop
 from octavo.engine.pace import UNFELT_US
@@ -29,10 +30,11 @@ def build_loop(
     *,
     quiet: float | None = QUIET_S,
     memory_mb: Callable[[], float] = lambda: 0.0,
+    blame: Blame | None = None,
     vocabulary: Callable[[], Vocabulary] | None = None,
 ) -> tuple[EngineLoop, EngineInfo]:
     """`worker`: what `executor.start()` returned; `vocabulary`: makes what grammars need, None: from the files; the
-    rest as in EngineLoop. → the loop and what it tells clients."""
+    rest as in Scheduler and EngineLoop. → the loop and what it tells clients."""
     constraints = Constraints(vocabulary or (lambda: Vocabulary.load(files, worker.vocab_size)), transport.wake)
     scheduler = Scheduler(
         SchedulerConfig(
@@ -47,6 +49,7 @@ def build_loop(
             unfelt_us=0 if resolved.device == "cpu" else UNFELT_US,
         ),
         constraints,
+        blame,
     )
     info = EngineInfo(
         instance=uuid.uuid4().hex,

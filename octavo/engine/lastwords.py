@@ -1,9 +1,8 @@
 """What an engine that breaks down leaves for the next one at its endpoint: a file beside the socket with its stacks.
 
-Owned by engine/process.py. The next engine logs it and tells the clients, who thereby know an engine that a request may
-have broken from one that was killed from outside. Invariants: the file names its engine from the moment it is ready;
-what follows that line was written by a fatal signal, a hang or an exception; an engine that ends in good order
-removes it.
+Owned by engine/process.py. The next engine logs it and thereby knows an engine that a request may have broken from one
+that was killed from outside. Invariants: what the file holds was written by a fatal signal, a hang or an exception; an
+engine that ends in good order removes it.
 """
 
 from __future__ import annotations
@@ -24,22 +23,19 @@ class LastWords:
         self._path = check_endpoint(endpoint) + CRASH_SUFFIX
         self._file: TextIO | None = None
 
-    def of_predecessor(self) -> tuple[str, str]:
-        """Instance of the engine before, if there was one, and what it left: nothing, when it was killed."""
+    def of_predecessor(self) -> str:
+        """What the engine before has left: nothing, when it was killed, or there was none."""
         try:
             with os.fdopen(os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW), errors="replace") as file:
-                instance, _, words = file.read(MOST_CHARACTERS).partition("\n")
+                return file.read(MOST_CHARACTERS).strip()
         except OSError:
-            return "", ""
-        return instance, words.strip()
+            return ""
 
-    def begin(self, instance: str) -> None:
+    def begin(self) -> None:
         """This engine is ready. From now on a fatal signal writes all stacks."""
         with suppress(OSError):  # a folder that lets us make a socket but no file: then nothing is left behind
             fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
             self._file = os.fdopen(fd, "w")  # open until this process ends, however it ends
-            self._file.write(f"{instance}\n")
-            self._file.flush()
             faulthandler.enable(self._file)
 
     def write(self, words: str) -> None:

@@ -17,8 +17,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from msgspec import structs
-
 from octavo.engine.scheduler import Reply, Scheduler
 from octavo.engine.stats import stats
 from octavo.executor.base import Executor, StepFailed
@@ -66,8 +64,6 @@ class EngineLoop:
         client is spoken of in the log; None: never. `memory_mb`: this process's resident memory, for Stats."""
         self.busy_since: float | None = None
         """Clock at which the turn in progress began its work, None while it waits for messages: for a watchdog."""
-        self.crashed = ""
-        """The instance before, if it broke down by itself; clients are told."""
         self._scheduler = scheduler
         self._executor = executor
         self._transport = transport
@@ -121,7 +117,7 @@ class EngineLoop:
                 self._handle(client, message, now)
             if now > self._next_silence:
                 self._tell_silent(now)
-            if self._transport.behind != self._scheduler.behind:
+            if self._transport.behind != self._scheduler.holding.behind:
                 self._scheduler.pause(self._transport.behind)
             if self._drain_wanted and not self._draining:
                 self._draining = True
@@ -212,7 +208,7 @@ class EngineLoop:
     def _welcome(self, client: bytes, hello: Hello, now: float) -> None:
         """A Hello begins a new session: what the client had before is over."""
         self._forget(client)
-        self._transport.send(client, Welcome(PROTOCOL_VERSION, structs.replace(self._info, crashed=self.crashed)))
+        self._transport.send(client, Welcome(PROTOCOL_VERSION, self._info))
         if hello.version != PROTOCOL_VERSION:
             logger.warning("a client speaks protocol %d, this engine %d", hello.version, PROTOCOL_VERSION)
             return

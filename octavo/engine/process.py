@@ -24,6 +24,7 @@ from octavo.config.engine import EngineConfig
 from octavo.config.hardware import detect
 from octavo.config.resolve import resolve
 from octavo.engine.assembly import build_loop
+from octavo.engine.blame import Blame
 from octavo.engine.faults import FaultyExecutor
 from octavo.engine.lastwords import LastWords
 from octavo.engine.loop import EngineLoop
@@ -32,6 +33,7 @@ from octavo.executor import choose
 from octavo.modelfiles.facts import read_facts
 from octavo.modelfiles.hub import fetch
 from octavo.processes.signals import STOPPED_AT_ONCE, heeded
+from octavo.wire.endpoint import INFLIGHT_SUFFIX, check_endpoint
 from octavo.wire.plan import WorkerInfo
 from octavo.wire.sockets import SocketTransport
 
@@ -68,12 +70,14 @@ def main(
             for line in [*resolved.reasons, *worker.notes]:
                 logger.info("%s", line)
             memory = psutil.Process().memory_info
-            loop, info = build_loop(
-                resolved, files, worker, executor, transport, memory_mb=lambda: memory().rss / 2**20
-            )
             last_words = LastWords(endpoint)
-            loop.crashed = _crashed_before(last_words, crashed)
-            last_words.begin(info.instance)
+            if words := last_words.of_predecessor():
+                logger.error("the engine before this one broke down", extra=log.about(stacks=words))
+            blame = Blame.inherit(check_endpoint(endpoint) + INFLIGHT_SUFFIX, crashed=crashed or bool(words))
+            loop, _ = build_loop(
+                resolved, files, worker, executor, transport, memory_mb=lambda: memory().rss / 2**20, blame=blame
+            )
+            last_words.begin()
             # Nor need the collector look at it ever again. Collecting first would take 0.15 s to find nearly nothing.
             gc.freeze()
             gc.enable()
@@ -90,18 +94,11 @@ def main(
                 raise
             watchdog.stop()
             last_words.end()
+            blame.end()
         finally:
             executor.shutdown()
     finally:
         transport.close()
-
-
-def _crashed_before(last_words: LastWords, crashed: bool) -> str:
-    """The instance of the engine before, if it broke down by itself."""
-    instance, words = last_words.of_predecessor()
-    if words:
-        logger.error("the engine before this one broke down", extra=log.about(stacks=words))
-    return instance if words or crashed else ""
 
 
 def _summary(worker: WorkerInfo) -> str:

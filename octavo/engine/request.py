@@ -11,6 +11,7 @@ import re
 
 import msgspec
 
+from octavo.engine.blame import identity
 from octavo.engine.constraint import Constraint
 from octavo.types import FinishReason, Metrics, SamplingParams, TokenLogprobs
 from octavo.wire.messages import Add, Failed
@@ -26,7 +27,7 @@ class Request:
 
     __slots__ = (
         "add", "arrival", "block_ids", "cached_tokens", "client", "computable", "constraint", "embedding", "epoch",
-        "first_scheduled", "first_token", "id", "keys", "last_plan", "last_token", "limit", "num_computed",
+        "first_scheduled", "first_token", "id", "identity", "keys", "last_plan", "last_token", "limit", "num_computed",
         "num_pending", "num_prompt", "num_registered", "order", "priority", "prompt_logprobs", "received", "root",
         "row", "stop_ids", "token_ids",
     )  # fmt: skip
@@ -35,6 +36,7 @@ class Request:
         params = add.params
         self.client = client
         self.id = add.id
+        self.identity = identity(add.key)
         self.add = add
         self.priority = params.priority
         self.arrival = arrival

@@ -6,8 +6,7 @@ Called by engine/loop.py: `add` and `abort` between steps, `schedule` to make a 
 far" chasing "tokens so far" within the step's token budget. Scheduled tokens count as computed at once, tokens still to
 be sampled by plans in flight count as pending.
 
-Requests of clients that are behind with reading are held: they keep neither row nor pages, and go on where they stopped
-once the client is no longer behind.
+Some requests are held for a while, without row or pages (holding.py), and go on where they stopped.
 
 Invariants: every request that was added ends in exactly one reply with a finish_reason or a Failed, unless aborted. A
 result counts only while its request's `epoch` is the one it was scheduled in. Rows, pages and budget: planner.py.
@@ -19,9 +18,11 @@ from collections import deque
 from collections.abc import Iterable, Set
 
 from octavo.engine import journal
+from octavo.engine.blame import VERDICT, Blame
 from octavo.engine.blocks import BlockPool
 from octavo.engine.constraint import Constraint
 from octavo.engine.constraints import Constraints
+from octavo.engine.holding import Holding
 from octavo.engine.planner import Counters, Flight, Planner, SchedulerConfig
 from octavo.engine.prefix import PrefixCache
 from octavo.engine.request import Request, refused
@@ -41,8 +42,10 @@ Reply = tuple[bytes, TokenOutput | Failed]
 
 
 class Scheduler:
-    def __init__(self, config: SchedulerConfig, constraints: Constraints | None = None) -> None:
-        """`constraints`: compiles grammars; None where no request has one."""
+    def __init__(
+        self, config: SchedulerConfig, constraints: Constraints | None = None, blame: Blame | None = None
+    ) -> None:
+        """`constraints`: compiles grammars; None where no request has one. `blame`: what earlier engines broke of."""
         self.config = config
         self.max_len = min(config.max_model_len, config.num_blocks * config.block_size)
         """Longest sequence: what the model, and what all pages together can hold."""
@@ -53,11 +56,9 @@ class Scheduler:
         self._num_plans = 0
         self._num_arrivals = 0
         self.constraints = constraints
+        self.holding = Holding(blame or Blame())
         self._compiling: set[Request] = set()
         """Accepted, and queued as soon as their grammar is compiled, or has caught up."""
-        self._held: dict[Request, None] = {}
-        """Accepted, in the order of their arrival, and queued as soon as they may run."""
-        self._behind: frozenset[bytes] = frozenset()
         self._num_bound = 0
         """Requests with a grammar, those in `_compiling` too."""
         self._stalled = False
@@ -73,7 +74,7 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        return len(self._planner.queue) + len(self._compiling) + len(self._held)
+        return len(self._planner.queue) + len(self._compiling) + len(self.holding)
 
     @property
     def num_running(self) -> int:
@@ -85,7 +86,7 @@ class Scheduler:
         planner = self._planner
         if planner.running or len(planner.queue):
             return True
-        return bool(self._compiling) or bool(self._held)
+        return bool(self._compiling) or len(self.holding) > 0
 
     @property
     def can_compute(self) -> bool:
@@ -115,6 +116,9 @@ class Scheduler:
             journal.refused(add, failed)
             return [(client, failed)]
         request = Request(client, add, self._num_arrivals, now, self.max_len, self.cache.root(add.params.cache_salt))
+        if self.holding.blame.is_guilty(request.identity):
+            journal.failed(request, VERDICT)
+            return [(client, Failed(add.id, "engine_error", VERDICT))]
         self._num_arrivals += 1
         self._stalled = False
         ending = request.ending(0) if add.grammar is None else None
@@ -126,30 +130,26 @@ class Scheduler:
         self._place(request)
         return []
 
-    @property
-    def behind(self) -> Set[bytes]:
-        """Clients whose requests are held."""
-        return self._behind
-
     def pause(self, behind: Set[bytes]) -> None:
         """From now on the requests of these clients are held, and those of all others go on."""
-        self._behind = frozenset(behind)
-        self._stalled = False
+        self.holding.behind = frozenset(behind)
         held = [request for request in self._planner.running if request.client in behind]
         for request in held:
             self._planner.unseat(request)
-        held += self._planner.queue.take(lambda request: request.client in behind)
-        self._held |= dict.fromkeys(held)
-        for request in list(self._held):
-            if request.client not in behind:
-                del self._held[request]
-                self._place(request)
+        self.holding.hold(held + self._planner.queue.take(lambda request: request.client in behind))
+        self._release_held()
+
+    def _release_held(self) -> None:
+        """Places those that may run by now."""
+        self._stalled = False
+        for request in self.holding.take():
+            self._place(request)
 
     def _place(self, request: Request) -> None:
         """Where it waits for what it needs next."""
-        if request.client in self._behind:
-            self._held[request] = None
-        elif request.add.grammar is not None and request.constraint is None:
+        if not self.holding.admits(request):
+            return
+        if request.add.grammar is not None and request.constraint is None:
             assert self.constraints is not None
             self._compiling.add(request)
             self._num_bound += 1
@@ -314,6 +314,8 @@ class Scheduler:
         request.last_token = now
         if request.first_token is None:
             request.first_token = now
+            if self.holding.heard(request):
+                self._release_held()
         return self._output(request, [token], None if logprobs is None else [logprobs], len(ids))
 
     def _follow(self, request: Request, token: int, moved: list[Constraint]) -> TokenOutput | Failed | None:
@@ -387,10 +389,10 @@ class Scheduler:
             self._num_bound -= 1
         if request in self._compiling:
             self._compiling.discard(request)
-        elif request in self._held:
-            del self._held[request]
-        else:
+        elif request not in self.holding:
             self._planner.leave(request)
+        if self.holding.leave(request):
+            self._release_held()
         requests = self._clients[request.client]
         del requests[request.id]
         if not requests:

@@ -27,6 +27,8 @@ BACKLOG = 128
 _SOCKET = "engine"
 CRASH_SUFFIX = ".crash"
 """Of the file beside the socket in which an engine that breaks down leaves its last words."""
+INFLIGHT_SUFFIX = ".inflight"
+"""Of the one in which every engine keeps which requests it has."""
 
 
 def check_endpoint(endpoint: str) -> str:
@@ -41,7 +43,9 @@ def check_endpoint(endpoint: str) -> str:
 
 def meeting_place(where: list[Path] | None = None) -> RuntimeFolder:
     """A folder for an endpoint. Raises ConfigError when none can be made."""
-    return RuntimeFolder((_SOCKET, _SOCKET + CRASH_SUFFIX), where)
+    return RuntimeFolder(
+        tuple(_SOCKET + suffix for suffix in ("", CRASH_SUFFIX, INFLIGHT_SUFFIX, INFLIGHT_SUFFIX + ".new")), where
+    )
 
 
 def endpoint_in(folder: RuntimeFolder) -> str:

@@ -46,6 +46,9 @@ class Add(msgspec.Struct, tag="add", array_like=True, frozen=True):
     """Whose request it is: what takes long is done in turn for each."""
     hard_grammar: bool = False
     """Its grammar took long to be checked."""
+    key: str = ""
+    """The client's own for the request, the same for all its sequences and whenever they are sent again: by it an
+    engine knows what the one before broke of."""
 
 
 class Abort(msgspec.Struct, tag="abort", array_like=True, frozen=True):
@@ -89,9 +92,6 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     max_queued_requests: int
     seed: int | None = None
     """Base of the seeds of requests that give none, when the engine was given one."""
-    crashed: str = ""
-    """The instance that was at this endpoint before, if it broke down by itself: an exception, a fatal signal, a hang;
-    not when it was killed from outside."""
 
 
 class Welcome(msgspec.Struct, tag="welcome", array_like=True, frozen=True):

@@ -194,7 +194,7 @@ def test_an_engine_that_stands_still_is_told_of_and_kept(
         engine.kill()
 
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr("octavo.client.engine.QUIET_S", 1.0)
+    monkeypatch.setattr("octavo.client.connection.QUIET_S", 1.0)
     _run(work())
 
 
@@ -210,9 +210,9 @@ def test_requests_of_a_client_that_is_behind_pause_and_go_on(endpoint: str, mode
         tasks = [asyncio.create_task(_ids(slow, i, 900)) for i in range(12)]
         await _until(lambda: engine.scheduler.num_running == 8)
         end = time.monotonic() + PATIENCE_S
-        while not engine.scheduler.behind and time.monotonic() < end:  # the kernel's buffers take some of it
+        while not engine.scheduler.holding.behind and time.monotonic() < end:  # the kernel's buffers take some of it
             time.sleep(0.01)
-        assert engine.scheduler.behind and engine.scheduler.num_running == 0
+        assert engine.scheduler.holding.behind and engine.scheduler.num_running == 0
         assert await _text(other, "A", 50) == _counted("A", 50)
         assert await asyncio.gather(*tasks) == [[(i + 1 + n) % 256 for n in range(900)] for i in range(12)]
         assert engine.scheduler.counters.aborts == 0
@@ -308,7 +308,7 @@ def test_engine_of_another_protocol_is_fatal(endpoint: str, model: Path, monkeyp
         await client.close()
         engine.kill()
 
-    monkeypatch.setattr("octavo.client.engine.Hello", lambda: Hello(version=99))
+    monkeypatch.setattr("octavo.client.connection.Hello", lambda: Hello(version=99))
     _run(work())
 
 
@@ -327,7 +327,7 @@ def test_engine_that_does_not_come_back_ends_the_wait(
             await task
         await client.close()
 
-    monkeypatch.setattr("octavo.client.engine.HOLD_S", 0.2)
+    monkeypatch.setattr("octavo.client.connection.HOLD_S", 0.2)
     _run(work())
 
 

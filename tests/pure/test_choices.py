@@ -79,7 +79,7 @@ def test_a_stop_string_ends_its_choice_and_asks_for_one_abort(tokenizer: Tokeniz
     assert (delta.text, delta.finish_reason, delta.stop_reason) == ("", "stop", "END")
     assert state.take_aborts() == [0] and state.take_aborts() == []
     assert state.on_message(tokens(0, "late", end=True)) == []
-    assert [add.id for add in state.resume()] == [1]
+    assert [add.id for add in state.unfinished()] == [1]
     state.on_message(tokens(1, "x", end=True))
     assert state.done and state.take_aborts() == []
     assert state.output().outputs[0].text == "some tex"
@@ -91,11 +91,11 @@ def test_resume_holds_all_tokens_so_far(tokenizer: Tokenizer) -> None:
     state = make_state(tokenizer, n=2, seed=9)
     state.on_message(tokens(0, "ab"))
     state.on_message(tokens(0, "c"))
-    first, second = state.resume()
+    first, second = state.unfinished()
     assert first.output_ids == list(b"abc") and second.output_ids == []
     assert first.prompt_ids == [1, 2, 3] and first.seed == 9 != second.seed
     state.on_message(tokens(0, "d"))
-    assert state.resume()[0].output_ids == list(b"abcd")
+    assert state.unfinished()[0].output_ids == list(b"abcd")
 
 
 def test_best_of_shows_nothing_before_the_end_then_the_best(tokenizer: Tokenizer) -> None:
@@ -145,7 +145,7 @@ def test_one_failure_ends_the_request(tokenizer: Tokenizer) -> None:
     state.on_message(tokens(1, "x", end=True))
     error = state.on_failed(Failed(0, "engine_error", "broken"))
     assert isinstance(error, EngineError) and error.message == "broken"
-    assert state.done and state.take_aborts() == [2] and state.resume() == []
+    assert state.done and state.take_aborts() == [2] and state.unfinished() == []
     assert state.on_message(tokens(2, "x", end=True)) == []
     assert [o.finish_reason for o in state.output().outputs] == ["abort", "stop", "abort"]
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octavo.client.ledger import MOST_CRASHES, MOST_KILLS, Ledger
+from octavo.client.ledger import Ledger
 from octavo.errors import ApiError, EngineError, QueueFull, Unavailable
 from octavo.types import SamplingParams
 from octavo.wire.messages import Abort, Add, Failed, Outputs, ToEngine, TokenOutput
@@ -22,7 +22,7 @@ class _Engine:
         self.aborted: list[int] = []
         self.alive = True
 
-    def receive(self, message: ToEngine) -> bool:
+    def send(self, message: ToEngine) -> bool:
         if not self.alive:
             return False
         if isinstance(message, Add):
@@ -70,7 +70,7 @@ class _Request:
             if i not in self.ended
         ]
 
-    def output(self, message: TokenOutput) -> list[int]:
+    def take(self, message: TokenOutput) -> list[int]:
         assert message.id not in self.ended
         assert self.error is None
         self.tokens[message.id] += message.token_ids
@@ -88,14 +88,8 @@ class _Request:
 
 class _Setting:
     def __init__(self) -> None:
-        self.engine = _Engine()
-        self.ledger = Ledger(lambda message: self.engine.receive(message))
-        self.ledger.resume(crashed=False)
-
-    def crash(self) -> None:
-        """The engine breaks down by itself, and the next one says so."""
-        self.die()
-        self.restart(crashed=True)
+        self.ledger = Ledger()
+        self.restart()
 
     def kill(self) -> None:
         self.die()
@@ -103,11 +97,11 @@ class _Setting:
 
     def die(self) -> None:
         self.engine.alive = False
-        self.ledger.suspend(died=True)
+        self.ledger.lose(self.engine)
 
-    def restart(self, *, crashed: bool = False) -> None:
+    def restart(self) -> None:
         self.engine = _Engine()
-        self.ledger.resume(crashed=crashed)
+        self.ledger.attach(self.engine)
 
     def run(self, steps: int = 1) -> None:
         for _ in range(steps):
@@ -155,144 +149,58 @@ def test_failed_sequence_fails_its_request_and_aborts_the_others() -> None:
     request = _Request([5, 5])
     setting.ledger.enter(request)
     del setting.engine.running[1]
-    setting.ledger.receive(Failed(1, "queue_full", "full"))
+    setting.ledger.receive_failure(Failed(1, "queue_full", "full"))
     assert isinstance(request.error, QueueFull)
     assert setting.engine.aborted == [2]
     assert len(setting.ledger) == 0
 
 
-def test_request_alone_in_flight_at_two_crashes_fails_others_go_on() -> None:
+def test_a_request_keeps_its_key_and_no_other_has_it() -> None:
     setting = _Setting()
-    old = _Request([50])
-    setting.ledger.enter(old)
-    setting.run(2)
-    setting.crash()
-    new = _Request([5])
-    setting.ledger.enter(new)
-    setting.crash()
-    assert isinstance(old.error, EngineError)
-    setting.run(5)
-    assert new.error is None
-    assert new.tokens[0] == list(range(5))
-
-
-def test_engines_killed_from_outside_accuse_nobody() -> None:
-    setting = _Setting()
-    requests = [_Request([3 * MOST_KILLS]), _Request([4, 3 * MOST_KILLS])]
-    for request in requests:
+    for request in (_Request([9, 9]), _Request([9])):
         setting.ledger.enter(request)
-    for kill in range(2 * MOST_KILLS):
-        setting.run(kill % 2)
-        setting.kill()
-    setting.run(3 * MOST_KILLS)
-    assert [request.error for request in requests] == [None, None]
-    assert all(request.done for request in requests)
+    keys = [add.key for add, _ in setting.engine.running.values()]
+    assert keys[0] == keys[1] != keys[2] and all(keys)
+    ids = list(setting.engine.running)
+    setting.kill()
+    assert [add.key for add, _ in setting.engine.running.values()] == keys
+    assert not set(ids) & set(setting.engine.running)
 
 
-def test_who_only_ever_meets_killed_engines_fails_in_the_end() -> None:
+def test_what_waits_fails_when_no_engine_comes_back() -> None:
     setting = _Setting()
     request = _Request([9])
     setting.ledger.enter(request)
-    for _ in range(MOST_KILLS):
-        assert request.error is None
-        setting.kill()
-    assert isinstance(request.error, EngineError)
+    setting.ledger.fail_waiting(EngineError("lost"))
+    assert request.error is None  # it does not wait
+    setting.die()
+    setting.ledger.fail_waiting(EngineError("lost"))
+    assert isinstance(request.error, EngineError) and len(setting.ledger) == 0
 
 
-class _Poison:
-    """Some requests break every engine that is to compute more than so many of their tokens."""
-
-    def __init__(self, setting: _Setting, poison: dict[_Request, int]) -> None:
-        self.setting = setting
-        self.poison = poison
-        self.crashes = 0
-
-    def broke(self) -> bool:
-        """Whether the step that is due breaks the engine."""
-        sent = self.setting.ledger._sent
-        return any(
-            count >= self.poison.get(sent[id].request, 1000)  # type: ignore[call-overload]
-            for id, (_, count) in self.setting.engine.running.items()
-        )
-
-    def run(self, steps: int) -> None:
-        for _ in range(steps):
-            if self.broke():
-                self.crashes += 1
-                self.setting.crash()
-            else:
-                self.setting.run(1)
-
-
-@settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 2**32))
-def test_trials_find_the_requests_that_break_the_engine(seed: int) -> None:
-    """What breaks the engine each time it is computed fails, all others end complete. Where several do, at different
-    tokens, one that meets them all may be taken for one of them; still all ends, soon."""
-    rng = random.Random(seed)
-    setting = _Setting()
-    requests = [_Request([rng.randint(1, 9) for _ in range(rng.randint(1, 2))]) for _ in range(rng.randint(2, 6))]
-    guilty = {request: rng.randint(0, 6) for request in requests[: rng.randint(0, 3)]}
-    rng.shuffle(requests)
-    world = _Poison(setting, guilty)
+def test_several_engines_share_the_work_and_take_over_what_one_of_them_had() -> None:
+    ledger = Ledger()
+    engines = [_Engine() for _ in range(3)]
+    for engine in engines:
+        ledger.attach(engine)
+    requests = [_Request([8]) for _ in range(6)]
     for request in requests:
-        setting.ledger.enter(request)
-        world.run(rng.randint(0, 2))
-    world.run(200)
-    assert len(setting.ledger) == 0
-    for request in requests:
-        if request not in guilty and len(guilty) < 2:
-            assert request.error is None
-            assert request.tokens == {i: list(range(add.params.max_tokens or 0)) for i, add in request.adds.items()}
-        assert request.done
-    assert world.crashes <= 5 * len(guilty)
-
-
-def test_crashes_without_a_culprit_end_in_the_end() -> None:
-    """An engine that breaks for no reason that a trial shows: what was in flight at too many crashes fails."""
-    setting = _Setting()
-    requests = [_Request([100]) for _ in range(3)]
-    for request in requests:
-        setting.ledger.enter(request)
-    for crash in range(MOST_CRASHES):
-        assert all(request.error is None for request in requests), crash
-        setting.run(5)
-        setting.crash()
-    assert all(isinstance(request.error, EngineError) for request in requests)
-    assert len(setting.ledger) == 0
-
-
-def test_trial_goes_on_when_a_suspect_leaves_or_fails() -> None:
-    setting = _Setting()
-    requests = [_Request([20]) for _ in range(4)]
-    for request in requests:
-        setting.ledger.enter(request)
-    for _ in range(2):
-        setting.crash()
-    assert len(setting.engine.running) == 1
-    setting.ledger.leave(requests[0])
-    assert len(setting.engine.running) == 1
-    setting.ledger.leave(requests[2])
-    [id] = setting.engine.running
-    del setting.engine.running[id]
-    setting.ledger.receive(Failed(id, "engine_error", "no"))
-    assert isinstance(requests[1].error, EngineError)
-    setting.kill()  # says nothing: the last one is still on trial
-    setting.run(20)
-    assert requests[3].tokens[0] == list(range(20))
-    assert len(setting.ledger) == 0
-
-
-def test_being_forgotten_is_no_crash() -> None:
-    setting = _Setting()
-    request = _Request([8])
-    setting.ledger.enter(request)
-    for _ in range(4):
-        setting.run(1)
-        setting.ledger.suspend(died=False)
-        setting.restart(crashed=True)
-    setting.run(4)
-    assert request.tokens[0] == list(range(8))
+        ledger.enter(request)
+    assert [len(engine.running) for engine in engines] == [2, 2, 2]
+    for engine in engines:
+        ledger.receive(engine.step())
+    ledger.drain(engines[2])
+    engines[0].alive = False
+    ledger.lose(engines[0])
+    assert [len(engine.running) for engine in engines[1:]] == [4, 2]
+    late = _Request([8])
+    ledger.enter(late)
+    assert [len(engine.running) for engine in engines[1:]] == [5, 2]
+    for _ in range(8):
+        for engine in engines[1:]:
+            ledger.receive(engine.step())
+    assert len(ledger) == 0
+    assert all(request.tokens == {0: list(range(8))} for request in [*requests, late])
 
 
 def test_refuses_when_full_or_detached() -> None:
@@ -341,9 +249,8 @@ def test_random_lives_end_exactly_once(seed: int) -> None:
                 left.add(index)
             setting.ledger.leave(requests[index])
         else:
-            setting.ledger.suspend(died=rng.random() < 0.7)
-            setting.restart(crashed=rng.random() < 0.5)
-    setting.run(7 + len(requests))  # suspects wait for one another
+            setting.kill()
+    setting.run(7)
     assert len(setting.ledger) == 0
     assert setting.engine.running == {}
     for index, request in enumerate(requests):

@@ -27,7 +27,7 @@ Arrived = tuple[int, Delta]
 
 
 class Work:
-    """Prompts being generated with the same parameters."""
+    """Prompts being generated with the same parameters; hears of all of them (client.base.Listener)."""
 
     def __init__(
         self, metrics: ServerMetrics, prompts: Sequence[Prompt], params: SamplingParams, account: Account
@@ -69,7 +69,7 @@ class Work:
                     await asyncio.sleep(0)  # other streams keep their pace
                 generation = await work._generate(client, prompt)
                 work._generations.append(generation)
-                generation.follow(_Prompt(work, index))
+                generation.follow(work, index)
         except BaseException:
             await work.aclose()
             raise
@@ -169,11 +169,11 @@ class Work:
 
     # -- what the client says
 
-    def arrive(self, index: int, delta: Delta) -> None:
+    def on_delta(self, index: int, delta: Delta) -> None:
         if delta.token_ids:
             self._observe(index, delta)
         if delta.finish_reason == "abort":
-            self.end(index, EngineError("the engine ended this request before it was complete"))
+            self.on_end(index, EngineError("the engine ended this request before it was complete"))
             return
         if delta.finish_reason is not None:
             self._metrics.finished.labels(self._metrics.model, delta.finish_reason).inc()
@@ -182,7 +182,7 @@ class Work:
         if not self._only_the_end:
             self._news.ring()
 
-    def end(self, index: int, error: ApiError | None) -> None:
+    def on_end(self, index: int, error: ApiError | None) -> None:
         if self._error is not None:
             return
         if error is not None:
@@ -220,22 +220,6 @@ class Work:
         self._account.metrics.append(metrics)
         self._account.num_open -= 1
         self._metrics.ended(metrics, self._params, time.perf_counter() - self._started)
-
-
-class _Prompt:
-    """Listens to the generation of one prompt; implements client.base.Listener."""
-
-    __slots__ = ("_index", "_work")
-
-    def __init__(self, work: Work, index: int) -> None:
-        self._work = work
-        self._index = index
-
-    def on_delta(self, delta: Delta) -> None:
-        self._work.arrive(self._index, delta)
-
-    def on_end(self, error: ApiError | None) -> None:
-        self._work.end(self._index, error)
 
 
 def _merged(arrived: list[Arrived]) -> list[Arrived]:
