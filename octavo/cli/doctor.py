@@ -5,7 +5,6 @@ Invariant: what is counted and what is only estimated are told apart.
 
 from __future__ import annotations
 
-import math
 import platform
 from importlib.metadata import version
 
@@ -15,15 +14,22 @@ from rich.text import Text
 
 from octavo import __version__, env
 from octavo.cli.fetch import fetch_with_progress
+from octavo.config.decide import count_weights, decide, describe, weight_bytes
 from octavo.config.engine import EngineConfig
 from octavo.config.gpus import Cuda, Gpu, dotted
 from octavo.config.hardware import Hardware, detect
-from octavo.config.memory import MemoryUse, estimate, num_weights, plan_pages
-from octavo.config.resolve import ResolvedConfig, choose_device, resolve
+from octavo.config.memory import (
+    CPU_DEFAULT_LIMIT,
+    CPU_SHARE,
+    MemoryUse,
+    estimate,
+    host_pages,
+    kv_bytes_per_token,
+    plan_pages,
+)
+from octavo.config.resolve import ResolvedConfig, choose_device
 from octavo.errors import OutOfMemory
-from octavo.modelfiles import gguf, safetensors
-from octavo.modelfiles.facts import ModelFacts, read_facts
-from octavo.modelfiles.files import ModelFiles
+from octavo.modelfiles.facts import ModelFacts
 
 MIB = 1 << 20
 
@@ -81,57 +87,12 @@ def kernel_choices(resolved: ResolvedConfig, facts: ModelFacts) -> tuple[Table, 
     return _table("Kernels", rows), next((report.name for report in reports if report.chosen), None)
 
 
-PACKED = {
-    **dict.fromkeys(("Q4_0", "Q4_1"), 4 + 32 / 32),
-    **dict.fromkeys(("Q4_K",), 4 + 64 / 32),
-    **dict.fromkeys(("Q2_K",), 4 + 64 / 16),
-    **dict.fromkeys(("Q8_0", "Q5_0", "IQ4_NL"), 8 + 16 / 32),
-    **dict.fromkeys(("IQ4_XS",), 8 + 32 / 32),
-    **dict.fromkeys(("Q6_K", "Q3_K"), 8 + 32 / 16),
-}
-"""Bits that a weight of a GGUF type takes in native kernels: itself, and its share of the scales of its group."""
-
-
-def count_weights(files: ModelFiles, facts: ModelFacts, resolved: ResolvedConfig) -> dict[str, int]:
-    """How many numbers of each type the model has, from the headers alone; from its shape where they are random."""
-    return {"random": num_weights(facts)} if resolved.load_format == "dummy" else count_numbers(files)
-
-
-def count_numbers(files: ModelFiles) -> dict[str, int]:
-    """Of each type in the file, from the headers alone."""
-    found: dict[str, int] = {}
-    if files.is_gguf:
-        kinds = [(gguf.GGML_TYPES[t.type].name, t.shape) for t in gguf.read_header(files.path).tensors.values()]
-    else:
-        headers = safetensors.find_tensors(files.path).values()
-        kinds = [(t.dtype, t.shape) for header in headers for t in header.tensors.values()]
-    for kind, shape in kinds:
-        found[kind] = found.get(kind, 0) + math.prod(shape)
-    return found
-
-
-def weight_bytes(resolved: ResolvedConfig, weights_by_type: dict[str, int], packed: bool) -> int:
-    """`packed`: quantized weights stay so."""
-    element = _element(resolved)
-    forms = PACKED if packed else {}
-    return int(sum(count * forms.get(kind, 8 * element) / 8 for kind, count in weights_by_type.items()))
-
-
-def _element(resolved: ResolvedConfig) -> int:
-    return 4 if resolved.dtype == "float32" else 2
-
-
-def _kv_per_token(resolved: ResolvedConfig, facts: ModelFacts) -> int:
-    elements = {"int8": 1 + 4 / facts.head_dim, "fp8": 1}
-    return facts.kv_bytes_per_token(elements.get(resolved.kv_cache_dtype, _element(resolved)))
-
-
 def memory_plan(
     resolved: ResolvedConfig, facts: ModelFacts, weights_by_type: dict[str, int], packed: bool, gpu: Gpu | None = None
 ) -> list[tuple[str, str]]:
     """Rows of the plan: what weights and pages take, and what that holds. `packed`: quantized weights stay so. `gpu`:
     the one to compute on; None: the CPU."""
-    weights, per_token = weight_bytes(resolved, weights_by_type, packed), _kv_per_token(resolved, facts)
+    weights, per_token = weight_bytes(resolved, weights_by_type, packed), kv_bytes_per_token(resolved, facts)
     forms = ", ".join(f"{count / 1e6:,.1f} M {kind}" for kind, count in sorted(weights_by_type.items()))
     rows = [
         ("weights", f"{weights / MIB:,.0f} MiB: {forms}, " + ("packed" if packed else f"as {resolved.dtype}")),
@@ -150,16 +111,19 @@ def memory_plan(
 
 
 def _on_host(resolved: ResolvedConfig, weights: int, per_token: int) -> list[tuple[str, str]]:
-    given = resolved.kv_cache_memory
-    if given is not None:
-        pages = f"{given / MIB:,.0f} MiB as given: {given / per_token:,.0f} tokens"
-    else:
-        pages = "sized at start, out of what the budget leaves"
-    fits = resolved.memory_budget >= weights + (given or per_token * resolved.max_model_len)
+    page = per_token * resolved.block_size
+    try:
+        pages = host_pages(resolved, page, weights, 0)
+    except OutOfMemory as error:
+        return [("fits", f"no: {error.message}")]
+    why = "as given" if resolved.kv_cache_memory else f"of what the budget leaves {CPU_SHARE:.0%}, {_LIMIT}"
     return [
-        ("KV pages", pages),
-        ("fits", "yes" if fits else "no: lower --max-model-len, or give the process more memory"),
+        ("KV pages", f"{pages * page / MIB:,.0f} MiB, {why}: {pages * resolved.block_size:,} tokens"),
+        ("fits", "yes, but for what the largest step takes, which is measured at start"),
     ]
+
+
+_LIMIT = f"at most {CPU_DEFAULT_LIMIT // MIB} MiB and one sequence at least; --kv-cache-memory sets it"
 
 
 def _on_gpu(
@@ -199,8 +163,8 @@ def run_doctor(config: EngineConfig) -> None:
     console.print(_table("Hardware", hardware_rows(hardware)), "")
     choose_device(config, hardware)  # a model need not be fetched to learn that there is no such GPU
     files = fetch_with_progress(config)
-    facts = read_facts(files)
-    resolved = resolve(config, hardware, facts, files.name)
+    said = describe(config, hardware, files)
+    facts, resolved = said.facts, said.resolved
     model = [
         ("name", resolved.served_model_name),
         ("file", str(files.path)),
@@ -219,3 +183,4 @@ def run_doctor(config: EngineConfig) -> None:
     console.print(
         _table("Memory plan", memory_plan(resolved, facts, count_weights(files, facts, resolved), packed, gpu))
     )
+    decide(config, hardware, files)  # what ends a start ends this too, with the same words and code

@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from octavo.cli.doctor import count_numbers
 from octavo.cli.table import table
+from octavo.config.decide import count_numbers
 from octavo.config.engine import EngineConfig
 from octavo.config.suggest import did_you_mean
 from octavo.errors import ConfigError

@@ -20,16 +20,15 @@ from octavo.client.choices import RequestState
 from octavo.client.conversation import Conversation, Manner, Prompter
 from octavo.client.embedding import finished, numbers
 from octavo.client.prepare import Seeds, sequences
+from octavo.config.decide import decide
 from octavo.config.engine import EngineConfig
 from octavo.config.hardware import detect
-from octavo.config.resolve import resolve
 from octavo.engine.assembly import build_loop
 from octavo.errors import ApiError, EngineError, RequestError
 from octavo.executor import choose
 from octavo.executor.base import Executor
 from octavo.grammar.matcher import Vocabulary
 from octavo.grammar.spec import grammar_of
-from octavo.modelfiles.facts import read_facts
 from octavo.modelfiles.generation import sampling_defaults
 from octavo.modelfiles.hub import fetch
 from octavo.text.template import ChatTemplate
@@ -64,7 +63,7 @@ class LocalEngine:
     def __init__(self, config: EngineConfig, executor: Executor | None = None) -> None:
         self.files = fetch(config)
         config = msgspec.structs.replace(config, max_queued_requests=0)  # whoever calls also waits: no need to refuse
-        resolved = resolve(config, detect(), read_facts(self.files), self.files.name)
+        resolved = decide(config, detect(), self.files).resolved
         self.tokenizer = Tokenizer.load(self.files)
         self.template = ChatTemplate.load(self.files, self.tokenizer)
         self.defaults = sampling_defaults(self.files)

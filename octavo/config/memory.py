@@ -69,6 +69,12 @@ class MemoryPlan:
         ]
 
 
+def kv_bytes_per_token(resolved: ResolvedConfig, facts: ModelFacts) -> int:
+    """Of K and V over all layers. int8 has a scale for each head and position."""
+    element = {"int8": 1 + 4 / facts.head_dim, "fp8": 1, "float32": 4}.get(resolved.kv_cache_dtype, 2)
+    return facts.kv_bytes_per_token(element)
+
+
 def pages_of_one_sequence(resolved: ResolvedConfig) -> int:
     """Of max_model_len: the fewest with which every request can end."""
     return -(-resolved.max_model_len // resolved.block_size)
@@ -84,6 +90,31 @@ def check_given(resolved: ResolvedConfig, page: int, pages: int) -> int:
             f"{one_sequence * page / MIB:.0f}MiB; raise --kv-cache-memory or lower --max-model-len"
         )
     return pages
+
+
+CPU_SHARE = 0.25
+"""Of what the budget leaves: a CPU's memory is shared with everything else on the machine."""
+CPU_DEFAULT_LIMIT = 224 * MIB
+
+
+def host_pages(resolved: ResolvedConfig, page: int, weights: int, workspace: int) -> int:
+    """Pages to allocate on the host, of `page` bytes. `weights`, `workspace`: bytes already taken of the budget. Raises
+    OutOfMemory when one sequence of max_model_len does not fit."""
+    one_sequence = pages_of_one_sequence(resolved)
+    left = resolved.memory_budget - weights - workspace
+    given = resolved.kv_cache_memory
+    if given is None:
+        wanted = max(int(min(CPU_SHARE * left, CPU_DEFAULT_LIMIT)) // page, one_sequence)
+    else:
+        wanted = check_given(resolved, page, given // page)
+    wanted = min(wanted, one_sequence * resolved.max_num_seqs)
+    if wanted * page > left:
+        raise OutOfMemory(
+            f"{wanted * page / MIB:.0f} MiB of KV pages do not fit: weights take {weights / MIB:.0f} MiB and the "
+            f"workspace {workspace / MIB:.0f} MiB of the {resolved.memory_budget / MIB:.0f} MiB budget; lower "
+            + ("--max-model-len or --max-num-batched-tokens" if given is None else "--kv-cache-memory")
+        )
+    return wanted
 
 
 def plan_pages(resolved: ResolvedConfig, use: MemoryUse) -> MemoryPlan:

@@ -20,9 +20,9 @@ import psutil
 import setproctitle
 
 from octavo import env, log
+from octavo.config.decide import decide
 from octavo.config.engine import EngineConfig
 from octavo.config.hardware import detect
-from octavo.config.resolve import resolve
 from octavo.engine.assembly import build_loop
 from octavo.engine.blame import Blame
 from octavo.engine.faults import FaultyExecutor
@@ -30,7 +30,6 @@ from octavo.engine.lastwords import LastWords
 from octavo.engine.loop import EngineLoop
 from octavo.engine.watchdog import Watchdog
 from octavo.executor import choose
-from octavo.modelfiles.facts import read_facts
 from octavo.modelfiles.hub import fetch
 from octavo.processes.signals import STOPPED_AT_ONCE, heeded
 from octavo.wire.endpoint import INFLIGHT_SUFFIX, check_endpoint
@@ -61,7 +60,7 @@ def main(
     transport = SocketTransport(endpoint)
     try:
         files = fetch(config)
-        resolved = resolve(config, detect(), read_facts(files), files.name)
+        resolved = decide(config, detect(), files).resolved
         executor = choose.make(resolved, files)
         if faults := env.faults():
             executor = FaultyExecutor(executor, faults)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
+from weakref import WeakValueDictionary
 
 from octavo.errors import ModelFileError
 
@@ -303,15 +304,24 @@ def _parse(reader: _Reader) -> GGUFHeader:
     return GGUFHeader(version, metadata, tensors, alignment)
 
 
+_HELD: WeakValueDictionary[tuple[int, ...], GGUFHeader] = WeakValueDictionary()
+"""Headers that somebody has at this moment: a large vocabulary takes a third of a second to read. None is changed."""
+
+
 def read_header(path: Path) -> GGUFHeader:
     """Read and check the header of `path`. Raises ModelFileError for whatever is wrong with the file."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
             raise ModelFileError(path.name, "not a regular file")
+        key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        if (held := _HELD.get(key)) is not None:
+            return held
         with path.open("rb") as file:
-            if path.stat().st_size < 24:
+            if status.st_size < 24:
                 raise ModelFileError(path.name, "too short to be a GGUF file")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _parse(_Reader(data, path.name))
+                header = _HELD[key] = _parse(_Reader(data, path.name))
+                return header
     except OSError as error:
         raise ModelFileError(path.name, f"cannot be read: {error.strerror or error}") from error

@@ -17,12 +17,12 @@ from contextlib import ExitStack, contextmanager
 import msgspec
 
 from octavo import log
+from octavo.config.decide import decide
 from octavo.config.engine import EngineConfig, ServerConfig
 from octavo.config.hardware import detect
 from octavo.config.keys import with_keys_read
-from octavo.config.resolve import choose_device, resolve
+from octavo.config.resolve import choose_device
 from octavo.config.tls import tls_context
-from octavo.modelfiles.facts import read_facts
 from octavo.modelfiles.files import ModelFiles
 from octavo.modelfiles.hub import fetch
 from octavo.modelfiles.hub.progress import console_progress
@@ -87,7 +87,7 @@ def _check_model(config: EngineConfig, *, as_log: bool) -> tuple[ModelFiles, Eng
     hardware = detect()
     choose_device(config, hardware)  # before a model is fetched
     files = fetch(config, console_progress(as_log=as_log))
-    device = resolve(config, hardware, read_facts(files), files.name).device
+    device = decide(config, hardware, files).resolved.device
     return files, config if device == "cpu" else msgspec.structs.replace(config, device=device)
 
 

@@ -11,44 +11,20 @@ from math import prod
 import torch
 from torch import Tensor
 
-from octavo.config.memory import MemoryPlan, MemoryUse, check_given, pages_of_one_sequence, plan_pages
+from octavo.config.memory import MemoryPlan, MemoryUse, plan_pages
 from octavo.config.resolve import ResolvedConfig
-from octavo.errors import OutOfMemory
 from octavo.kernels.memory import zero_pages
 from octavo.kernels.ops import Ops
 from octavo.modelfiles.facts import ModelFacts
 from octavo.worker.device import DeviceMemory
 
 MIB = 1 << 20
-CPU_SHARE = 0.25
-"""Of what the budget leaves: a CPU's memory is shared with everything else on the machine."""
-CPU_DEFAULT_LIMIT = 224 * MIB
 
 
 def block_bytes(facts: ModelFacts, resolved: ResolvedConfig, ops: Ops) -> int:
     """Bytes of one page over all layers, K and V."""
     shape, dtype = ops.kv_page(resolved.block_size, facts.num_kv_heads, facts.head_dim)
     return 2 * facts.num_layers * prod(shape) * dtype.itemsize
-
-
-def num_blocks(resolved: ResolvedConfig, size: int, weights: int, workspace: int) -> int:
-    """Pages to allocate on the host, of `size` bytes. `weights`, `workspace`: bytes already taken of the budget. Raises
-    OutOfMemory when one sequence of max_model_len does not fit."""
-    one_sequence = pages_of_one_sequence(resolved)
-    left = resolved.memory_budget - weights - workspace
-    given = resolved.kv_cache_memory
-    if given is None:
-        wanted = max(int(min(CPU_SHARE * left, CPU_DEFAULT_LIMIT)) // size, one_sequence)
-    else:
-        wanted = check_given(resolved, size, given // size)
-    wanted = min(wanted, one_sequence * resolved.max_num_seqs)
-    if wanted * size > left:
-        raise OutOfMemory(
-            f"{wanted * size / MIB:.0f} MiB of KV pages do not fit: weights take {weights / MIB:.0f} MiB and the "
-            f"workspace {workspace / MIB:.0f} MiB of the {resolved.memory_budget / MIB:.0f} MiB budget; lower "
-            + ("--max-model-len or --max-num-batched-tokens" if given is None else "--kv-cache-memory")
-        )
-    return wanted
 
 
 def device_plan(

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from octavo.config.memory import host_pages
 from octavo.config.resolve import ResolvedConfig
 from octavo.kernels.ops import Ops
 from octavo.modelfiles.facts import ModelFacts
@@ -45,7 +46,7 @@ class HostParts:
         size = kv.block_bytes(self._facts, self._resolved, self._ops)
         trial = self._over(1)
         workspace = trial.workspace or profile.measure(trial, self._resolved)  # which also warms libraries up
-        blocks = kv.num_blocks(self._resolved, size, self._model.nbytes, workspace)
+        blocks = host_pages(self._resolved, size, self._model.nbytes, workspace)
         return self._over(blocks), blocks, [f"workspace {workspace / kv.MIB:.0f} MiB"]
 
     def _over(self, blocks: int) -> Runner:

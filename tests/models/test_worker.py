@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from tiny_models import BLOCK_SIZE, VOCAB, make_reference, resolved_config, save_safetensors
 
+from octavo.config.memory import host_pages, kv_bytes_per_token
 from octavo.errors import ConfigError, ModelFileError, OutOfMemory
 from octavo.kernels import registry
 from octavo.kernels.registry import Spec
@@ -177,7 +179,7 @@ def test_failed_load(tmp_path: Path, files: ModelFiles) -> None:
 
 
 def num_blocks(weights: int = 0, workspace: int = 0, **changes: Any) -> int:
-    return kv.num_blocks(resolved_config(**changes), PAGE, weights, workspace)
+    return host_pages(resolved_config(**changes), PAGE, weights, workspace)
 
 
 PAGE = BLOCK_SIZE * 2 * 2 * 2 * 8 * 4
@@ -187,6 +189,7 @@ PAGE = BLOCK_SIZE * 2 * 2 * 2 * 8 * 4
 def test_kv_sizes(files: ModelFiles, backend: str) -> None:
     ops = registry.choose(Spec("cpu", "float32"), backend)
     assert kv.block_bytes(read_facts(files), resolved_config(), ops) == PAGE
+    assert kv_bytes_per_token(resolved_config(), read_facts(files)) * BLOCK_SIZE == PAGE
     pages = kv.allocate(read_facts(files), resolved_config(), ops, 5)
     assert [page.shape[:2] for page in pages] == [(2, 5), (2, 5)] and sum(page.nbytes for page in pages) == 5 * PAGE
     assert num_blocks(kv_cache_memory=40 * PAGE + 5) == 40
@@ -194,6 +197,22 @@ def test_kv_sizes(files: ModelFiles, backend: str) -> None:
     # The least is one whole sequence, the most what all rows can hold.
     assert num_blocks(memory_budget=20 * PAGE) == 16
     assert num_blocks(max_num_seqs=2) == 32
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
+def test_pages_are_as_large_as_was_decided_before_anything_loads(
+    files: ModelFiles, backend: str, dtype: str, kv_dtype: str
+) -> None:
+    kind = dtype if kv_dtype == "auto" else kv_dtype
+    resolved = msgspec.structs.replace(resolved_config(), dtype=dtype, kv_cache_dtype=kind)
+    try:
+        ops = registry.choose(Spec("cpu", dtype, kind), backend)
+    except ConfigError as error:
+        pytest.skip(error.message)
+    facts = read_facts(files)
+    assert kv.block_bytes(facts, resolved, ops) == kv_bytes_per_token(resolved, facts) * BLOCK_SIZE
 
 
 def test_too_little_memory_is_refused_with_numbers() -> None:

@@ -13,7 +13,8 @@ from gguf_bytes import File, tensor
 from test_resolve import FACTS, HARDWARE, ON_GPUS
 
 from octavo.cli import doctor
-from octavo.cli.doctor import MIB, count_weights, hardware_rows, kernel_choices, memory_plan
+from octavo.cli.doctor import MIB, hardware_rows, kernel_choices, memory_plan
+from octavo.config.decide import count_weights
 from octavo.config.engine import EngineConfig
 from octavo.config.gpus import Gpu
 from octavo.config.resolve import resolve
@@ -43,8 +44,10 @@ def test_pages(options: dict[str, str], nbytes: int) -> None:
     found = plan(True, **options)
     assert found["KV per token"].startswith(f"{nbytes / 1024:,.1f} KiB")
     given = plan(True, kv_cache_memory="1MiB", **options)
-    assert given["KV pages"] == f"1 MiB as given: {MIB / nbytes:,.0f} tokens"
-    assert given["fits"] == "yes"
+    assert given["KV pages"] == f"1 MiB, as given: {MIB // (16 * nbytes) * 16:,} tokens"
+    assert given["fits"].startswith("yes, but for what the largest step takes")
+    assert "at most 224 MiB" in found["KV pages"] and "--kv-cache-memory sets it" in found["KV pages"]
+    assert plan(True, kv_cache_memory="1KiB", **options)["fits"].startswith("no: --kv-cache-memory")
 
 
 def test_numbers_by_type(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ _MAY_IMPORT = {
     # what a model is, as files and numbers
     "modelfiles": f"{BASE}",
     "config": f"{BASE} modelfiles.facts",
+    "config.decide": f"{BASE} config modelfiles",
     "modelfiles.hub": f"{BASE} config modelfiles",
     # what crosses between processes, and between the islands
     "wire": "errors types processes",
@@ -43,12 +44,16 @@ _MAY_IMPORT = {
     "engine": f"{BASE} config wire grammar executor.base",
     "engine.assembly": f"{BASE} config modelfiles.files wire grammar engine executor.base",
     "engine.process": (
-        f"{BASE} processes config modelfiles modelfiles.hub wire wire.sockets engine engine.assembly executor"
+        f"{BASE} processes config config.decide modelfiles modelfiles.hub wire wire.sockets engine engine.assembly"
+        " executor"
     ),
     "executor": f"{BASE} config modelfiles wire",
     # towards the user
     "client": f"{BASE} config modelfiles wire wire.sockets text grammar",
-    "client.local": f"{BASE} config modelfiles modelfiles.hub wire text grammar client engine engine.assembly executor",
+    "client.local": (
+        f"{BASE} config config.decide modelfiles modelfiles.hub wire text grammar client engine engine.assembly"
+        " executor"
+    ),
     "client.offline": f"{BASE} config modelfiles wire text client client.local client.offline_async executor",
     "client.offline_async": f"{BASE} config modelfiles wire text client client.local executor",
     "server.core": f"{BASE} octavo config wire text client",
@@ -56,10 +61,10 @@ _MAY_IMPORT = {
     "server.faces": f"{BASE} octavo config wire text grammar client server.core server.http",
     "server": f"{BASE} config text client server.core server.http server.faces",
     "server.process": f"{BASE} processes config modelfiles.files client server.http server.faces server",
-    "supervisor": f"{BASE} processes config modelfiles modelfiles.hub wire wire.sockets",
+    "supervisor": f"{BASE} processes config config.decide modelfiles modelfiles.hub wire wire.sockets",
     "bench": f"{BASE} octavo config modelfiles modelfiles.hub wire text client client.local executor.base",
     "cli": (
-        f"{BASE} processes octavo config modelfiles modelfiles.hub text client client.offline"
+        f"{BASE} processes octavo config config.decide modelfiles modelfiles.hub text client client.offline"
         " server.process supervisor engine.process bench"
     ),
     "__main__": "processes cli",

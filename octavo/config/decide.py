@@ -1,0 +1,84 @@
+"""Whether a model is served with these options on this machine, as far as its files' headers tell: the one decision of
+every command, so that what `octavo doctor` says is what a start does. Torch-free; nothing is loaded.
+
+What only a loaded model tells (its largest step's memory, its tensors' names) is decided when it is there.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from octavo.config.engine import EngineConfig
+from octavo.config.hardware import Hardware
+from octavo.config.memory import check_given, host_pages, kv_bytes_per_token, num_weights
+from octavo.config.resolve import ResolvedConfig, resolve
+from octavo.modelfiles import gguf, safetensors
+from octavo.modelfiles.facts import ModelFacts, read_facts
+from octavo.modelfiles.files import ModelFiles
+from octavo.modelfiles.generation import sampling_defaults
+
+
+@dataclass(frozen=True)
+class Decision:
+    facts: ModelFacts
+    resolved: ResolvedConfig
+
+
+def decide(config: EngineConfig, hardware: Hardware, files: ModelFiles) -> Decision:
+    """Raises ConfigError, ModelFileError and OutOfMemory, each in one line that says what to change."""
+    header = gguf.read_header(files.path) if files.is_gguf else None  # held: all that follows reads it once
+    decision = describe(config, hardware, files)
+    facts, resolved = decision.facts, decision.resolved
+    sampling_defaults(files)
+    page = kv_bytes_per_token(resolved, facts) * resolved.block_size
+    if resolved.device == "cpu":
+        host_pages(resolved, page, weight_bytes(resolved, count_weights(files, facts, resolved), packed=True), 0)
+    elif resolved.kv_cache_memory is not None:
+        check_given(resolved, page, resolved.kv_cache_memory // page - 1)
+    del header
+    return decision
+
+
+def describe(config: EngineConfig, hardware: Hardware, files: ModelFiles) -> Decision:
+    """The same without a look at memory. Raises ConfigError, ModelFileError."""
+    facts = read_facts(files)
+    return Decision(facts, resolve(config, hardware, facts, files.name))
+
+
+PACKED = {
+    **dict.fromkeys(("Q4_0", "Q4_1"), 4 + 32 / 32),
+    **dict.fromkeys(("Q4_K",), 4 + 64 / 32),
+    **dict.fromkeys(("Q2_K",), 4 + 64 / 16),
+    **dict.fromkeys(("Q8_0", "Q5_0", "IQ4_NL"), 8 + 16 / 32),
+    **dict.fromkeys(("IQ4_XS",), 8 + 32 / 32),
+    **dict.fromkeys(("Q6_K", "Q3_K"), 8 + 32 / 16),
+}
+"""Bits that a weight of a GGUF type takes in native kernels: itself, and its share of the scales of its group."""
+
+
+def count_weights(files: ModelFiles, facts: ModelFacts, resolved: ResolvedConfig) -> dict[str, int]:
+    """How many numbers of each type the model has, from the headers alone; from its shape where they are random."""
+    if resolved.load_format == "dummy":
+        return {"random": num_weights(facts)}
+    return count_numbers(files, without=("lm_head.weight",) if facts.tie_embeddings else ())
+
+
+def count_numbers(files: ModelFiles, without: tuple[str, ...] = ()) -> dict[str, int]:
+    """Of each type in the file, from the headers alone. `without`: names of tensors that are not taken."""
+    found: dict[str, int] = {}
+    if files.is_gguf:
+        kinds = [(gguf.GGML_TYPES[t.type].name, t.shape) for t in gguf.read_header(files.path).tensors.values()]
+    else:
+        headers = safetensors.find_tensors(files.path).values()
+        kinds = [(t.dtype, t.shape) for header in headers for name, t in header.tensors.items() if name not in without]
+    for kind, shape in kinds:
+        found[kind] = found.get(kind, 0) + math.prod(shape)
+    return found
+
+
+def weight_bytes(resolved: ResolvedConfig, weights_by_type: dict[str, int], packed: bool) -> int:
+    """`packed`: quantized weights stay so."""
+    element = 4 if resolved.dtype == "float32" else 2
+    forms = PACKED if packed else {}
+    return int(sum(count * forms.get(kind, 8 * element) / 8 for kind, count in weights_by_type.items()))
