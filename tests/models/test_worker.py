@@ -205,6 +205,8 @@ def test_kv_sizes(files: ModelFiles, backend: str) -> None:
 def test_pages_are_as_large_as_was_decided_before_anything_loads(
     files: ModelFiles, backend: str, dtype: str, kv_dtype: str
 ) -> None:
+    if backend == "triton" and kv_dtype == "int8":
+        pytest.skip("int8 pages are for the CPU")
     kind = dtype if kv_dtype == "auto" else kv_dtype
     resolved = msgspec.structs.replace(resolved_config(), dtype=dtype, kv_cache_dtype=kind)
     try:
