@@ -65,11 +65,12 @@ def _bench(context: typer.Context) -> None:
         print(context.get_help())
 
 
-@_command("serve", EngineConfig, ServerConfig)
-def serve(config: EngineConfig, server: ServerConfig) -> None:
+@_command("serve", EngineConfig, ServerConfig, commands.ServeSampling)
+def serve(config: EngineConfig, server: ServerConfig, sampling: commands.ServeSampling) -> None:
     """Serve a model over an OpenAI-compatible HTTP API."""
     from octavo.supervisor import supervisor
 
+    server = msgspec.structs.replace(server, sampling=commands.plain(sampling))
     raise typer.Exit(supervisor.run(config, server))
 
 

@@ -16,6 +16,7 @@ from octavo import env
 from octavo.cli import talk, terminal
 from octavo.cli.fetch import fetch_with_progress
 from octavo.client.offline import LLMEngine, TokenStream
+from octavo.client.prepare import for_terminal
 from octavo.config.commands import ChatOptions
 from octavo.config.engine import EngineConfig
 from octavo.errors import ApiError, ConfigError, ContextLengthExceeded
@@ -83,7 +84,7 @@ class Chat:
     def __init__(self, engine: LLMEngine, screen: Screen, params: SamplingParams, system: str | None) -> None:
         self._engine = engine
         self._screen = screen
-        self._params = params
+        self._params = for_terminal(params, engine.defaults)
         self._talk = talk.Conversation(system)
 
     def ask(self, text: str) -> bool:

@@ -25,6 +25,8 @@ class Prompt(msgspec.Struct, kw_only=True):
     and raises RequestError with param "grammar"."""
     channels: Channels | None = None
     """How the output's text divides into reasoning, content and tool calls; None: all of it is content."""
+    is_conversation: bool = False
+    """It comes from messages: where nobody says how to sample, the unlikely tokens are left out (client/prepare.py)."""
     pooling: Pooling | None = None
     """An embedding of the prompt is wanted, and no output."""
     request_id: str = ""

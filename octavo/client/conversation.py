@@ -104,6 +104,7 @@ class Prompter:
             grammar=self._grammar(conversation, channels, enforced, budget, thinks),
             channels=channels,
             request_id=conversation.request_id,
+            is_conversation=True,
         )
 
     def encode(self, conversation: Conversation, max_tokens: int | None = None) -> list[int]:

@@ -113,7 +113,7 @@ class LocalEngine:
         if conversation.tools:
             prompt = prompter.prompt(conversation, limit)
         else:
-            prompt = Prompt(token_ids=prompter.encode(conversation, limit))
+            prompt = Prompt(token_ids=prompter.encode(conversation, limit), is_conversation=True)
         return msgspec.structs.replace(prompt, text=prompter.render(conversation))
 
     def render(self, conversation: Conversation) -> str:

@@ -103,6 +103,11 @@ class LLMEngine:
         return self._engine.template
 
     @property
+    def defaults(self) -> SamplingParams:
+        """The model's own sampling defaults: what it says nothing of is None."""
+        return self._engine.defaults
+
+    @property
     def info(self) -> EngineInfo:
         return self._engine.info
 

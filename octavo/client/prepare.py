@@ -23,6 +23,12 @@ from octavo.wire.messages import Add
 MAX_STOP_STRINGS = 16
 MAX_LOGIT_BIAS = 1024
 MAX_BAD_WORD_TOKENS = 64
+CONVERSATION_MIN_P = 0.1
+"""In conversations where neither the request nor the model says anything of how to sample: at temperature 1 the many
+unlikely tokens together are likely enough to make small models talk nonsense."""
+CHAT_TEMPERATURE = 0.7
+"""Of a chat at the terminal, where nobody says another."""
+_LIMITS = ("top_p", "top_k", "min_p")
 
 
 class Seeds:
@@ -74,7 +80,7 @@ def sequences(
         temperature=_first(params.temperature, defaults.temperature, 1.0),
         top_p=_first(params.top_p, defaults.top_p, 1.0),
         top_k=min(_first(params.top_k, defaults.top_k, 0), tokenizer.vocab_size),
-        min_p=_first(params.min_p, defaults.min_p, 0.0),
+        min_p=_first(params.min_p, defaults.min_p, _unstated_min_p(prompt, params, defaults)),
         repetition_penalty=_first(params.repetition_penalty, defaults.repetition_penalty, 1.0),
         n=1,
         best_of=None,
@@ -105,6 +111,27 @@ def sequences(
         )
         for index in range(candidates)
     ]
+
+
+def _unstated_min_p(prompt: Prompt, params: SamplingParams, defaults: SamplingParams) -> float:
+    is_stated = any(_states(given, ("temperature", *_LIMITS)) for given in (params, defaults))
+    return CONVERSATION_MIN_P if prompt.is_conversation and not is_stated else 0.0
+
+
+def _states(params: SamplingParams, names: Iterable[str]) -> bool:
+    return any(getattr(params, name) is not None for name in names)
+
+
+def for_terminal(params: SamplingParams, defaults: SamplingParams) -> SamplingParams:
+    """The parameters of a chat at the terminal, with what it has of its own where neither they nor the model's
+    `defaults` say anything: a temperature, and a limit to the likely tokens."""
+    temperature = CHAT_TEMPERATURE if defaults.temperature is None else None
+    is_limited = _states(params, _LIMITS) or _states(defaults, _LIMITS)
+    return msgspec.structs.replace(
+        params,
+        temperature=temperature if params.temperature is None else params.temperature,
+        min_p=params.min_p if is_limited else CONVERSATION_MIN_P,
+    )
 
 
 def check(params: SamplingParams, vocab_size: int) -> None:

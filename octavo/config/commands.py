@@ -16,12 +16,40 @@ from octavo.types import SamplingParams
 _SAMPLING = {"temperature": "Sampling", "n": "Output", "logit_bias": "Sampling", "logprobs": "Output"}
 
 
+class ServeSampling(SamplingParams, frozen=True, kw_only=True):
+    """What `octavo serve` takes for requests that give none. Not what would change the form of an answer that a client
+    expects, or whose request it is."""
+
+    GROUPS: ClassVar[dict[str, str]] = {"temperature": "Sampling of requests that give none"}
+    LEFT_OUT: ClassVar[frozenset[str]] = frozenset(
+        (
+            *("seed", "n", "best_of", "logprobs", "prompt_logprobs", "structured_outputs"),
+            *("priority", "cache_salt", "session_id"),
+        )
+    )
+
+
 class ChatSampling(SamplingParams, frozen=True, kw_only=True):
     """How `octavo chat` samples."""
 
     GROUPS: ClassVar[dict[str, str]] = _SAMPLING
     LEFT_OUT: ClassVar[frozenset[str]] = frozenset({"seed"})
 
+    temperature: (
+        Annotated[float, Meta(ge=0, le=100, description="0 is greedy; default: the model's own, else 0.7.")] | None
+    ) = None
+    min_p: (
+        Annotated[
+            float,
+            Meta(
+                ge=0,
+                le=1,
+                description="Drop tokens below this share of the top one; default: the model's own, else 0.1 where "
+                "neither you nor the model limit tokens.",
+            ),
+        ]
+        | None
+    ) = None
     max_tokens: Annotated[int, Meta(ge=1, description="Most tokens of an answer.")] = 1024
 
 
@@ -141,7 +169,7 @@ class TableOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 EVERY = (
-    *(ChatSampling, ChatOptions, CompleteSampling, CompleteOptions, EngineOptions),
+    *(ServeSampling, ChatSampling, ChatOptions, CompleteSampling, CompleteOptions, EngineOptions),
     *(LatencyOptions, ThroughputOptions, ServeLoadOptions, RemoveOptions, TableOptions),
 )
 """For whoever has to know all names: of keys in a config file, of OCTAVO_… in the environment."""

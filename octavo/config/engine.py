@@ -9,6 +9,8 @@ from typing import Annotated, ClassVar, Literal
 import msgspec
 from msgspec import Meta
 
+from octavo.types import SamplingParams
+
 DEFAULT_MODEL = "smollm2-135m"
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -67,7 +69,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     block_size: Annotated[int, Meta(ge=8, le=256, description="Tokens per KV page; a power of two.")] = 16
     kv_cache_memory: (
         Annotated[
-            str, Meta(description="Memory for KV pages, as 512MiB or 4GiB; default: what the profile run leaves.")
+            str,
+            Meta(
+                description="Memory for KV pages, as 512MiB or 4GiB; default: on a GPU what --gpu-memory-utilization "
+                "leaves; on a CPU, whose memory others need too, a quarter of what is free, at most 224MiB, at least "
+                "one sequence of --max-model-len.",
+                extra={"metavar": "SIZE"},
+            ),
         ]
         | None
     ) = None
@@ -121,6 +129,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         "max_connections": "Limits",
         "log_level": "Logs and traces",
     }
+
+    LEFT_OUT: ClassVar[frozenset[str]] = frozenset({"sampling"})
 
     host: Annotated[str, Meta(description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="TCP port; 0 takes a free one.")] = 8000
@@ -217,3 +227,5 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     otlp_endpoint: (
         Annotated[str, Meta(description="Collector (OTLP over HTTP) for traces, as http://localhost:4318.")] | None
     ) = None
+    sampling: SamplingParams = SamplingParams()
+    """For requests that give none; its options are those of config/commands.py."""

@@ -22,6 +22,7 @@ from octavo.config import ServerConfig
 from octavo.config.keys import api_keys
 from octavo.config.sizes import parse_bytes
 from octavo.errors import ApiError
+from octavo.server.core.defaults import Defaults
 from octavo.server.core.inflight import InFlight
 from octavo.server.core.limits import quotas
 from octavo.server.core.metrics import ServerMetrics
@@ -64,7 +65,13 @@ def create_app(client: Client, config: ServerConfig, site: Site) -> Starlette:
         tool_call_parser=None if config.tool_call_parser == "auto" else by_name(config.tool_call_parser).name,
         reasoning_parser=_reasoning_parser(config.reasoning_parser),
     )
-    app.state.serving = Serving(models=(served,), inflight=inflight, metrics=metrics, started=int(time.time()))
+    app.state.serving = Serving(
+        models=(served,),
+        inflight=inflight,
+        metrics=metrics,
+        started=int(time.time()),
+        defaults=Defaults(config.sampling),
+    )
     app.router.redirect_slashes = False
     # From the inside out.
     open_paths = frozenset(endpoint.path for endpoint in site.endpoints if endpoint.is_open)

@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 
 from octavo.client.base import Prompt
 from octavo.client.fake import IM_END, VOCAB_SIZE, write_byte_tokenizer
-from octavo.client.prepare import Seeds, derived_seed, sequences
+from octavo.client.prepare import (
+    CHAT_TEMPERATURE,
+    CONVERSATION_MIN_P,
+    Seeds,
+    derived_seed,
+    for_terminal,
+    sequences,
+)
 from octavo.errors import ContextLengthExceeded, RequestError
 from octavo.modelfiles.files import locate
 from octavo.text.tokenizer import Tokenizer
@@ -151,6 +158,56 @@ def test_defaults_come_from_the_model_then_are_neutral(prepare: Prepare) -> None
     p = add.params
     assert (p.temperature, p.top_p, p.top_k, p.repetition_penalty) == (0.0, 0.95, VOCAB_SIZE, 1.1)
     assert add.stop_ids == [9, IM_END]
+
+
+@pytest.mark.parametrize(
+    "stated,model,min_p",
+    [
+        ({}, {}, CONVERSATION_MIN_P),
+        ({"temperature": 1.0}, {}, 0.0),
+        ({"top_p": 0.9}, {}, 0.0),
+        ({"min_p": 0.3}, {}, 0.3),
+        ({}, {"temperature": 0.6}, 0.0),
+        ({}, {"min_p": 0.05}, 0.05),
+        ({}, {"repetition_penalty": 1.1}, CONVERSATION_MIN_P),
+    ],
+)
+def test_a_conversation_of_which_nobody_says_how_leaves_out_unlikely_tokens(
+    tokenizer: Tokenizer, stated: dict[str, float], model: dict[str, float], min_p: float
+) -> None:
+    def resolved(is_conversation: bool) -> SamplingParams:
+        (add,) = sequences(
+            Prompt(token_ids=[1], is_conversation=is_conversation),
+            SamplingParams(**stated),
+            tokenizer=tokenizer,
+            defaults=SamplingParams(**model),
+            max_model_len=9,
+            default_max_tokens=1,
+            base_seed=1,
+        )
+        return add.params
+
+    assert resolved(True).min_p == min_p
+    assert resolved(False).min_p == (0.0 if min_p == CONVERSATION_MIN_P else min_p)
+    assert resolved(True).temperature == stated.get("temperature", model.get("temperature", 1.0))
+
+
+@pytest.mark.parametrize(
+    "stated,model,temperature,min_p",
+    [
+        ({}, {}, CHAT_TEMPERATURE, CONVERSATION_MIN_P),
+        ({"temperature": 0.0}, {}, 0.0, CONVERSATION_MIN_P),
+        ({"top_k": 5}, {}, CHAT_TEMPERATURE, None),
+        ({}, {"temperature": 0.6, "top_p": 0.95}, None, None),
+        ({}, {"temperature": 0.6}, None, CONVERSATION_MIN_P),
+        ({"min_p": 0.0}, {}, CHAT_TEMPERATURE, 0.0),
+    ],
+)
+def test_a_chat_at_the_terminal_has_defaults_of_its_own(
+    stated: dict[str, Any], model: dict[str, Any], temperature: float | None, min_p: float | None
+) -> None:
+    found = for_terminal(SamplingParams(**stated), SamplingParams(**model))
+    assert (found.temperature, found.min_p) == (temperature, min_p)
 
 
 def test_stop_ids(prepare: Prepare) -> None:

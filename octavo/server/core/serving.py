@@ -16,10 +16,12 @@ import octavo
 from octavo.client.base import Client
 from octavo.client.conversation import Manner, Prompter
 from octavo.errors import ModelNotFound, Unavailable
+from octavo.server.core.defaults import Defaults
 from octavo.server.core.inflight import InFlight
 from octavo.server.core.machine import Machine
 from octavo.server.core.metrics import ServerMetrics
 from octavo.server.core.store import ResponseStore
+from octavo.types import SamplingParams
 from octavo.wire.messages import EngineInfo
 
 T = TypeVar("T")
@@ -95,6 +97,7 @@ class Serving:
     """Unix seconds."""
     machine: Machine = field(default_factory=Machine)
     responses: ResponseStore = field(default_factory=ResponseStore)
+    defaults: Defaults = field(default_factory=lambda: Defaults(SamplingParams()))
 
     def find(self, asked: str | None) -> Served:
         """By its name. Raises ModelNotFound; Unavailable while no engine was ever attached."""

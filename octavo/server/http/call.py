@@ -66,7 +66,7 @@ class Call(Generic[T]):
         serve = serving(request)
         if generates:
             serve.inflight.refuse_when_draining()
-        asked = await read(decoder, request)
+        asked = await read(serve.defaults.decoder(decoder), request)
         asked.check()
         return cls(request, asked, serve, serve.find(asked.model), account_of(request.scope))
 
