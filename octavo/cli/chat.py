@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.text import Text
@@ -171,35 +172,53 @@ def _read_piped() -> str:
     return text
 
 
+class _Next(NamedTuple):
+    begun: str = ""
+    """What stands in the input line already."""
+    interrupted: bool = False
+    """Ctrl-C was pressed last: once more, and the chat ends."""
+
+
 def _converse(chat: Chat, screen: Screen, options: ChatOptions) -> None:
-    from octavo.cli.lines import Input, message
+    from octavo.cli.lines import Input
 
     source = Input(env.cache_dir() / "chat-history" if options.history else None)
-    begun, interrupted = "", False
-    while True:
+    state: _Next | None = _Next()
+    while state is not None:
         try:
-            typed = source.read(begun)
-        except KeyboardInterrupt:  # may be meant for an answer that has just ended: leave at the second
-            if interrupted:
-                return
-            begun, interrupted = "", True
-            screen.note("Ctrl-C once more, Ctrl-D or /exit leaves")
-            continue
+            typed = source.read(state.begun)
+            state = _Next()
+            state = _turn(chat, screen, typed)
         except EOFError:
             return
-        begun, interrupted = "", False
-        if (found := talk.command(typed)) is not None:
-            if not chat.command(*found):
+        except KeyboardInterrupt:  # may be meant for an answer that has just ended: leave at the second
+            if state is not None and state.interrupted:
                 return
-        elif (hint := talk.misspelled(typed)) is not None:
-            screen.note(hint, "yellow")
-        elif text := message(typed).strip():
+            state = _Next(interrupted=True)
+            screen.note("Ctrl-C once more, Ctrl-D or /exit leaves")
+
+
+def _turn(chat: Chat, screen: Screen, typed: str) -> _Next | None:
+    """What comes of one message. → None to leave."""
+    from octavo.cli.lines import message
+
+    after = _Next()
+    if (found := talk.command(typed)) is not None:
+        if not chat.command(*found):
+            return None
+    elif (hint := talk.misspelled(typed)) is not None:
+        screen.note(hint, "yellow")
+    elif text := message(typed).strip():
+        try:
             with terminal.quiet_keys(screen.console) as keys:
-                interrupted = _ask(chat, screen, text)
-            begun = keys.text
-            if keys.ended:
-                return
-        screen.note("")
+                stopped = _ask(chat, screen, text)
+        except KeyboardInterrupt:  # the second during one answer
+            return None
+        if keys.ended:
+            return None
+        after = _Next(keys.text, stopped)
+    screen.note("")
+    return after
 
 
 def _ask(chat: Chat, screen: Screen, text: str) -> bool:

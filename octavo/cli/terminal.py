@@ -141,7 +141,7 @@ def quiet_keys(console: Console) -> Iterator[Typed]:
         return
     before = termios.tcgetattr(fd)
     quiet = termios.tcgetattr(fd)
-    quiet[3] &= ~(termios.ECHO | termios.ICANON)
+    quiet[3] = quiet[3] & ~(termios.ECHO | termios.ICANON) | termios.NOFLSH  # Ctrl-C does not take the rest with it
     termios.tcsetattr(fd, termios.TCSADRAIN, quiet)
     console.control(Control.show_cursor(False))
     try:

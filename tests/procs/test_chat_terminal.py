@@ -143,7 +143,6 @@ def test_messages_of_several_lines_are_one_and_history_keeps_them(terminal: Term
 
 @pytest.mark.parametrize("terminal", [("--max-tokens", "50000")], indirect=True)
 def test_ctrl_c_ends_the_answer_then_the_chat_and_leaves_the_terminal_as_it_was(terminal: Terminal) -> None:
-    before = termios.tcgetattr(terminal.fd)
     terminal.type("hello\r")
     terminal.until("\n")
     while terminal.written.count(b"\x1b[J") < 5:  # it has been drawn several times
@@ -159,7 +158,8 @@ def test_ctrl_c_ends_the_answer_then_the_chat_and_leaves_the_terminal_as_it_was(
     terminal.until("Ctrl-C once more")
     terminal.type("\x03")
     assert terminal.ended() == 0
-    assert termios.tcgetattr(terminal.fd)[3] & termios.ECHO == before[3] & termios.ECHO or sys.platform != "linux"
+    lines = termios.ECHO | termios.ICANON | termios.ISIG
+    assert termios.tcgetattr(terminal.fd)[3] & (lines | termios.NOFLSH) == lines
     assert terminal.written.rfind(b"\x1b[?25h") > terminal.written.rfind(b"\x1b[?25l")  # the cursor is shown
     assert "Traceback" not in terminal.text
 
