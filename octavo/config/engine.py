@@ -206,7 +206,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     send_timeout: Annotated[float, Meta(gt=0, description="Seconds a client may leave its answer unread.")] = 30.0
     keep_alive_timeout: Annotated[int, Meta(ge=1, description="Seconds before an idle connection is closed.")] = 30
     drain_timeout: Annotated[float, Meta(ge=0, description="Seconds that running requests get at shutdown.")] = 30.0
-    max_body_size: Annotated[str, Meta(description="Largest request body.")] = "32MiB"
+    max_body_size: Annotated[str, Meta(description="Largest request body, as 32MiB.", extra={"metavar": "SIZE"})] = (
+        "32MiB"
+    )
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="Least severe message that is logged.")
     ] = "info"

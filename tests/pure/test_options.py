@@ -14,7 +14,7 @@ from octavo.config.suggest import did_you_mean, nearest
 from octavo.errors import ConfigError
 from octavo.types import SamplingParams, StructuredOutputs
 
-METAVARS = ("N", "X", "TEXT", "FILE", "JSON", "ID:X")
+METAVARS = ("N", "X", "TEXT", "FILE", "SIZE", "JSON", "ID:X")
 
 
 def test_every_option_has_help_and_a_flag() -> None:

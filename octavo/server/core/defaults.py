@@ -6,13 +6,21 @@ from __future__ import annotations
 
 from functools import partial
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, Protocol, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
 from octavo.types import SamplingParams
 
-T = TypeVar("T")
+
+class OfType(Protocol):
+    """A decoder: what msgspec's say of themselves. Made of the type alone."""
+
+    @property
+    def type(self) -> Any: ...
+
+
+D = TypeVar("D", bound=OfType)
 
 
 def _without_none(declared: Any) -> Any:
@@ -33,16 +41,18 @@ class Defaults:
         neutral = SamplingParams()
         given = {name: getattr(sampling, name) for name in SamplingParams.__struct_fields__}
         self._given = {name: value for name, value in given.items() if value != getattr(neutral, name)}
-        self._decoders: dict[type[Any], msgspec.json.Decoder[Any]] = {}
+        self._decoders: dict[tuple[Any, Any], Any] = {}
 
-    def decoder(self, decoder: msgspec.json.Decoder[T]) -> msgspec.json.Decoder[T]:
+    def decoder(self, decoder: D) -> D:
         """The same, with these as the defaults of its type; a field that the type requires stays required."""
         kind: Any = decoder.type
         if not self._given or not isinstance(kind, type) or not issubclass(kind, SamplingParams):
             return decoder
-        if kind not in self._decoders:
-            self._decoders[kind] = msgspec.json.Decoder(self._derived(kind))
-        return self._decoders[kind]
+        make: Any = decoder.__class__
+        if (make, kind) not in self._decoders:
+            self._decoders[make, kind] = make(self._derived(kind))
+        found: D = self._decoders[make, kind]
+        return found
 
     def _derived(self, kind: type[SamplingParams]) -> type[SamplingParams]:
         fields: list[tuple[str, Any, Any]] = []

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -24,6 +24,9 @@ T_co = TypeVar("T_co", covariant=True)
 
 class Decodes(Protocol[T_co]):
     """What msgspec's decoders do, or who wraps one."""
+
+    @property
+    def type(self) -> Any: ...
 
     def decode(self, body: bytes, /) -> T_co: ...
 

@@ -47,6 +47,7 @@ class WrittenDecoder(Generic[T]):
     """Decodes as msgspec's decoder of `kind` does. Raises RequestError for keys beyond the bounds."""
 
     def __init__(self, kind: type[T]) -> None:
+        self.type = kind
         self._decoder = msgspec.json.Decoder(kind)
         self._known = {*ChatMessage.__struct_fields__}
 
