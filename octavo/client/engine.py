@@ -10,17 +10,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from octavo.client.base import Prompt
 from octavo.client.connection import EngineConnection
 from octavo.client.generation import LedgerGeneration
 from octavo.client.ledger import Ledger
+from octavo.client.model import ClientModel
 from octavo.client.prepare import Seeds, sequences
-from octavo.errors import EngineError, ModelFileError, OctavoError, Unavailable
+from octavo.client.trial import ModelTrial
+from octavo.errors import EngineError, OctavoError, Unavailable
 from octavo.grammar.checker import GrammarChecker
-from octavo.modelfiles.files import ModelFiles, locate
-from octavo.modelfiles.generation import sampling_defaults
+from octavo.modelfiles.files import ModelFiles
 from octavo.text.template import ChatTemplate
 from octavo.text.tokenizer import Tokenizer
 from octavo.types import SamplingParams
@@ -29,26 +29,11 @@ from octavo.wire.messages import EngineInfo, Stats
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _Model:
-    """What a client loads of the model that the engine serves."""
-
-    path: str
-    tokenizer: Tokenizer
-    template: ChatTemplate
-    defaults: SamplingParams
-
-    @classmethod
-    def load(cls, files: ModelFiles) -> _Model:
-        tokenizer = Tokenizer.load(files)
-        return cls(files.address, tokenizer, ChatTemplate.load(files, tokenizer), sampling_defaults(files))
-
-
 class EngineClient:
     """Implements client.base.Client. `on_fatal` is called once when no engine at this endpoint can ever be served: its
     protocol is another, or its model's tokenizer or template cannot be read. `model`: what the engine is expected to
-    serve, loaded here while the engine loads it there. `on_attached` is called whenever an engine's model can be asked
-    from then on."""
+    serve, which somebody has tried (client/trial.py), loaded here while the engine loads it there. `on_attached` is
+    called whenever an engine's model can be asked from then on."""
 
     def __init__(
         self,
@@ -63,10 +48,10 @@ class EngineClient:
             endpoint, self._ledger, prepare=self._prepare, on_attached=on_attached, on_fatal=self._fatal
         )
         self._seeds = Seeds()
-        self._model: _Model | None = None
+        self._model: ClientModel | None = None
         self._grammars: GrammarChecker | None = None
         self._expected = model
-        self._preloading: asyncio.Task[_Model] | None = None
+        self._preloading: asyncio.Task[ClientModel] | None = None
 
     @property
     def info(self) -> EngineInfo | None:
@@ -109,7 +94,7 @@ class EngineClient:
     async def start(self) -> None:
         """Begin to look for the engine; does not wait for it."""
         if self._expected is not None:
-            self._preloading = asyncio.create_task(asyncio.to_thread(_load_model, self._expected))
+            self._preloading = asyncio.create_task(asyncio.to_thread(ClientModel.load, self._expected))
         self._engine.open()
 
     async def close(self) -> None:
@@ -142,12 +127,12 @@ class EngineClient:
         self._ledger.enter(generation, limit)
         return generation
 
-    def _attached(self) -> tuple[_Model, EngineInfo]:
+    def _attached(self) -> tuple[ClientModel, EngineInfo]:
         if not self.ready or self.info is None:
             raise Unavailable(f"the engine is {self._why_not_ready()}; try again soon", retry_after=1)
         return self._loaded(), self.info
 
-    def _loaded(self) -> _Model:
+    def _loaded(self) -> ClientModel:
         if self._model is None:
             raise Unavailable("the model is loading; try again soon", retry_after=1)
         return self._model
@@ -170,14 +155,14 @@ class EngineClient:
         if grammars is not None:
             await grammars.close()
 
-    async def _load(self, info: EngineInfo) -> _Model:
+    async def _load(self, info: EngineInfo) -> ClientModel:
         """Of the model that the engine says it serves, whatever was expected."""
         preloading, self._preloading = self._preloading, None
         if preloading is not None:
             model = await preloading
             if model.path == info.model_path:
                 return model
-        return await asyncio.to_thread(_load_model, _files(info))
+        return await asyncio.to_thread(_tried_and_loaded, _files(info))
 
     def _fatal(self, error: OctavoError) -> None:
         if self._on_fatal is None:
@@ -191,8 +176,7 @@ def _files(info: EngineInfo) -> ModelFiles:
     return ModelFiles.at(info.model_path, info.model)
 
 
-def _load_model(files: ModelFiles) -> _Model:
-    try:
-        return _Model.load(locate(files.path, files.name))
-    except OSError as error:
-        raise ModelFileError(files.path.name, f"cannot be read: {error.strerror}") from None
+def _tried_and_loaded(files: ModelFiles) -> ClientModel:
+    with ModelTrial(files) as trial:
+        trial.finish()
+    return ClientModel.load(files)

@@ -1,7 +1,7 @@
-"""Listening sockets: TCP at every address of a host, and Unix sockets for this user alone.
+"""Sockets to serve on: TCP at every address of a host, and Unix sockets for this user alone.
 
-They are bound before anything loads and handed to each process that serves on them, so a port in use is known at once,
-and connections made while that process is replaced wait in the queue.
+TCP sockets are bound before anything loads and handed to each process that serves on them, so a port in use is known at
+once; that process listens when it knows that it can serve, and connections made while it is replaced wait in the queue.
 """
 
 from __future__ import annotations
@@ -24,13 +24,30 @@ _Address = tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, in
 
 
 def listen(host: str, port: int) -> list[socket.socket]:
-    """A listening socket for each address of `host` ("" is all of this machine), those of IPv4 first, all with the same
+    """The sockets of `bind`, listening. Raises ConfigError."""
+    listeners = bind(host, port)
+    begin(listeners)
+    return listeners
+
+
+def begin(listeners: list[socket.socket]) -> None:
+    """Listen on bound sockets; again is nothing. Raises ConfigError where another process was faster."""
+    for listener in listeners:
+        try:
+            listener.listen(BACKLOG)
+        except OSError as error:
+            host, port = listener.getsockname()[:2]
+            raise ConfigError(_why_not(host, port, error)) from None
+
+
+def bind(host: str, port: int) -> list[socket.socket]:
+    """A bound socket for each address of `host` ("" is all of this machine), those of IPv4 first, all with the same
     port; 0 takes a free one. Addresses that a machine names and has not (IPv6 switched off) are left out while there is
-    another. Raises ConfigError."""
+    another. Raises ConfigError, also for a port on which somebody listens."""
     addresses = _addresses(host, port)
     for attempt in range(PORT_TRIES):
         try:
-            return _listen_at_all(addresses, port)
+            return _bind_all(addresses, port)
         except OSError as error:
             if port or error.errno != errno.EADDRINUSE or attempt == PORT_TRIES - 1:
                 raise ConfigError(_why_not(host, port, error)) from None
@@ -106,7 +123,7 @@ def _addresses(host: str, port: int) -> list[_Address]:
     return sorted(addresses, key=lambda item: item[0] != socket.AF_INET)
 
 
-def _listen_at_all(addresses: list[_Address], port: int) -> list[socket.socket]:
+def _bind_all(addresses: list[_Address], port: int) -> list[socket.socket]:
     """Raises OSError when one of the addresses is in use, or none of them can be had."""
     listeners: list[socket.socket] = []
     missing: OSError | None = None
@@ -122,8 +139,6 @@ def _listen_at_all(addresses: list[_Address], port: int) -> list[socket.socket]:
             port = listeners[0].getsockname()[1]
         if not listeners and missing is not None:
             raise missing
-        for listener in listeners:
-            listener.listen(BACKLOG)
     except OSError:
         for listener in listeners:
             listener.close()

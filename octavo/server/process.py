@@ -1,8 +1,8 @@
 """The server process: the web application on a socket, from its first log line to its drained end.
 
-It serves on listening sockets that it inherits. On SIGTERM or SIGINT it
-stays reachable: new work is refused with 503, what runs may finish within the drain time-out, the rest gets an error
-event; then it leaves with 0. A second signal ends it at once.
+It serves on bound sockets that it inherits, which begin to listen once the model's tokenizer has been tried. On SIGTERM
+or SIGINT it stays reachable: new work is refused with 503, what runs may finish within the drain time-out, the rest
+gets an error event; then it leaves with 0. A second signal ends it at once.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from starlette.applications import Starlette
 
 from octavo import log
 from octavo.client.engine import EngineClient
+from octavo.client.trial import ModelTrial
 from octavo.config import ServerConfig
 from octavo.config.tls import tls_context
 from octavo.errors import OctavoError
 from octavo.modelfiles.files import ModelFiles
-from octavo.processes.listen import BACKLOG, url
+from octavo.processes.listen import BACKLOG, begin, url
 from octavo.server.app import create_app
 from octavo.server.faces.openai.errors import error_body
 from octavo.server.http.connection import Bounds, protocol
@@ -47,7 +48,7 @@ def main(
     model: ModelFiles | None = None,
     on_attached: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serve until a signal. `endpoint`: the engine's; `fds`: listening sockets to take over; `model`: what the engine
+    """Serve until a signal. `endpoint`: the engine's; `fds`: bound sockets to take over; `model`: what the engine
     is expected to serve; `on_attached`: called whenever there is an engine whose model answers from then on.
 
     Raises ConfigError when an option is wrong, and what makes the engine one that can never be served.
@@ -57,6 +58,7 @@ def main(
     setproctitle.setproctitle("octavo-server")
     log.setup("server", config.log_level, config.log_format)
     listeners = [socket.socket(fileno=fd) for fd in fds]
+    trial = None if model is None else ModelTrial(model)  # beside what comes now
     server: DrainingServer | None = None
 
     def fatal(error: OctavoError) -> None:
@@ -67,6 +69,10 @@ def main(
     app = create_app(EngineClient(endpoint, on_fatal=fatal, model=model, on_attached=on_attached), config, SITE)
     server = DrainingServer(app, config)
     _allow_descriptors(config.max_connections + SPARE_DESCRIPTORS)
+    if trial is not None:
+        with trial:
+            trial.finish()
+    begin(listeners)
     where = [url(listener, is_tls=config.ssl_certfile is not None) for listener in listeners]
     logger.info("listening on %s", " and ".join(where))
     server.run(sockets=listeners)

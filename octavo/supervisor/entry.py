@@ -41,7 +41,7 @@ class ServerSpec(msgspec.Struct, tag="server", frozen=True, kw_only=True):
     config: ServerConfig
     ready_fd: int
     listen_fds: tuple[int, ...]
-    """The listening TCP sockets."""
+    """The bound TCP sockets."""
     model: tuple[str, str] | None = None
     """Name and address of what the engine will serve, where that is known."""
 

@@ -27,7 +27,7 @@ from octavo.modelfiles.files import ModelFiles
 from octavo.modelfiles.hub import fetch
 from octavo.modelfiles.hub.progress import console_progress
 from octavo.processes.folder import RuntimeFolder
-from octavo.processes.listen import at_path, is_loopback, listen, url
+from octavo.processes.listen import at_path, bind, is_loopback, url
 from octavo.processes.signals import STOP, STOPPED_AT_ONCE, heeded, let_through
 from octavo.supervisor.child import Child
 from octavo.supervisor.entry import EngineSpec, ServerSpec
@@ -50,7 +50,7 @@ def run(config: EngineConfig, server: ServerConfig) -> int:
         if server.uds is not None:
             listeners = [stack.enter_context(at_path(server.uds, int(server.uds_mode, 8)))]
         else:
-            listeners = [stack.enter_context(listener) for listener in listen(server.host, server.port)]
+            listeners = [stack.enter_context(listener) for listener in bind(server.host, server.port)]
         address = url(listeners[0], is_tls)
         set_title(address, server.connect or config.model)
         if not server.api_key and not all(map(is_loopback, listeners)):

@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 
-from octavo.errors import ContextLengthExceeded, RequestError
+from octavo.errors import ContextLengthExceeded, EngineError, ModelFileError, RequestError
 from octavo.modelfiles.files import ModelFiles
 from octavo.text.parts import AddedToken, TokenizerParts
 
@@ -49,20 +49,22 @@ class Tokenizer:
         self._backend.add_tokens([BackendToken(self._separator, normalized=False, special=False)])
         self._separator_id: int = self._backend.token_to_id(self._separator)
         self._matcher = SpecialMatcher(parts.added)
-        self._anchor = self._backend.encode("\n", add_special_tokens=False).ids
+        self._anchor = self._encode("\n")
         self._anchored = parts.fresh_start
         self._prefix_ids, self._suffix_ids = list(parts.prefix_ids), list(parts.suffix_ids)
 
     @classmethod
     def load(cls, files: ModelFiles) -> Tokenizer:
         """Read tokenizer.json beside the weights, or the GGUF's own metadata. Raises ModelFileError."""
-        if files.is_gguf:
-            from octavo.text.gguf_tokenizer import read_parts
+        from octavo.text import gguf_tokenizer, json_tokenizer
 
-            return cls(read_parts(files.path))
-        from octavo.text.json_tokenizer import read_parts as read_folder
-
-        return cls(read_folder(files.path))
+        file = files.path.name if files.is_gguf else "tokenizer.json"
+        try:
+            return cls((gguf_tokenizer if files.is_gguf else json_tokenizer).read_parts(files.path))
+        except BaseException as error:
+            if not is_library_failure(error):
+                raise
+            raise ModelFileError(file, f"not a usable tokenizer: {error}") from None
 
     def encode(
         self,
@@ -156,17 +158,27 @@ class Tokenizer:
 
     def _encode_chunks(self, text: str) -> Iterator[list[int]]:
         if len(text) <= WHOLE_CHARS:
-            yield self._backend.encode(text, add_special_tokens=False).ids
+            yield self._encode(text)
             return
         for start, end in pairwise(self._cuts(text)):
             chunk = text[start:end]
             # A line break in front keeps the backend from adding the space of a new text; it never joins a letter.
             if start and (self._anchored or not chunk[0].isspace()):
-                ids = self._backend.encode("\n" + chunk, add_special_tokens=False).ids
+                ids = self._encode("\n" + chunk)
                 if ids[: len(self._anchor)] == self._anchor:
                     yield ids[len(self._anchor) :]
                     continue
-            yield self._backend.encode(chunk, add_special_tokens=False).ids
+            yield self._encode(chunk)
+
+    def _encode(self, text: str) -> list[int]:
+        """Raises EngineError where the library cannot do it."""
+        try:
+            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        except BaseException as error:
+            if not is_library_failure(error):
+                raise
+            raise EngineError(f"the model's tokenizer fails on this text: {str(error)[:200]}") from None
+        return ids
 
     def _cuts(self, text: str) -> Iterator[int]:
         """Where chunks start and end: between two words, or, in a run of CHUNK_CHARS without any, right there."""
@@ -248,6 +260,11 @@ class SpecialMatcher:
                 position = len(text) - len(text[end:].lstrip())
         if position < len(text):
             yield text[position:]
+
+
+def is_library_failure(error: BaseException) -> bool:
+    """An error of the tokenizers library: it raises bare Exception, and panics, which are no Exception at all."""
+    return type(error) is Exception or type(error).__name__ == "PanicException"
 
 
 def _check_length(count: int, max_tokens: int | None) -> None:

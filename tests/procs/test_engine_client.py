@@ -14,9 +14,9 @@ from paced import PacedEngine, model_folder
 from patience import PATIENCE_S
 from served import wait_until
 
-from octavo.client import engine as engine_module
 from octavo.client.base import Prompt
 from octavo.client.engine import EngineClient
+from octavo.client.model import ClientModel
 from octavo.client.prepare import Seeds
 from octavo.errors import EngineError, OctavoError, Unavailable
 from octavo.modelfiles.files import ModelFiles
@@ -80,8 +80,8 @@ def test_the_expected_model_is_loaded_before_the_engine_is_there(
     endpoint: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected: str, loads: int
 ) -> None:
     loaded: list[str] = []
-    real = engine_module._load_model
-    monkeypatch.setattr(engine_module, "_load_model", lambda files: (real(files), loaded.append(str(files.path)))[0])
+    real = ClientModel.load
+    monkeypatch.setattr(ClientModel, "load", lambda files: (real(files), loaded.append(str(files.path)))[0])
     other = tmp_path / "other"
     other.mkdir()
     folder = model if expected == "right" else model_folder(other)

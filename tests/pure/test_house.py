@@ -49,7 +49,7 @@ _MAY_IMPORT = {
     ),
     "executor": f"{BASE} config modelfiles wire",
     # towards the user
-    "client": f"{BASE} config modelfiles wire wire.sockets text grammar",
+    "client": f"{BASE} processes config modelfiles wire wire.sockets text grammar",
     "client.local": (
         f"{BASE} config config.decide modelfiles modelfiles.hub wire text grammar client engine engine.assembly"
         " executor"
