@@ -15,6 +15,7 @@ import msgspec
 from octavo.client.base import Prompt
 from octavo.client.stream import ChoiceStream
 from octavo.errors import ApiError, error_from_wire
+from octavo.text.stops import StopStrings
 from octavo.text.tokenizer import Tokenizer
 from octavo.types import CompletionOutput, Delta, Metrics, RequestOutput, SamplingParams, TokenLogprobs
 from octavo.wire.messages import Add, Failed, TokenOutput
@@ -80,8 +81,9 @@ class RequestState:
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None
         self.embedding: bytes | None = None
         self.done = False
+        stops = StopStrings(params.stop_strings())
         self._sequences = {
-            add.id: _Sequence(add, ChoiceStream(tokenizer, add.params, index, prompt.channels), index)
+            add.id: _Sequence(add, ChoiceStream(tokenizer, add.params, index, prompt.channels, stops), index)
             for index, add in enumerate(adds)
         }
         self._select = len(adds) > params.n

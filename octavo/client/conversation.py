@@ -14,7 +14,7 @@ from typing import Any, Literal
 from octavo.client.base import Prompt
 from octavo.errors import ApiError, Place, RequestError
 from octavo.grammar import tools as tool_grammars
-from octavo.grammar.spec import grammar_of
+from octavo.grammar.spec import MAX_SCHEMA_BYTES, grammar_of, schema_bytes
 from octavo.text.channels import Channels, Tags, ends_inside, reasoning_by_name, reasoning_of_template
 from octavo.text.late_system import in_place
 from octavo.text.template import ChatTemplate
@@ -216,7 +216,12 @@ class Prompter:
 def _check_tools(tools: list[Tool]) -> None:
     from octavo.grammar.wellformed import check_parameters  # which loads all that reads schemas
 
+    left = MAX_SCHEMA_BYTES
     for index, tool in enumerate(tools):
+        left -= schema_bytes(tool.parameters)
+        if left < 0:
+            what = f"with this one the tools' schemas have more than {MAX_SCHEMA_BYTES} bytes"
+            raise RequestError(f"{tool_grammars.place(index)}: {what}; send fewer", param=tool_grammars.place(index))
         check_parameters(tool.parameters or {}, tool_grammars.place(index))
 
 

@@ -16,7 +16,7 @@ from octavo.client.connection import EngineConnection
 from octavo.client.generation import LedgerGeneration
 from octavo.client.ledger import Ledger
 from octavo.client.model import ClientModel
-from octavo.client.prepare import Seeds, sequences
+from octavo.client.prepare import Seeds, prepared
 from octavo.client.trial import ModelTrial
 from octavo.errors import EngineError, OctavoError, Unavailable
 from octavo.grammar.checker import GrammarChecker
@@ -113,7 +113,7 @@ class EngineClient:
         if prompt.grammar is not None and self._grammars is not None:
             prompt.hard_grammar = await self._grammars.check(prompt.grammar, prompt.owner)
             model, info = self._attached()  # much may have happened meanwhile
-        adds = sequences(
+        adds = await prepared(
             prompt,
             params,
             tokenizer=model.tokenizer,
@@ -122,6 +122,7 @@ class EngineClient:
             default_max_tokens=None,
             base_seed=self._seeds.next(),
         )
+        self._attached()
         generation = LedgerGeneration(prompt, params, adds, model.tokenizer, self._ledger)
         limit = info.max_num_seqs + info.max_queued_requests if info.max_queued_requests else None
         self._ledger.enter(generation, limit)

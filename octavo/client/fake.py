@@ -20,7 +20,7 @@ from typing import Any
 from octavo.client.base import Prompt
 from octavo.client.generation import LedgerGeneration
 from octavo.client.ledger import Ledger
-from octavo.client.prepare import Seeds, sequences
+from octavo.client.prepare import Seeds, prepared
 from octavo.errors import RequestError, Unavailable
 from octavo.modelfiles.files import locate
 from octavo.text.template import ChatTemplate
@@ -226,7 +226,7 @@ class FakeClient:
             raise Unavailable("the engine is not attached", retry_after=1)
         if prompt.grammar is not None:
             self._check(prompt.grammar)
-        adds = sequences(
+        adds = await prepared(
             prompt,
             params,
             tokenizer=self.tokenizer,

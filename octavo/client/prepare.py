@@ -7,10 +7,13 @@ finite numbers, ids inside the vocabulary, prompt + max_tokens within the contex
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 import secrets
 from collections.abc import Iterable
+from functools import partial
+from typing import Any
 
 import msgspec
 
@@ -20,9 +23,17 @@ from octavo.text.tokenizer import Tokenizer
 from octavo.types import SamplingParams
 from octavo.wire.messages import Add
 
-MAX_STOP_STRINGS = 16
+MAX_STOP_STRINGS, MAX_STOP_CHARS = 16, 1_000
+"""Of a request, and of each of them."""
 MAX_LOGIT_BIAS = 1024
-MAX_BAD_WORD_TOKENS = 64
+MAX_STOP_TOKEN_IDS = 1024
+MAX_BAD_WORDS, MAX_BAD_WORD_CHARS, MAX_BAD_WORD_TOKENS = 1024, 1_000, 64
+MAX_BAD_WORDS_CHARS = 32_768
+"""Of all of them together."""
+MAX_SENT_IDS = 1 << 20
+"""Ids of allowed_token_ids, and of bad_words, that go to the engine: each sequence has its own."""
+HEAVY_IDS, HEAVY_WORDS = 8_192, 32
+"""More of these are prepared in a thread, so that streams keep their pace."""
 CONVERSATION_MIN_P = 0.1
 """In conversations where neither the request nor the model says anything of how to sample: at temperature 1 the many
 unlikely tokens together are likely enough to make small models talk nonsense."""
@@ -94,6 +105,7 @@ def sequences(
     if not params.ignore_eos:
         stop_ids |= tokenizer.eos_ids | set(defaults.stop_token_ids or ())
     bad_word_ids = _bad_word_ids(params.bad_words or [], tokenizer)
+    _check_sent("bad_words", sum(map(len, bad_word_ids)), candidates)
     seed = base_seed if params.seed is None else params.seed
     return [
         Add(
@@ -134,8 +146,16 @@ def for_terminal(params: SamplingParams, defaults: SamplingParams) -> SamplingPa
     )
 
 
+async def prepared(prompt: Prompt, params: SamplingParams, **how: Any) -> list[Add]:
+    """`sequences`, in a thread where that takes long."""
+    is_heavy = len(params.allowed_token_ids or ()) > HEAVY_IDS or len(params.bad_words or ()) > HEAVY_WORDS
+    make = partial(sequences, prompt, params, **how)
+    return await asyncio.to_thread(make) if is_heavy else make()
+
+
 def check(params: SamplingParams, vocab_size: int) -> None:
     """Raises RequestError, with `param`, for a value of a wrong type, out of its range or over a cap."""
+    _check_sizes(params, vocab_size)
     for name in params.__struct_fields__:
         value = getattr(params, name)
         if isinstance(value, float) and not math.isfinite(value):
@@ -153,8 +173,7 @@ def check(params: SamplingParams, vocab_size: int) -> None:
         raise RequestError(
             f"min_tokens ({params.min_tokens}) must be at most max_tokens ({params.max_tokens})", param="min_tokens"
         )
-    if len(params.stop_strings()) > MAX_STOP_STRINGS:
-        raise RequestError(f"stop: {len(params.stop_strings())} strings, at most {MAX_STOP_STRINGS}", param="stop")
+    _check_sent("allowed_token_ids", len(params.allowed_token_ids or ()), params.best_of or params.n)
     _check_bias(params.logit_bias or {}, vocab_size)
     _check_ids(params.stop_token_ids or (), vocab_size, "stop_token_ids")
     if params.allowed_token_ids is not None:
@@ -163,9 +182,36 @@ def check(params: SamplingParams, vocab_size: int) -> None:
         _check_ids(params.allowed_token_ids, vocab_size, "allowed_token_ids")
 
 
+def _check_sizes(params: SamplingParams, vocab_size: int) -> None:
+    """Before anything is made of them; of values that a caller in Python gave the types are not known yet."""
+    for name, most, unit in (
+        ("logit_bias", MAX_LOGIT_BIAS, "entries"),
+        ("stop_token_ids", MAX_STOP_TOKEN_IDS, "ids"),
+        ("allowed_token_ids", vocab_size, "ids"),
+        ("bad_words", MAX_BAD_WORDS, "words"),
+    ):
+        value = getattr(params, name)
+        if isinstance(value, list | dict | tuple) and len(value) > most:
+            raise RequestError(f"{name}: {len(value)} {unit}, at most {most}", param=name)
+    stops = [params.stop] if isinstance(params.stop, str) else params.stop or []
+    if isinstance(stops, list) and len(stops) > MAX_STOP_STRINGS:
+        raise RequestError(f"stop: {len(stops)} strings, at most {MAX_STOP_STRINGS}", param="stop")
+    words = params.bad_words if isinstance(params.bad_words, list) else []
+    for name, texts, most in (("stop", stops, MAX_STOP_CHARS), ("bad_words", words, MAX_BAD_WORD_CHARS)):
+        sizes = [len(text) for text in texts if isinstance(text, str)]
+        if sizes and max(sizes) > most:
+            raise RequestError(f"{name}: a text of {max(sizes)} characters, at most {most}", param=name)
+    if sum(len(word) for word in words if isinstance(word, str)) > MAX_BAD_WORDS_CHARS:
+        raise RequestError(f"bad_words: more than {MAX_BAD_WORDS_CHARS} characters together", param="bad_words")
+
+
+def _check_sent(param: str, num_ids: int, candidates: int) -> None:
+    if num_ids * candidates > MAX_SENT_IDS:
+        what = f"{num_ids} token ids for each of {candidates} choices are {num_ids * candidates}"
+        raise RequestError(f"{param}: {what}, at most {MAX_SENT_IDS}; ask for fewer choices", param=param)
+
+
 def _check_bias(bias: dict[int, float], vocab_size: int) -> None:
-    if len(bias) > MAX_LOGIT_BIAS:
-        raise RequestError(f"logit_bias: {len(bias)} entries, at most {MAX_LOGIT_BIAS}", param="logit_bias")
     _check_ids(bias, vocab_size, "logit_bias")
     for token_id, value in bias.items():
         if not -100 <= value <= 100:
@@ -205,7 +251,7 @@ def _room(
 
 def _bad_word_ids(words: list[str], tokenizer: Tokenizer) -> list[list[int]]:
     """Ids of each word as it begins a text and as it follows a space (as vLLM does)."""
-    found: list[list[int]] = []
+    found: dict[tuple[int, ...], None] = {}
     for word in words:
         if not word.strip():
             raise RequestError("bad_words: a word is empty", param="bad_words")
@@ -215,9 +261,9 @@ def _bad_word_ids(words: list[str], tokenizer: Tokenizer) -> list[list[int]]:
                 raise RequestError(
                     f"bad_words: a word has {len(ids)} tokens, at most {MAX_BAD_WORD_TOKENS}", param="bad_words"
                 )
-            if ids and ids not in found:
-                found.append(ids)
-    return found
+            if ids:
+                found[tuple(ids)] = None
+    return list(map(list, found))
 
 
 def _first(*values: float | int | None) -> float | int:

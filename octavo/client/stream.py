@@ -15,7 +15,7 @@ import msgspec
 from octavo.client.channelled import ChannelledText, Placed
 from octavo.text.channels import Channels
 from octavo.text.detokenizer import Detokenizer
-from octavo.text.stops import StopMatcher
+from octavo.text.stops import StopMatcher, StopStrings
 from octavo.text.tokenizer import Tokenizer
 from octavo.types import Delta, FinishReason, SamplingParams, TokenLogprobs
 from octavo.wire.messages import TokenOutput
@@ -39,8 +39,14 @@ class ChoiceStream:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, params: SamplingParams, index: int = 0, channels: Channels | None = None
+        self,
+        tokenizer: Tokenizer,
+        params: SamplingParams,
+        index: int = 0,
+        channels: Channels | None = None,
+        stops: StopStrings | None = None,
     ) -> None:
+        """`stops`: those of `params`, when another choice has them already."""
         self.output_ids: list[int] = []
         self.output_logprobs: list[TokenLogprobs] = []
         self.finish_reason: FinishReason | None = None
@@ -55,8 +61,9 @@ class ChoiceStream:
         self._detokenizer = Detokenizer(
             tokenizer, skip_special_tokens=params.skip_special_tokens, continuation=True, kept=kept
         )
-        self._stops = StopMatcher(params.stop_strings(), include_in_output=params.include_stop_str_in_output)
-        self._plain = not params.stop_strings() and params.logprobs is None and channels is None
+        stops = StopStrings(params.stop_strings()) if stops is None else stops
+        self._stops = StopMatcher(stops, include_in_output=params.include_stop_str_in_output)
+        self._plain = not stops.tables and params.logprobs is None and channels is None
         """Text is shown as it comes, token by token, and nobody asks where in the text a token begins."""
         self._decoded_len = 0
         self._shown_len = 0

@@ -44,7 +44,7 @@ def lark_of_gbnf(text: str) -> str:
     if "root" not in rules:
         raise GbnfError("there is no rule 'root', which a GBNF grammar starts from")
     for name, used in uses.items():
-        if unknown := used - rules.keys():
+        if unknown := [other for other in used if other not in rules]:
             raise GbnfError(f"rule {name!r} uses {min(unknown)!r}, which is not defined")
     ending = _least(uses, lambda name, known: _can_end(rules[name], known))
     if "root" not in ending:

@@ -22,6 +22,10 @@ from octavo.grammar.regexes import RegexError
 MAX_NESTING = 60
 MAX_SCHEMAS = 20_000
 MAX_COUNT = 100_000
+MAX_PAIRS = 50_000
+"""Of schemas of a `oneOf`, which are compared with each other."""
+MAX_PATTERN_CHARS = 1 << 16
+"""Of all patterns together."""
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 REFUSED = {
     "$dynamicRef": "use $ref",
@@ -56,6 +60,7 @@ class Normalizer:
         self._has_step = False
         """Numbers have to be multiples of values.STEP somewhere."""
         self._count = 0
+        self._pattern_chars = 0
 
     def normalized(self) -> dict[str, Any]:
         """Raises RequestError."""
@@ -65,8 +70,12 @@ class Normalizer:
             self._definitions[self._names[id(node)]] = self.schema(node, at, base, 0)
         proof = Proof(self._definitions)
         proof.check_loops(self.refuse)
+        pairs = 0
         for one_of, around, at in self._one_ofs:
             options = one_of.pop("oneOf")
+            pairs += len(options) * (len(options) - 1) // 2
+            if pairs > MAX_PAIRS:
+                raise self.refuse("oneOf", at, f"it has {len(options)} schemas, too many to compare; use anyOf")
             for i, left in enumerate(options):
                 for j in range(i + 1, len(options)):
                     if not proof.disjoint(left, options[j], around):
@@ -119,6 +128,9 @@ class Normalizer:
     def regex(self, pattern: Any, keyword: str, at: str) -> list[str]:
         if not isinstance(pattern, str):
             raise self.refuse(keyword, at, "a regex must be a text")
+        self._pattern_chars += len(pattern)
+        if self._pattern_chars > MAX_PATTERN_CHARS:
+            raise self.refuse(keyword, at, f"all patterns together have more than {MAX_PATTERN_CHARS} characters")
         try:
             return [f"^(?:{regex})$" for regex in searched(pattern)]
         except RegexError as error:

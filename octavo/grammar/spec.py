@@ -12,11 +12,16 @@ import json
 import re
 from typing import Any
 
+import msgspec
+
 from octavo.errors import Field, RequestError
 from octavo.types import StructuredOutputs
 
 MAX_CHARS = 1 << 20
-"""Of a grammar, as it is given and as it is written here."""
+"""Of a grammar as it is written here."""
+MAX_SCHEMA_BYTES, MAX_GRAMMAR_CHARS, MAX_CHOICE_CHARS = 512 << 10, 128 << 10, 256 << 10
+"""As they are given: a JSON Schema, a GBNF or Lark grammar, all texts of a choice. Each is half a second's work at
+most, done in a thread. A regex has its own bound (regexes.py)."""
 ANY_TEXT = "/(?s:.*)/"
 """A Lark expression: text without special tokens."""
 KINDS = ("json", "json_object", "regex", "choice", "grammar")
@@ -38,6 +43,7 @@ def grammar_of(structured: StructuredOutputs, param: Field = "structured_outputs
     if len(given) != 1:
         what = " and ".join(given) or "none"
         raise RequestError(f"{param}: give exactly one of {', '.join(KINDS)}; {what} given", param=param)
+    check_size(structured, param)
     if structured.grammar is not None:
         return lark_of(structured.grammar, param)
     if structured.regex is not None:
@@ -50,6 +56,28 @@ def grammar_of(structured: StructuredOutputs, param: Field = "structured_outputs
     schema = {"type": "object"} if structured.json_object else structured.json
     closed = structured.disable_additional_properties
     return _checked(f"start: {json_expr(schema, param, blanks=blanks, closed=closed)}\n", param)
+
+
+def check_size(structured: StructuredOutputs, param: Field) -> None:
+    """Raises RequestError that names the field, its size and the limit; takes a moment, whatever is given."""
+    found = (
+        ("grammar", "characters", len(structured.grammar or ""), MAX_GRAMMAR_CHARS),
+        ("choice", "characters together", sum(map(len, structured.choice or ())), MAX_CHOICE_CHARS),
+        ("schema", "bytes", schema_bytes(structured.json), MAX_SCHEMA_BYTES),
+    )
+    for what, unit, size, most in found:
+        if size > most:
+            raise RequestError(f"{param}: the {what} has {size} {unit}; at most {most} are taken", param=param)
+
+
+def schema_bytes(schema: Any) -> int:
+    """Of a JSON Schema as values, or of its text."""
+    if schema is None or isinstance(schema, bool):
+        return 0
+    try:
+        return len(schema.encode(errors="replace")) if isinstance(schema, str) else len(msgspec.json.encode(schema))
+    except (TypeError, ValueError, RecursionError):
+        return 0  # not JSON: who reads it says where
 
 
 def json_expr(schema: Any, param: Field, *, blanks: str | None = BLANKS, closed: bool = False) -> str:

@@ -9,11 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+class StopStrings:
+    """The stop strings of a request and their tables, made once; all its choices look for them."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self.tables = [_Table(stop) for stop in dict.fromkeys(stops) if stop]
+
+
 class StopMatcher:
     """Feed text with `push`; it returns the text that is safe to show. `matched` is the stop string found."""
 
-    def __init__(self, stops: Sequence[str], *, include_in_output: bool = False) -> None:
-        self._needles = [_Needle(stop) for stop in dict.fromkeys(stops) if stop]
+    def __init__(self, stops: StopStrings | Sequence[str], *, include_in_output: bool = False) -> None:
+        strings = stops if isinstance(stops, StopStrings) else StopStrings(stops)
+        self._needles = [_Needle(table) for table in strings.tables]
         self._include = include_in_output
         self._held = ""
         self.matched: str | None = None
@@ -47,19 +55,31 @@ class StopMatcher:
         return held
 
 
-class _Needle:
-    """One stop string and how many of its characters the text ends with (Knuth, Morris, Pratt)."""
+class _Table:
+    """A stop string and where to go on in it when the next character is another (Knuth, Morris, Pratt)."""
+
+    __slots__ = ("fallback", "text")
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.state = 0
-        self._fallback = [0, 0]
+        self.fallback = [0, 0]
         k = 0
         for char in text[1:]:
             while k and text[k] != char:
-                k = self._fallback[k]
+                k = self.fallback[k]
             k += text[k] == char
-            self._fallback.append(k)
+            self.fallback.append(k)
+
+
+class _Needle:
+    """One stop string and how many of its characters the text ends with."""
+
+    __slots__ = ("_fallback", "state", "text")
+
+    def __init__(self, table: _Table) -> None:
+        self.text = table.text
+        self.state = 0
+        self._fallback = table.fallback
 
     def advance(self, text: str, armed: bool) -> int:
         """Read the text; the index after the first complete match, or -1."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from octavo.client import prepare as prepare_module
 from octavo.client.base import Prompt
 from octavo.client.fake import IM_END, VOCAB_SIZE, write_byte_tokenizer
 from octavo.client.prepare import (
@@ -89,6 +91,8 @@ BAD = [
     ("min_tokens", -1),
     ("stop", ["x"] * 17),
     ("stop", [7]),
+    ("stop", "x" * 1_001),
+    ("stop", ["a", "x" * 1_001]),
     ("stop_token_ids", [VOCAB_SIZE]),
     ("stop_token_ids", [-1]),
     ("stop_token_ids", [1] * 1025),
@@ -101,7 +105,10 @@ BAD = [
     ("bad_words", [""]),
     ("bad_words", ["x" * 100]),
     ("bad_words", ["x"] * 1025),
+    ("bad_words", ["x" * 1_001]),
+    ("bad_words", ["x" * 60] * 600),
     ("allowed_token_ids", []),
+    ("allowed_token_ids", [1] * (VOCAB_SIZE + 1)),
     ("allowed_token_ids", [VOCAB_SIZE]),
     ("logprobs", 21),
     ("logprobs", -1),
@@ -250,3 +257,42 @@ def test_seeds_of_requests_without_one() -> None:
 def test_adds_cross_the_wire_unchanged(prepare: Prepare) -> None:
     for add in prepare(n=2, seed=1, stop=["a"], logit_bias={3: 1.5}, bad_words=["ab"], logprobs=3, best_of=3):
         assert msgspec.msgpack.decode(msgspec.msgpack.encode(add), type=Add) == add
+
+
+HUGE = [
+    ("stop", "a" * 30_000_000),
+    ("stop", ["a"] * 3_000_000),
+    ("bad_words", ["hello world " * 2_000_000]),
+    ("bad_words", ["a b"] * 3_000_000),
+    ("allowed_token_ids", list(range(VOCAB_SIZE)) * 30_000),
+    ("stop_token_ids", [1] * 3_000_000),
+    ("logit_bias", dict.fromkeys(range(500_000), 1.0)),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), HUGE, ids=[f"{name}-{type(value).__name__}" for name, value in HUGE])
+def test_what_is_far_too_large_is_refused_before_it_is_read(prepare: Prepare, field: str, value: object) -> None:
+    """T-COST: the field, its size and the limit are named, in no time."""
+    began = time.thread_time()
+    with pytest.raises(RequestError, match=rf"^{field}: .*\d+ .*(at most|more than) ?\d*") as refused:
+        prepare(n=128, **{field: value})
+    assert refused.value.param == field
+    assert time.thread_time() - began < 0.25  # a few milliseconds, or what it takes to look at 3,000,000 lengths
+
+
+def test_what_every_choice_sends_is_bounded(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare_module, "MAX_SENT_IDS", 1_000)
+    assert len(prepare(n=4, allowed_token_ids=list(range(250)))) == 4
+    for fields in (
+        {"allowed_token_ids": list(range(251))},
+        {"bad_words": ["abcdefghij" * 3 + str(i) for i in range(9)]},
+    ):
+        with pytest.raises(RequestError, match=r"for each of 4 choices are .* at most 1000"):
+            prepare(n=4, **fields)
+
+
+def test_the_largest_values_are_prepared_once_for_all_choices(prepare: Prepare) -> None:
+    words = ["b" * 29 + str(i % 10) for i in range(1024)]
+    adds = prepare(n=128, allowed_token_ids=list(range(VOCAB_SIZE)), bad_words=words[:20], stop=["s" * 1_000] * 16)
+    assert len({id(add.params.allowed_token_ids) for add in adds}) <= 2
+    assert len({id(add.bad_word_ids) for add in adds}) == 1

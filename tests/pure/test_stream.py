@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 from itertools import pairwise
 
 import pytest
@@ -12,7 +13,7 @@ from tiny_text import byte_level, sentencepiece
 
 from octavo.client.stream import ChoiceStream
 from octavo.text.detokenizer import Detokenizer
-from octavo.text.stops import StopMatcher
+from octavo.text.stops import StopMatcher, StopStrings
 from octavo.text.tokenizer import Tokenizer
 from octavo.types import Delta, SamplingParams, TokenLogprobs
 from octavo.wire.messages import TokenOutput
@@ -95,6 +96,19 @@ def test_below_min_tokens_a_stop_may_begin_but_not_end() -> None:
     assert matcher.push("an END, EN", armed=False) == "an END, "
     assert matcher.push("D", armed=True) == ""
     assert matcher.matched == "END"
+
+
+def test_choices_share_the_tables_of_their_stop_strings() -> None:
+    """T-COST: what one choice adds is a number for each stop string."""
+    stops = StopStrings(["a" * 1_000, "END", "END", ""])
+    assert len(stops.tables) == 2
+    tracemalloc.start()
+    matchers = [StopMatcher(stops) for _ in range(128)]
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert size < 256 << 10
+    shown = [matcher.push("a" * n + "END") for n, matcher in enumerate(matchers)]
+    assert shown == ["a" * n for n in range(128)]  # none moves another's place
 
 
 def test_hostile_stops_stay_linear() -> None:

@@ -76,7 +76,7 @@ class Work:
         return work
 
     async def _generate(self, client: Client, prompt: Prompt) -> Generation:
-        prompt.request_id = self._account.request_id
+        prompt.request_id, prompt.owner = self._account.request_id, self._account.owner
         if prompt.grammar is None:
             return await client.generate(prompt, self._params)
         started = time.perf_counter()

@@ -38,7 +38,6 @@ from octavo.types import Delta, FinishReason, SamplingParams, StructuredOutputs
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's default for this route."""
-INLINE_CHARS = 4096
 
 _decoder = msgspec.json.Decoder(CompletionRequest)
 _encode = msgspec.json.Encoder().encode
@@ -71,13 +70,8 @@ async def completions(request: Request) -> Response:
 
 
 async def _written(structured: StructuredOutputs | None, param: Field) -> str | None:
-    """The grammar of the whole output; a long constraint is written in a thread, so that other streams keep their pace.
-    Raises RequestError."""
-    if structured is None:
-        return None
-    if len(msgspec.json.encode(structured)) <= INLINE_CHARS:
-        return grammar_of(structured, param)
-    return await asyncio.to_thread(grammar_of, structured, param)
+    """The grammar of the whole output; written in a thread, so that streams keep their pace. Raises RequestError."""
+    return None if structured is None else await asyncio.to_thread(grammar_of, structured, param)
 
 
 def sampling(asked: CompletionRequest) -> SamplingParams:
