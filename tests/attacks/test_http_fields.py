@@ -63,6 +63,7 @@ def checked(response: httpx.Response, what: str) -> int:
     return response.status_code
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("endpoint", POSTS, ids=lambda endpoint: endpoint.path)
 def test_int_every_number_with_every_odd_value(endpoint: Endpoint) -> None:
     """T-INT: 200 or 400, never 5xx, streamed or not."""

@@ -75,6 +75,7 @@ def test_chat_answers_and_ends(engine: LLMEngine) -> None:
     assert again.metrics.cached_tokens > 0
 
 
+@pytest.mark.long
 def test_preemption_changes_no_token(engine: LLMEngine, demo_gguf: Path) -> None:
     """Pages for about two of four sequences: they take turns and are recomputed."""
     params = [SamplingParams(temperature=t, max_tokens=24, seed=3, ignore_eos=True) for t in (0.0, 0.8, 0.0, 1.0)]
@@ -95,6 +96,7 @@ def test_preemption_changes_no_token(engine: LLMEngine, demo_gguf: Path) -> None
         assert small._engine._loop._scheduler.counters.preemptions > 0
 
 
+@pytest.mark.long
 def test_structured_outputs_with_every_other_field(engine: LLMEngine) -> None:
     schema = {
         "type": "object",

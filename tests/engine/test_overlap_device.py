@@ -156,6 +156,7 @@ def check(engines: Engines) -> None:
     random_events()
 
 
+@pytest.mark.long
 def test_random_events_on_a_device(engines: Engines) -> None:
     seen.clear()
     check(engines)

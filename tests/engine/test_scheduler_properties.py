@@ -29,6 +29,7 @@ def config(pick: random.Random) -> SchedulerConfig:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_random_events(depth: int) -> None:
     events = preemptions = hits = shared = tokens = 0

@@ -45,6 +45,7 @@ def engine(demo_gguf: Path) -> Iterator[LLMEngine]:
         yield found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("temperature", [0.0, 1.2])
 def test_required_calls_are_made(engine: LLMEngine, temperature: float) -> None:
     params = SamplingParams(temperature=temperature, seed=3, max_tokens=400, n=2, logprobs=0)
@@ -67,6 +68,7 @@ def test_the_named_tool_is_called_once_and_streamed_as_told_whole(engine: LLMEng
     assert deltas[-1].finish_reason == "tool_calls"
 
 
+@pytest.mark.long
 def test_turns_with_results(engine: LLMEngine) -> None:
     params = SamplingParams(temperature=0, max_tokens=200)
     messages: list[Message] = [*QUESTION]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from patience import PATIENCE_S
 from served import OPTIONS, SMALL, Octavo, Stream, wait_until
 from unharmed import unharmed
@@ -28,6 +29,7 @@ def served(folder: Path, *args: str, faults: str = "step_delay_ms=5") -> Iterato
         command.close()
 
 
+@pytest.mark.long
 def test_kills_at_random_moments_lose_nothing(folder: Path, model: str) -> None:
     """32 streams, the engine killed -9 again and again, also while it restarts: 32 complete answers, the right ones."""
     rng = random.Random(4)
@@ -53,6 +55,7 @@ def test_kills_at_random_moments_lose_nothing(folder: Path, model: str) -> None:
         assert "broke down" not in octavo.output
 
 
+@pytest.mark.long
 def test_the_request_that_breaks_the_engine_fails_alone(folder: Path, model: str) -> None:
     """A prompt with the byte z breaks every engine that meets it; ten others were in flight each time."""
     with served(
@@ -96,6 +99,7 @@ def test_exception_in_a_step_ends_its_requests_only(folder: Path, model: str) ->
         assert octavo.child("octavo-engine").pid == engine
 
 
+@pytest.mark.long
 def test_a_lost_device_ends_the_engine_and_the_streams_go_on(octavo: Octavo, folder: Path, model: str) -> None:
     """What follows a CUDA error: the process ends with its last words, the next one has a device again."""
     prompts = [f"stream {n}" for n in range(6)]
@@ -124,6 +128,7 @@ def test_a_killed_server_is_back(octavo: Octavo) -> None:
     assert octavo.child("octavo-engine").pid == engine
 
 
+@pytest.mark.long
 def test_killed_server_of_an_engine_elsewhere(folder: Path, model: str) -> None:
     with private_endpoint() as endpoint, served(folder, "engine", model, "--endpoint", endpoint, *SMALL) as engine:
         with served(folder, "serve", "--connect", endpoint, "--port", "0") as first:
@@ -142,6 +147,7 @@ def test_killed_server_of_an_engine_elsewhere(folder: Path, model: str) -> None:
             assert engine.process.poll() is None
 
 
+@pytest.mark.long
 def test_an_engine_that_breaks_down_alone_is_told_from_a_killed_one(folder: Path, model: str) -> None:
     """Without a supervisor, too: the next engine at the endpoint finds what the one before left."""
     with private_endpoint() as endpoint, served(folder, "serve", "--connect", endpoint, "--port", "0") as server:

@@ -8,6 +8,7 @@ import resource
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from gguf_bytes import File
 from served import Octavo
 from tiny import write_tiny_model
@@ -105,6 +106,7 @@ CORRUPTIONS: list[Callable[[Path], str]] = [
 ]
 
 
+@pytest.mark.long
 def test_corrupt_models(tmp_path: Path) -> None:
     """All at once: most of the time of each is the start of Python."""
     started: list[tuple[_Start, str]] = []

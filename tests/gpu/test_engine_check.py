@@ -30,6 +30,7 @@ def check(out: Path, *flags: str) -> tuple[int, dict[str, Any]]:
     return ran.returncode, json.loads((out / "engine.json").read_text())
 
 
+@pytest.mark.long
 def test_the_engine_check_does_everything_and_measures_nothing(tmp_path: Path) -> None:
     code, result = check(tmp_path)
     log = (tmp_path / "engine.log").read_text()

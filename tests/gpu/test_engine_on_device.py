@@ -73,6 +73,7 @@ def test_greedy_as_transformers(device: str, reference: Any, folder: Path) -> No
         assert max(shortfalls(reference, prompt, output.token_ids)) < 1e-3
 
 
+@pytest.mark.long
 @pytest.mark.skipif(HAS_GPU or find_spec("triton") is None, reason="there is a GPU, or no Triton")
 def test_greedy_as_transformers_by_interpreted_kernels(tmp_path: Path) -> None:
     """All of the GPU's path without one, but for the device."""

@@ -115,6 +115,7 @@ def test_a_matrix_is_asked_for_what_is_none(written: tuple[Path, dict[str, tuple
                 read("absent.weight")
 
 
+@pytest.mark.long
 def test_demo_model_equals_the_gguf_package(demo_gguf: Path) -> None:
     kinds = {"Q4_1": Int4Groups, "Q8_0": Int8Groups}
     with open_checkpoint(locate(demo_gguf)) as checkpoint:
@@ -129,6 +130,7 @@ def test_demo_model_equals_the_gguf_package(demo_gguf: Path) -> None:
                 assert torch.equal(layout.dequantize(torch.float32), expected)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_mapped_pages_are_given_back(demo_gguf: Path) -> None:
     with open_checkpoint(locate(demo_gguf)) as checkpoint:

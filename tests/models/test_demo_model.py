@@ -124,6 +124,7 @@ def logits_of(transformers_model: Any) -> Callable[[tuple[int, ...]], Tensor]:
     return logits
 
 
+@pytest.mark.long
 def test_batched_text_is_that_of_transformers(
     logits_of: Callable[[tuple[int, ...]], Tensor],
     prompts: list[list[int]],
@@ -172,6 +173,7 @@ def test_embeddings_and_scores_are_those_of_transformers(
                 assert abs(entry.logprob - float(scores[i, prompts[row][i + 1]])) < limit
 
 
+@pytest.mark.long
 @FAST
 def test_chunked_text_is_the_same(worker: Worker, prompts: list[list[int]], batched: list[list[int]]) -> None:
     assert generate(worker, prompts[::2], 3) == batched[::2]

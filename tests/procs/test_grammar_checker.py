@@ -268,6 +268,7 @@ def test_a_client_that_leaves_takes_nobody_along(files: ModelFiles) -> None:
     asyncio.run(test())
 
 
+@pytest.mark.long
 def test_what_is_remembered_is_bounded(files: ModelFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     """T-CACHE."""
     monkeypatch.setattr(checker_module, "REMEMBERED_BYTES", 10_000)

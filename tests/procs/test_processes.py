@@ -113,6 +113,7 @@ def test_sigterm_finishes_what_runs_and_leaves_nothing(octavo: Octavo, undisturb
     assert "Traceback" not in octavo.output
 
 
+@pytest.mark.long
 def test_second_signal_stops_at_once_drain_timeout_is_kept(folder: Path, model: str) -> None:
     octavo = Octavo(folder, "serve", model, "--port", "0", *OPTIONS, **PACE).started()
     try:
@@ -126,6 +127,7 @@ def test_second_signal_stops_at_once_drain_timeout_is_kept(folder: Path, model: 
         octavo.close()
 
 
+@pytest.mark.long
 def test_drain_is_bounded_and_the_rest_gets_an_error(folder: Path, model: str) -> None:
     octavo = Octavo(folder, "serve", model, "--port", "0", "--drain-timeout", "1", *OPTIONS, **PACE).started()
     try:
@@ -178,6 +180,7 @@ def test_port_in_use(folder: Path, model: str) -> None:
     assert "--port" in _one_line(octavo)
 
 
+@pytest.mark.long
 def test_corrupt_model_and_memory_that_does_not_suffice(folder: Path, model: str, tmp_path: Path) -> None:
     broken = write_tiny_model(tmp_path / "broken")
     weights = broken / "model.safetensors"
@@ -194,6 +197,7 @@ def test_corrupt_model_and_memory_that_does_not_suffice(folder: Path, model: str
         small.close()
 
 
+@pytest.mark.long
 def test_engine_alone_with_two_servers(folder: Path, model: str) -> None:
     with private_endpoint() as endpoint:
         started: list[Octavo] = []

@@ -266,6 +266,7 @@ print(refused, slowest, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - be
 """
 
 
+@pytest.mark.long
 def test_demo_file_damaged_takes_neither_time_nor_memory(demo_gguf: Path, tmp_path: Path) -> None:
     """With 98 MB behind it a wrong count or length finds bytes to read. In a process of its own, for its memory."""
     path = tmp_path / "m.gguf"

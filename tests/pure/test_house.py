@@ -375,6 +375,12 @@ def test_every_file_says_what_it_owns() -> None:
     assert silent == []
 
 
+def test_test_files_have_names_of_their_own() -> None:
+    """pytest imports them by their names alone: of two it runs neither."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert [name for name in set(names) if names.count(name) > 1] == []
+
+
 def test_names_say_something() -> None:
     paths = [*CODE.rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
     assert [str(path) for path in paths if EMPTY_NAMES & {path.stem, path.parent.name}] == []

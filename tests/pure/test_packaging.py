@@ -119,6 +119,7 @@ def stages(ran: subprocess.CompletedProcess[str]) -> list[str]:
 ALL = ["making", "installing", "installing", "installing", "installing"]
 
 
+@pytest.mark.long
 def test_setup_repairs_what_is_broken_and_repeats_nothing_that_is_done(checkout: Path) -> None:
     (checkout / "broken").touch()
     failed = setup(checkout)
