@@ -27,6 +27,7 @@ from octavo.server.core.inflight import InFlight
 from octavo.server.core.limits import quotas
 from octavo.server.core.metrics import ServerMetrics
 from octavo.server.core.serving import Served, Serving
+from octavo.server.core.store import ResponseStores
 from octavo.server.http.auth import Callers, Gate
 from octavo.server.http.context import RequestContext
 from octavo.server.http.cors import Cors, checked_origins
@@ -59,6 +60,7 @@ def create_app(client: Client, config: ServerConfig, site: Site) -> Starlette:
     metrics = ServerMetrics(client)
     app.state.endpoints = site.endpoints
     inflight = InFlight(config.send_timeout)
+    callers = _callers(config)
     served = Served(
         client=client,
         metrics=metrics,
@@ -71,11 +73,11 @@ def create_app(client: Client, config: ServerConfig, site: Site) -> Starlette:
         metrics=metrics,
         started=int(time.time()),
         defaults=Defaults(config.sampling),
+        responses=ResponseStores(len(callers)),
     )
     app.router.redirect_slashes = False
     # From the inside out.
     open_paths = frozenset(endpoint.path for endpoint in site.endpoints if endpoint.is_open)
-    callers = _callers(config)
     app.state.have_keys = callers.have_keys
     app.add_middleware(Gate, callers=callers, open_paths=open_paths)
     max_body = parse_bytes(config.max_body_size, "--max-body-size")

@@ -325,7 +325,7 @@ def test_a_client_that_leaves_is_aborted(stream: bool) -> None:
             assert found.engine.num_running == 1
             await call.leave()
             assert found.engine.num_running == 0 and found.engine.aborts == 1
-            assert not len(found.app.state.serving.responses)
+            assert not found.app.state.serving.responses.num_responses
 
     asyncio.run(main())
 

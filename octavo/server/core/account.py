@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from octavo.errors import ApiError
+from octavo.errors import ApiError, Field, RequestError
 from octavo.types import Metrics, SamplingParams
 
 
@@ -19,12 +19,16 @@ class Allowance(Protocol):
         ...
 
 
+MAX_CHARGED = 16 << 20
+"""Bytes that a request may refer to, or ask for in one answer, beside what it sends."""
+
+
 class Account:
     """Of prompts that are generated, `metrics` has one entry each once it has ended, however it ended."""
 
     __slots__ = (
-        "allowance", "client", "error", "finish_reasons", "key", "metrics", "model", "num_open", "owner", "params",
-        "request_id", "seconds", "status",
+        "allowance", "charged", "client", "error", "finish_reasons", "key", "metrics", "model", "num_open",
+        "owner", "params", "request_id", "seconds", "status",
     )  # fmt: skip
 
     def __init__(self, request_id: str) -> None:
@@ -39,6 +43,8 @@ class Account:
         """From the first byte of the request to the last of the answer, once it is closed."""
         self.error: ApiError | None = None
         self.model = ""
+        self.charged = 0
+        """Bytes, of MAX_CHARGED."""
         self.owner = ""
         """Whom the request belongs to, as an opaque text; empty where there are no keys."""
         self.allowance: Allowance | None = None
@@ -50,6 +56,18 @@ class Account:
         self.metrics: list[Metrics] = []
         self.finish_reasons: list[str] = []
         """One per choice that has finished."""
+
+    def charge(self, num_bytes: int, what: Field) -> None:
+        """So many bytes more are about to be read or made for the request. Raises RequestError that names the field
+        by which it asks for them."""
+        if self.charged + num_bytes > MAX_CHARGED:
+            raise RequestError(
+                f"{what}: with it the request refers to or asks for up to {self.charged + num_bytes} bytes, of "
+                f"{MAX_CHARGED} that one may; ask for less at once",
+                param=what,
+                code="request_too_costly",
+            )
+        self.charged += num_bytes
 
     def fail(self, error: ApiError) -> None:
         """The first failure is the one that counts."""

@@ -20,8 +20,8 @@ from octavo.server.core.defaults import Defaults
 from octavo.server.core.inflight import InFlight
 from octavo.server.core.machine import Machine
 from octavo.server.core.metrics import ServerMetrics
-from octavo.server.core.store import ResponseStore
 from octavo.types import SamplingParams
+from octavo.server.core.store import ResponseStores
 from octavo.wire.messages import EngineInfo
 
 T = TypeVar("T")
@@ -96,8 +96,8 @@ class Serving:
     started: int
     """Unix seconds."""
     machine: Machine = field(default_factory=Machine)
-    responses: ResponseStore = field(default_factory=ResponseStore)
     defaults: Defaults = field(default_factory=lambda: Defaults(SamplingParams()))
+    responses: ResponseStores = field(default_factory=ResponseStores)
 
     def find(self, asked: str | None) -> Served:
         """By its name. Raises ModelNotFound; Unavailable while no engine was ever attached."""

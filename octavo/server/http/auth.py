@@ -60,6 +60,9 @@ class Callers:
         ]
         self.have_keys = bool(keys)
 
+    def __len__(self) -> int:
+        return len(self._callers)
+
     def find(self, headers: Headers) -> Caller | None:
         """By `Authorization: Bearer KEY` or `x-api-key: KEY`; None when neither is one of the keys."""
         if not self._digests:

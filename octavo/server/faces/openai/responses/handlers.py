@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Container
 from typing import Any
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from octavo.errors import ApiError, ContextLengthExceeded, RequestError, Unsupported
+from octavo.errors import ApiError, ContextLengthExceeded, Place, RequestError, Unsupported
+from octavo.server.core.account import Account
 from octavo.server.core.conversation import start
-from octavo.server.core.store import Stored
+from octavo.server.core.store import Items, ResponseStore, Stored
 from octavo.server.core.turns import gathered
 from octavo.server.core.work import Work
 from octavo.server.faces.openai.protocol.responses import (
@@ -29,7 +31,7 @@ from octavo.server.faces.openai.protocol.responses import (
 from octavo.server.faces.openai.protocol.shared import Item
 from octavo.server.faces.openai.responses import translate
 from octavo.server.faces.openai.responses.events import ResponseEvents
-from octavo.server.faces.openai.responses.items import listed, resolved
+from octavo.server.faces.openai.responses.items import listed
 from octavo.server.faces.openai.responses.output import Output
 from octavo.server.faces.openai.responses.tools import functions
 from octavo.server.faces.openai.usage import Header
@@ -37,8 +39,7 @@ from octavo.server.http.call import Call, json_response, serving
 from octavo.server.http.failures import account_of
 
 _decoder = msgspec.json.Decoder(ResponsesRequest)
-_items = msgspec.json.Decoder(list[Item])
-_body = msgspec.json.Decoder(dict[str, Any])
+_item = msgspec.json.Decoder(Item)
 MAX_LISTED = 100
 
 
@@ -46,27 +47,39 @@ async def create(request: Request) -> Response:
     call = await Call.read(request, _decoder, generates=True)
     header = Header(f"resp_{uuid.uuid4().hex}", int(time.time()), call.served.name)
     previous_id = call.asked.previous_response_id
-    chain = call.serving.responses.chain(previous_id, call.account.owner) if previous_id is not None else []
-    num_bytes = len(await request.body()) + sum(stored.num_bytes for stored in chain)
-    exchange = await gathered(num_bytes, lambda: _Exchange(call, header, chain))
+    store, account = call.serving.responses.of(call.account.owner), call.account
+    chain = store.chain(previous_id) if previous_id is not None else []
+    account.charge(sum(stored.num_item_bytes for stored in chain), "previous_response_id")
+    known = {item_id for stored in chain for items in (stored.inputs, stored.outputs) for item_id, _ in items}
+    num_bytes = len(await request.body())
+    inputs = await gathered(num_bytes, lambda: listed(call.asked.input))
+    referred = await gathered(num_bytes, lambda: _referred(inputs, known, store, account))
+    num_bytes += account.charged
+    exchange = await gathered(num_bytes, lambda: _Exchange(call, header, chain, inputs, referred))
     return await call.answered(exchange.start, exchange.whole, exchange.events if call.asked.stream else None)
 
 
 class _Exchange:
     """One request on its way to a response. Made in a thread when it is long."""
 
-    def __init__(self, call: Call[ResponsesRequest], header: Header, chain: list[Stored]) -> None:
+    def __init__(
+        self,
+        call: Call[ResponsesRequest],
+        header: Header,
+        chain: list[Stored],
+        inputs: list[Item],
+        referred: dict[str, bytes],
+    ) -> None:
+        """`referred`: JSON of the items that the input refers to, but for those of the chain."""
         self._call = call
         self._asked = asked = call.asked
-        self._store = store = call.serving.responses
-        owner = call.account.owner
-        before = [items for stored in chain for items in (_items.decode(stored.input_items), _output_of(stored))]
+        before = [_decoded(items) for stored in chain for items in (stored.inputs, stored.outputs)]
         known = {item["id"] for items in before for item in items}
-        self._input = resolved(
-            [item for item in listed(asked.input) if item["type"] != "item_reference" or item["id"] not in known],
-            lambda item_id: _item_of(store.holder(item_id, owner), item_id),
-        )
-        self._turns = translate.turns_of(asked, before, self._input)
+        found = {item_id: _item.decode(item) for item_id, item in referred.items()}
+        inputs = [item for item in inputs if item["type"] != "item_reference" or item["id"] not in known]
+        inputs = [found[item["id"]] if item["type"] == "item_reference" else item for item in inputs]
+        self._kept_inputs = _encoded(inputs) if asked.store is not False else ()
+        self._turns = translate.turns_of(asked, before, inputs)
         self._functions = functions(asked.tools or [])
         self._wanted = translate.conversation(asked, self._turns, self._functions)
         self._begun = translate.response(asked, header, call.served.client.defaults)
@@ -103,18 +116,19 @@ class _Exchange:
         return ResponseEvents(self._begun, finished, failed, tokenizer, self._functions.spaces, seals=self._seals)
 
     def _kept(self, response: ResponseObject) -> ResponseObject:
-        if response.store:
-            ids = [str(item["id"]) for item in self._input] + [item.id for item in response.output]
-            self._store.put(
-                Stored(
-                    id=response.id,
-                    owner=self._call.account.owner,
-                    previous_id=self._asked.previous_response_id,
-                    body=msgspec.json.encode(response),
-                    input_items=msgspec.json.encode(self._input),
-                    item_ids=tuple(ids),
-                )
-            )
+        if not response.store:
+            return response
+        stored = Stored(
+            id=response.id,
+            previous_id=self._asked.previous_response_id,
+            body=msgspec.json.encode(response),
+            inputs=self._kept_inputs,
+            outputs=tuple((item.id, msgspec.json.encode(item)) for item in response.output),
+        )
+        store = self._call.serving.responses.of(self._call.account.owner)
+        if not store.keeps(stored.num_bytes):
+            return msgspec.structs.replace(response, store=False)
+        store.put(stored)
         return response
 
 
@@ -126,7 +140,7 @@ async def retrieve(request: Request) -> Response:
 
 async def delete(request: Request) -> Response:
     response_id = request.path_params["response_id"]
-    serving(request).responses.delete(response_id, account_of(request.scope).owner)
+    _store(request).delete(response_id)
     return json_response(DeletedResponse(id=response_id))
 
 
@@ -137,7 +151,7 @@ async def cancel(request: Request) -> Response:
 
 async def input_items(request: Request) -> Response:
     """A page of what came in, the newest first unless `order=asc`; `after`: the id of the last item seen."""
-    items = _items.decode(_stored(request).input_items)
+    items = list(_stored(request).inputs)
     query = request.query_params
     if query.get("order", "desc") not in ("asc", "desc"):
         raise RequestError("order must be asc or desc", param="order")
@@ -147,26 +161,44 @@ async def input_items(request: Request) -> Response:
     if not (limit.isascii() and limit.isdigit() and len(limit) < 4 and 1 <= int(limit) <= MAX_LISTED):
         raise RequestError(f"limit must be a number from 1 to {MAX_LISTED}", param="limit")
     if (after := query.get("after")) is not None:
-        positions = [i for i, item in enumerate(items) if item["id"] == after]
+        positions = [i for i, (item_id, _) in enumerate(items) if item_id == after]
         if not positions:
             raise RequestError(f"Item with id {after[:100]!r} not found.", param="after")
         items = items[positions[0] + 1 :]
     shown = items[: int(limit)]
-    first, last = (shown[0]["id"], shown[-1]["id"]) if shown else (None, None)
-    return json_response(InputItemList(data=shown, first_id=first, last_id=last, has_more=len(shown) < len(items)))
+    first, last = (shown[0][0], shown[-1][0]) if shown else (None, None)
+    data: list[Any] = [msgspec.Raw(item) for _, item in shown]
+    return json_response(InputItemList(data=data, first_id=first, last_id=last, has_more=len(shown) < len(items)))
+
+
+def _store(request: Request) -> ResponseStore:
+    return serving(request).responses.of(account_of(request.scope).owner)
 
 
 def _stored(request: Request) -> Stored:
-    return serving(request).responses.get(request.path_params["response_id"], account_of(request.scope).owner)
+    return _store(request).get(request.path_params["response_id"])
 
 
-def _output_of(stored: Stored) -> list[Item]:
-    found: list[Item] = _body.decode(stored.body)["output"]
+def _referred(inputs: list[Item], known: Container[str], store: ResponseStore, account: Account) -> dict[str, bytes]:
+    """The JSON of the items that are referred to and not `known`; each reference is charged to the account. Raises
+    RequestError where one is not known."""
+    found: dict[str, bytes] = {}
+    for index, item in enumerate(inputs):
+        item_id = item["id"]
+        if item["type"] != "item_reference" or item_id in known:
+            continue
+        if item_id not in found:
+            referred = store.item(item_id)
+            if referred is None:
+                raise RequestError(f"Item with id {item_id[:100]!r} not found.", param=Place("input", index))
+            found[item_id] = referred
+        account.charge(len(found[item_id]), Place("input", index))
     return found
 
 
-def _item_of(stored: Stored | None, item_id: str) -> Item | None:
-    if stored is None:
-        return None
-    every = [*_items.decode(stored.input_items), *_output_of(stored)]
-    return next((item for item in every if item["id"] == item_id), None)
+def _encoded(items: list[Item]) -> Items:
+    return tuple((str(item["id"]), msgspec.json.encode(item)) for item in items)
+
+
+def _decoded(items: Items) -> list[Item]:
+    return [_item.decode(item) for _, item in items]

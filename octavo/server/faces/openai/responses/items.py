@@ -1,13 +1,12 @@
 """The input of a response, items as the Responses API writes them, becomes the turns that all faces share.
 
-Pure; called by the responses handlers. Items of tools that run elsewhere (web_search_call, mcp_list_tools …) say
+Pure. Items of tools that run elsewhere (web_search_call, mcp_list_tools …) say
 nothing to the model and are passed over; a type that nobody knows is refused by its place.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -48,19 +47,6 @@ def listed(given: str | list[Item]) -> list[Item]:
             ]
         if kind != "item_reference":
             item.setdefault("status", "completed")
-        found.append(item)
-    return found
-
-
-def resolved(items: list[Item], lookup: Callable[[str], Item | None]) -> list[Item]:
-    """Every item_reference replaced by what it names. Raises RequestError where that is not known."""
-    found = []
-    for index, item in enumerate(items):
-        if item["type"] == "item_reference":
-            referred = lookup(item["id"])
-            if referred is None:
-                raise RequestError(f"Item with id {item['id'][:100]!r} not found.", param=Place("input", index))
-            item = referred
         found.append(item)
     return found
 
