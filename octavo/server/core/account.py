@@ -27,8 +27,8 @@ class Account:
     """Of prompts that are generated, `metrics` has one entry each once it has ended, however it ended."""
 
     __slots__ = (
-        "allowance", "charged", "client", "error", "finish_reasons", "key", "metrics", "model", "num_open",
-        "owner", "params", "request_id", "seconds", "status",
+        "allowance", "charged", "client", "error", "finish_reasons", "is_streamed", "key", "metrics", "model",
+        "num_open", "owner", "params", "request_id", "seconds", "status",
     )  # fmt: skip
 
     def __init__(self, request_id: str) -> None:
@@ -49,6 +49,8 @@ class Account:
         """Whom the request belongs to, as an opaque text; empty where there are no keys."""
         self.allowance: Allowance | None = None
         """Of its API key; None for a request that asks for no work."""
+        self.is_streamed = False
+        """The answer leaves piece by piece; nothing of it is gathered here."""
         self.params: SamplingParams | None = None
         """Set when something is generated."""
         self.num_open = 0

@@ -12,15 +12,19 @@ import time
 from collections.abc import Sequence
 from types import TracebackType
 
+import msgspec
+
 from octavo.client.base import Client, Generation, Prompt
 from octavo.client.generation import merged
 from octavo.client.news import News
 from octavo.errors import ApiError, EngineError, RequestError
-from octavo.server.core.account import Account
+from octavo.server.core.account import MAX_CHARGED, Account
 from octavo.server.core.metrics import ServerMetrics
 from octavo.types import Delta, Metrics, SamplingParams, TokenLogprobs
 
 _STARTS_PER_TURN = 16
+ENTRY_BYTES = 80
+"""Of one log-probability in an answer: a token, its text, its bytes and a number."""
 
 Arrived = tuple[int, Delta]
 """(prompt index, delta)."""
@@ -60,6 +64,7 @@ class Work:
         account: Account,
     ) -> Work:
         """Raises the ApiError of the first prompt that is refused; then none is left running."""
+        params = _sized(client, prompts, params, account)
         if account.allowance is not None:
             params = account.allowance.admit(sum(len(prompt.token_ids) for prompt in prompts), len(prompts), params)
         work = cls(metrics, prompts, params, account)
@@ -220,6 +225,23 @@ class Work:
         self._account.metrics.append(metrics)
         self._account.num_open -= 1
         self._metrics.ended(metrics, self._params, time.perf_counter() - self._started)
+
+
+def _sized(client: Client, prompts: Sequence[Prompt], params: SamplingParams, account: Account) -> SamplingParams:
+    """Charges the account with the log-probabilities that are gathered until the answer is whole; where the request
+    leaves its length open, it ends when they are as many as it may have. Raises RequestError."""
+    if params.prompt_logprobs is not None:
+        tokens = sum(len(prompt.token_ids) for prompt in prompts)
+        account.charge(tokens * (params.prompt_logprobs + 1) * ENTRY_BYTES, "prompt_logprobs")
+    candidates = max(params.best_of or 0, params.n)
+    if params.logprobs is None or (account.is_streamed and candidates == params.n):
+        return params
+    of_a_token = len(prompts) * candidates * (params.logprobs + 1) * ENTRY_BYTES
+    if params.max_tokens is None:
+        return msgspec.structs.replace(params, max_tokens=max(1, (MAX_CHARGED - account.charged) // of_a_token))
+    most = params.max_tokens if client.info is None else min(params.max_tokens, client.info.max_model_len)
+    account.charge(most * of_a_token, "logprobs")
+    return params
 
 
 def _merged(arrived: list[Arrived]) -> list[Arrived]:

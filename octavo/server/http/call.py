@@ -78,6 +78,7 @@ class Call(Generic[T]):
     ) -> Response:
         """What comes of the work, as the stream that `writer` makes of it; without one as the body `whole`."""
         inflight = self.serving.inflight
+        self.account.is_streamed = writer is not None
         if writer is not None:
             return EventStream(start, writer, inflight)
         async with inflight.watch(self.request.receive), await start() as work:
@@ -148,7 +149,11 @@ class EventStream(Response):
         await self._wait(work, writer, watch, send)
         while True:
             await work.wait()
-            chunk = b"".join([writer.chunk(index, delta) for index, delta in work.take()])
+            arrived = work.take()
+            if any(writer.is_long(index, delta) for index, delta in arrived):
+                chunk = b"".join([await asyncio.to_thread(writer.chunk, index, delta) for index, delta in arrived])
+            else:
+                chunk = b"".join([writer.chunk(index, delta) for index, delta in arrived])
             ended = work.ended
             if ended:
                 chunk += writer.end()

@@ -34,10 +34,11 @@ class Decodes(Protocol[T_co]):
 _AT = re.compile(r" - at (?:`key` in )?`\$(.*?)`$")
 _MISSING = re.compile(r"missing required field `(\w+)`")
 _BYTE = re.compile(r" ?\(byte (\d+)\)")
-_TOKEN = re.compile(rb'"((?:[^"\\]|\\.)*)"|[\[\]{}]', re.DOTALL)
+_TOKEN = re.compile(rb'"([^"\\]*(?:\\.[^"\\]*)*)(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
+"""A string, or the beginning of one that does not end, so that a text is looked through once; or a bracket."""
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 _INTEGRAL = re.compile(rb"\A(-?[0-9]{1,18})\.0+\Z")
-_SCAN_LIMIT = 1 << 20
+_SCAN_LIMIT = 1 << 14
 """Bytes that are searched for the name of the field in which malformed JSON breaks off."""
 _DEPTH_LIMIT = 64
 _HOPELESS_DEPTH = 10_000

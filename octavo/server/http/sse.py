@@ -47,6 +47,10 @@ class Writer(Protocol):
         """May be empty."""
         ...
 
+    def is_long(self, prompt_index: int, delta: Delta) -> bool:
+        """`chunk` will take long for it: it is to be called in a thread."""
+        return False
+
     def wait(self) -> bytes:
         """A sign of life, before anything has come."""
         ...

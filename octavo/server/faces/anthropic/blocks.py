@@ -23,6 +23,7 @@ from octavo.server.faces.anthropic.protocol import (
     ThinkingBlock,
     ToolUseBlock,
 )
+from octavo.server.http.sse import Writer
 from octavo.types import Delta, Metrics
 
 _json = msgspec.json.Encoder().encode
@@ -86,8 +87,8 @@ def usage(metrics: Metrics) -> MessageUsage:
     )
 
 
-class MessageEvents(Blocks):
-    """The stream of a message; implements sse.Writer. Deltas are the hot path: they are joined from bytes."""
+class MessageEvents(Blocks, Writer):
+    """The stream of a message; Deltas are the hot path: they are joined from bytes."""
 
     def __init__(self, asked: MessagesRequest, message_id: str, model: str, work: Work, request_id: str) -> None:
         super().__init__()

@@ -5,6 +5,7 @@ The streamed and the plain answer are built from the same deltas; nothing here w
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 import msgspec
@@ -16,9 +17,9 @@ from octavo.errors import ApiError
 from octavo.server.core import conversation as core
 from octavo.server.core.conversation import Answer
 from octavo.server.core.serving import Served
-from octavo.server.core.work import Work
+from octavo.server.core.work import Arrived, Work
 from octavo.server.faces.openai.errors import error_body
-from octavo.server.faces.openai.logprobs import ChatLogprobsBuilder, prompt_logprobs
+from octavo.server.faces.openai.logprobs import ChatLogprobsBuilder, encoded, lists_encoded, prompt_logprobs
 from octavo.server.faces.openai.protocol.chat import (
     ChatChoice,
     ChatChunkChoice,
@@ -61,7 +62,10 @@ async def chat_completions(request: Request) -> Response:
             raise in_words_of(error, asked) from None
 
     async def whole(work: Work) -> ChatCompletion:
-        return await _whole(served, asked, header, work)
+        arrived = await work.finish()
+        if not asked.logprobs and asked.prompt_logprobs is None:
+            return _whole(served, asked, header, work, arrived)
+        return await asyncio.to_thread(_whole, served, asked, header, work, arrived)
 
     def chunks(work: Work) -> Writer:
         return _Chunks(served, asked, header, work)
@@ -69,8 +73,10 @@ async def chat_completions(request: Request) -> Response:
     return await call.answered(start, whole, chunks if asked.stream else None)
 
 
-async def _whole(served: Served, asked: ChatCompletionRequest, header: Header, work: Work) -> ChatCompletion:
-    found = core.answers(await work.finish(), asked.n)
+def _whole(
+    served: Served, asked: ChatCompletionRequest, header: Header, work: Work, arrived: list[Arrived]
+) -> ChatCompletion:
+    found = core.answers(arrived, asked.n)
     tokenizer = served.client.tokenizer
     whole = ChatCompletion(
         id=header.id,
@@ -85,14 +91,18 @@ async def _whole(served: Served, asked: ChatCompletionRequest, header: Header, w
             ChatChoice(
                 index=index,
                 message=_message(asked, answer),
-                logprobs=ChatLogprobsBuilder(tokenizer).build(answer.logprobs, final=True) if asked.logprobs else None,
+                logprobs=_logprobs(tokenizer, answer) if asked.logprobs else None,
                 finish_reason=_reason(asked, answer.finish_reason) or "stop",
                 stop_reason=answer.stop_reason,
             )
         )
     if asked.prompt_logprobs is not None and (entries := work.prompt_logprobs(0)) is not None:
-        whole.prompt_logprobs = prompt_logprobs(tokenizer, entries)
+        whole.prompt_logprobs = encoded(prompt_logprobs(tokenizer, entries))
     return whole
+
+
+def _logprobs(tokenizer: Tokenizer, answer: Answer) -> ChatLogprobs:
+    return lists_encoded(ChatLogprobsBuilder(tokenizer).build(answer.logprobs, final=True))
 
 
 def _message(asked: ChatCompletionRequest, answer: Answer) -> ResponseMessage:
@@ -135,9 +145,7 @@ def _call_chunk(part: ToolCallDelta) -> ToolCallChunk:
     return chunk
 
 
-class _Chunks:
-    """Implements sse.Writer."""
-
+class _Chunks(Writer):
     def __init__(self, served: Served, asked: ChatCompletionRequest, header: Header, work: Work) -> None:
         self._header = header
         self._work = work

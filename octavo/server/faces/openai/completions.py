@@ -19,11 +19,12 @@ from octavo.client.base import Prompt
 from octavo.client.prepare import refuse_nul
 from octavo.errors import ApiError, Field, RequestError
 from octavo.grammar.spec import grammar_of
+from octavo.server.core.account import Account
 from octavo.server.core.serving import Served
 from octavo.server.core.turns import renamed
-from octavo.server.core.work import Work
+from octavo.server.core.work import ENTRY_BYTES, Arrived, Work
 from octavo.server.faces.openai.errors import error_body
-from octavo.server.faces.openai.logprobs import CompletionLogprobsBuilder, prompt_logprobs
+from octavo.server.faces.openai.logprobs import CompletionLogprobsBuilder, encoded, lists_encoded, prompt_logprobs
 from octavo.server.faces.openai.protocol.completions import (
     MAX_PROMPTS,
     Completion,
@@ -38,6 +39,10 @@ from octavo.types import Delta, FinishReason, SamplingParams, StructuredOutputs
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's default for this route."""
+INLINE_CHARS = 4096
+TOKEN_BYTES = 8
+INLINE_ENTRIES = 1000
+"""More log-probabilities are written in a thread, so that other streams keep their pace."""
 
 _decoder = msgspec.json.Decoder(CompletionRequest)
 _encode = msgspec.json.Encoder().encode
@@ -54,6 +59,7 @@ async def completions(request: Request) -> Response:
     async def start() -> Work:
         constraint, param = asked.constraint()
         prompts = await _tokenized(served, given, asked, await _written(constraint, param))
+        _charge_echo(call.account, asked, prompts)
         choices.extend(_choices(served, asked, prompts))
         try:
             return await Work.start(served.client, served.metrics, prompts, sampling(asked), call.account)
@@ -61,7 +67,10 @@ async def completions(request: Request) -> Response:
             raise renamed(error, "grammar", param) from None
 
     async def whole(work: Work) -> Completion:
-        return await _whole(served, asked, header, work, choices)
+        arrived = await work.finish()
+        if asked.logprobs is None and asked.prompt_logprobs is None:
+            return _whole(served, asked, header, work, choices, arrived)
+        return await asyncio.to_thread(_whole, served, asked, header, work, choices, arrived)
 
     def chunks(work: Work) -> Writer:
         return _Chunks(asked, header, work, choices)
@@ -135,6 +144,17 @@ async def _tokenized(
     ]
 
 
+def _charge_echo(account: Account, asked: CompletionRequest, prompts: list[Prompt]) -> None:
+    """Each choice repeats the prompt and its log-probabilities. Raises RequestError."""
+    repeated = (asked.n - 1) * sum(len(prompt.token_ids) for prompt in prompts)
+    if asked.echo:
+        account.charge(
+            repeated * (TOKEN_BYTES + ENTRY_BYTES * (0 if asked.logprobs is None else asked.logprobs + 1)), "echo"
+        )
+    if asked.prompt_logprobs is not None:
+        account.charge(repeated * (asked.prompt_logprobs + 1) * ENTRY_BYTES, "prompt_logprobs")
+
+
 class _Choice:
     """One choice and its part of the answer, delta by delta."""
 
@@ -145,6 +165,7 @@ class _Choice:
         self._prompt = prompt
         self._tokenizer = served.client.tokenizer
         self._echo = asked.echo
+        self._num_top = (asked.logprobs or 0) + 1
         self._show_ids = asked.return_token_ids
         self._prompt_ids_due = asked.return_token_ids
         self._logprobs: CompletionLogprobsBuilder | None = None
@@ -152,6 +173,11 @@ class _Choice:
             self._logprobs = CompletionLogprobsBuilder(
                 self._tokenizer, asked.logprobs, asked.skip_special_tokens, as_ids=asked.return_tokens_as_token_ids
             )
+
+    @property
+    def num_due(self) -> int:
+        """Log-probabilities of the prompt that the next delta shows."""
+        return len(self._prompt.token_ids) * self._num_top if self._echo and self._logprobs is not None else 0
 
     @property
     def plain(self) -> bool:
@@ -204,11 +230,16 @@ def _choices(served: Served, asked: CompletionRequest, prompts: list[Prompt]) ->
     return [_Choice(served, asked, prompt, i * asked.n + k) for i, prompt in enumerate(prompts) for k in range(asked.n)]
 
 
-async def _whole(
-    served: Served, asked: CompletionRequest, header: Header, work: Work, choices: list[_Choice]
+def _whole(
+    served: Served,
+    asked: CompletionRequest,
+    header: Header,
+    work: Work,
+    choices: list[_Choice],
+    arrived: list[Arrived],
 ) -> Completion:
     shown: list[list[CompletionChoice]] = [[] for _ in choices]
-    for prompt_index, delta in await work.finish():
+    for prompt_index, delta in arrived:
         index = prompt_index * asked.n + delta.index
         if (part := choices[index].take(delta, work, prompt_index)) is not None:
             shown[index].append(part)
@@ -217,7 +248,7 @@ async def _whole(
         assert parts, "a generation ended without a finish_reason"
         answer.choices.append(_of_parts(parts))
         if asked.prompt_logprobs is not None and (found := work.prompt_logprobs(index // asked.n)) is not None:
-            answer.choices[-1].prompt_logprobs = prompt_logprobs(served.client.tokenizer, found)
+            answer.choices[-1].prompt_logprobs = encoded(prompt_logprobs(served.client.tokenizer, found))
     answer.usage = usage_of(work.metrics)
     return answer
 
@@ -228,7 +259,7 @@ def _of_parts(parts: list[CompletionChoice]) -> CompletionChoice:
     return CompletionChoice(
         index=parts[0].index,
         text="".join(part.text for part in parts),
-        logprobs=joined(logprobs) if logprobs else None,
+        logprobs=lists_encoded(joined(logprobs)) if logprobs else None,
         finish_reason=parts[-1].finish_reason,
         stop_reason=parts[-1].stop_reason,
         token_ids=[i for part in parts for i in part.token_ids or ()] if parts[0].token_ids is not UNSET else UNSET,
@@ -246,9 +277,7 @@ def _completion(header: Header, choices: list[CompletionChoice]) -> Completion:
     )
 
 
-class _Chunks:
-    """Implements sse.Writer."""
-
+class _Chunks(Writer):
     def __init__(self, asked: CompletionRequest, header: Header, work: Work, choices: list[_Choice]) -> None:
         self._header = header
         self._work = work
@@ -271,6 +300,9 @@ class _Chunks:
         self._tally.add(len(delta.token_ids))
         part = choice.take(delta, self._work, prompt_index)
         return b"" if part is None else self._event(part)
+
+    def is_long(self, prompt_index: int, delta: Delta) -> bool:
+        return self._choices[prompt_index * self._n + delta.index].num_due > INLINE_ENTRIES
 
     def wait(self) -> bytes:
         return KEEP_ALIVE

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import msgspec
 
 from octavo.server.faces.openai.protocol.shared import (
     ChatLogprobs,
@@ -16,6 +19,10 @@ from octavo.server.faces.openai.protocol.shared import (
 from octavo.text.tokenizer import Tokenizer
 from octavo.types import TokenLogprobs
 
+L = TypeVar("L", ChatLogprobs, CompletionLogprobs)
+
+_encode = msgspec.json.Encoder().encode
+PIECE = 256
 FLOOR = -9999.0
 """Stands for -inf, which JSON cannot say."""
 
@@ -91,6 +98,18 @@ def prompt_logprobs(tokenizer: Tokenizer, entries: Sequence[TokenLogprobs | None
             }
         )
     return found
+
+
+def encoded(values: list[Any]) -> Any:
+    """The list as JSON, encoded piece by piece: one call for a long one would keep all threads waiting."""
+    parts = [_encode(values[at : at + PIECE])[1:-1] for at in range(0, len(values), PIECE)]
+    return msgspec.Raw(b"[" + b",".join(parts) + b"]")
+
+
+def lists_encoded(logprobs: L) -> L:
+    """The same with its lists as JSON."""
+    lists = {name: getattr(logprobs, name) for name in logprobs.__struct_fields__}
+    return msgspec.structs.replace(logprobs, **{n: encoded(v) for n, v in lists.items() if isinstance(v, list)})
 
 
 def _id_text(token_id: int) -> str:

@@ -1,6 +1,6 @@
 """The stream of a response: named events with a sequence number, as OpenAI's; no [DONE] at its end.
 
-Implements sse.Writer. The growing text is the hot path: its events are joined from
+The growing text is the hot path: its events are joined from
 bytes.
 """
 
@@ -17,7 +17,7 @@ from octavo.server.core.pieces import Piece
 from octavo.server.faces.openai.protocol.responses import OutputText, ReasoningText, ResponseObject
 from octavo.server.faces.openai.protocol.shared import LogprobEntry
 from octavo.server.faces.openai.responses.output import Output
-from octavo.server.http.sse import KEEP_ALIVE
+from octavo.server.http.sse import KEEP_ALIVE, Writer
 from octavo.text.tokenizer import Tokenizer
 from octavo.types import Delta
 
@@ -30,7 +30,7 @@ _DELTA = {
 }
 
 
-class ResponseEvents(Output):
+class ResponseEvents(Output, Writer):
     """`begun`: the response as it is announced. `finished(output)`, `failed(output, error)`: as it ends."""
 
     def __init__(

@@ -6,6 +6,7 @@ it has ended. Nothing here waits for the engine outside a watch.
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Container
@@ -23,6 +24,7 @@ from octavo.server.core.turns import gathered
 from octavo.server.core.work import Work
 from octavo.server.faces.openai.protocol.responses import (
     ENCRYPTED,
+    LOGPROBS,
     DeletedResponse,
     InputItemList,
     ResponseObject,
@@ -100,9 +102,15 @@ class _Exchange:
 
     async def whole(self, work: Work) -> ResponseObject:
         output = Output(self._call.served.client.tokenizer, self._functions.spaces, seals=self._seals)
-        for _, delta in await work.finish(merge=False):
-            output.take(delta)
-        return self._kept(translate.finished(self._begun, output, work.metrics[0]))
+        arrived = await work.finish(merge=False)
+
+        def take() -> ResponseObject:
+            for _, delta in arrived:
+                output.take(delta)
+            return translate.finished(self._begun, output, work.metrics[0])
+
+        is_long = self._asked.includes(LOGPROBS)
+        return self._kept(await asyncio.to_thread(take) if is_long else take())
 
     def events(self, work: Work) -> ResponseEvents:
         tokenizer = self._call.served.client.tokenizer

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from msgspec import UNSET, UnsetType
 
 from octavo.server.core.pieces import Piece, Pieces
-from octavo.server.faces.openai.logprobs import ChatLogprobsBuilder
+from octavo.server.faces.openai.logprobs import PIECE, ChatLogprobsBuilder, encoded
 from octavo.server.faces.openai.protocol.responses import (
     FunctionCallItem,
     ItemStatus,
@@ -71,7 +71,7 @@ class Output(Pieces):
     def item(self, piece: Piece, status: ItemStatus) -> OutputItem:
         text, is_begun = piece.text, status == "in_progress"
         if piece.kind == "text":
-            content = [] if is_begun else [OutputText(text=text, logprobs=self._logprobs)]
+            content = [] if is_begun else [OutputText(text=text, logprobs=self._shown_logprobs())]
             return MessageItem(id=self.id, status=status, content=content)
         if piece.kind == "reasoning":
             thoughts = [] if is_begun else [ReasoningText(text=text)]
@@ -81,6 +81,11 @@ class Output(Pieces):
         return FunctionCallItem(
             id=self.id, status=status, call_id=piece.call_id, name=name, namespace=namespace, arguments=text
         )
+
+    def _shown_logprobs(self) -> list[LogprobEntry]:
+        """Of the open item; many as JSON."""
+        shown: list[LogprobEntry] = encoded(self._logprobs) if len(self._logprobs) > PIECE else self._logprobs
+        return shown
 
     def own_name(self, piece: Piece) -> tuple[str | UnsetType, str]:
         """Of a call: the function's namespace, if any, and its name there."""
