@@ -37,7 +37,7 @@ class Answer:
 async def start(served: Served, conversation: Conversation, account: Account) -> Work:
     """Raises RequestError that names the field as chat completions call it."""
     limit = served.info.max_model_len
-    prompt = await _prompted(served, conversation, lambda prompter: prompter.prompt(conversation, limit))
+    prompt = await _prompted(served, conversation, account, lambda prompter: prompter.prompt(conversation, limit))
     try:
         return await Work.start(served.client, served.metrics, [prompt], conversation.params, account)
     except ApiError as error:
@@ -62,20 +62,20 @@ def answers(arrived: list[Arrived], n: int) -> list[Answer]:
     return found
 
 
-async def render(served: Served, conversation: Conversation, *, is_bounded: bool = True) -> list[int]:
+async def render(served: Served, conversation: Conversation, account: Account, *, is_bounded: bool = True) -> list[int]:
     """The tokens of the prompt; `is_bounded`: as many as the context holds. Raises RequestError that names
     `messages`."""
     limit = served.info.max_model_len if is_bounded else None
-    return await _prompted(served, conversation, lambda prompter: prompter.encode(conversation, limit))
+    return await _prompted(served, conversation, account, lambda prompter: prompter.encode(conversation, limit))
 
 
-async def rendered(served: Served, conversation: Conversation) -> str:
+async def rendered(served: Served, conversation: Conversation, account: Account) -> str:
     """The prompt as text. Raises RequestError that names `messages`."""
-    return await _prompted(served, conversation, lambda prompter: prompter.render(conversation))
+    return await _prompted(served, conversation, account, lambda prompter: prompter.render(conversation))
 
 
-async def _prompted(served: Served, conversation: Conversation, work: Callable[[Prompter], T]) -> T:
+async def _prompted(served: Served, conversation: Conversation, account: Account, work: Callable[[Prompter], T]) -> T:
     try:
-        return await served.prompted(work)
+        return await served.prompted(work, account)
     except ApiError as error:
         raise blamed(error, conversation) from None

@@ -17,6 +17,8 @@ from octavo.client.base import Client
 from octavo.client.conversation import Manner, Prompter
 from octavo.errors import ModelNotFound, Unavailable
 from octavo.server.core.defaults import Defaults
+from octavo.server.core.account import Account
+from octavo.server.core.fair import FairGate
 from octavo.server.core.inflight import InFlight
 from octavo.server.core.machine import Machine
 from octavo.server.core.metrics import ServerMetrics
@@ -26,6 +28,7 @@ from octavo.wire.messages import EngineInfo
 
 T = TypeVar("T")
 
+THREADS = 4
 INLINE_CHARS = 2048
 """Longer texts are tokenized in a thread, so that other streams keep their pace."""
 
@@ -39,6 +42,8 @@ class Served:
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None
     """Names of families (text/toolcalls) and tags (text/channels); None: as the model's template shows."""
+    threads: FairGate = field(default_factory=lambda: FairGate(THREADS))
+    """Who tokenizes, or renders a template; one key's crowd keeps no other waiting."""
 
     @property
     def info(self) -> EngineInfo:
@@ -59,15 +64,17 @@ class Served:
         parts = (octavo.__version__, info.model, info.model_path, info.dtype, info.device, info.backend)
         return "fp_" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:10]
 
-    async def prompted(self, work: Callable[[Prompter], T]) -> T:
+    async def prompted(self, work: Callable[[Prompter], T], account: Account) -> T:
         """What `work` makes of the model's template and tokenizer, in a thread: they take their time."""
         template, tokenizer = self.client.template, self.client.tokenizer
         manner = Manner.of(template, self.tool_call_parser, self.reasoning_parser)
-        return await asyncio.to_thread(work, Prompter(template, tokenizer, manner))
+        async with self.threads.entered(account.owner):
+            return await asyncio.to_thread(work, Prompter(template, tokenizer, manner))
 
     async def encode(
         self,
         texts: Sequence[str],
+        account: Account,
         *,
         add_special_tokens: bool = True,
         parse_special: bool = False,
@@ -84,7 +91,10 @@ class Served:
         def encode() -> list[list[int]]:
             return [encode_one(text) for text in texts]
 
-        return encode() if sum(map(len, texts)) <= INLINE_CHARS else await asyncio.to_thread(encode)
+        if sum(map(len, texts)) <= INLINE_CHARS:
+            return encode()
+        async with self.threads.entered(account.owner):
+            return await asyncio.to_thread(encode)
 
 
 @dataclass(frozen=True)

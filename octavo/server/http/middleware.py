@@ -14,8 +14,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo.errors import ApiError, RequestError, Unavailable
+from octavo.server.core.account import Account
 from octavo.server.core.errors import ContentTooLarge, RequestTimeout, UnsupportedMediaType
-from octavo.server.http.failures import Failure
+from octavo.server.core.fair import FairGate
+from octavo.server.http.failures import Failure, account_of
 
 logger = logging.getLogger("octavo.server")
 
@@ -26,8 +28,11 @@ SETTLE_S = 0.02
 BYTES_PER_S = 16384
 """A body that comes at least so fast never times out."""
 SMALL_BODY = 1 << 18
-HELD_BODIES = 16
-"""All bodies together that are not small may take as much memory as so many of the largest."""
+LARGE_BYTES_PER_S = 1 << 18
+"""The same for one that is not small: others wait for its room."""
+HELD_BODIES = 4
+"""All bodies together that are not small may take as much memory as so many of the largest; further ones wait before
+they are read, the keys in turn."""
 RETRY_AFTER_S = 2
 
 
@@ -45,10 +50,10 @@ class BodyGuard:
 
     def __init__(self, app: ASGIApp, limit: int, timeout: float) -> None:
         self.app = app
-        self._limit = limit
+        self.limit = limit
         self._timeout = timeout
-        self._held = 0
-        """Bytes of the bodies of all requests that have not ended, as far as they are not small."""
+        self.large = FairGate(HELD_BODIES * limit)
+        """Bytes of the bodies that are not small."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -58,37 +63,43 @@ class BodyGuard:
         if "transfer-encoding" not in headers and headers.get("content-length", "0") == "0":
             await self.app(scope, receive, send)
             return
-        body = _Body(self, receive, send, is_awaited="expect" in headers)
+        body = _Body(self, receive, send, account_of(scope), is_awaited="expect" in headers)
         try:
-            self._check_length(headers.get("content-length"))
+            body.length = self._length(headers.get("content-length"))
             await self.app(scope, body.receive, body.send)
         except BodyRefused as refused:
             if not body.answered:
                 await Failure(refused.error)(scope, body.receive, body.send)
         finally:
-            self._held -= body.held
+            body.release()
 
     def time_left(self, waited: float, num_bytes: int) -> float:
-        return self._timeout + num_bytes / BYTES_PER_S - waited
+        """Seconds that a body of so many bytes may still take."""
+        return self._timeout + num_bytes / (BYTES_PER_S if num_bytes <= SMALL_BODY else LARGE_BYTES_PER_S) - waited
 
-    def hold(self, body: _Body, num_bytes: int) -> None:
-        """The body has so many bytes by now. Raises BodyRefused when they are too many, or too many for now."""
-        if num_bytes > self._limit:
-            raise BodyRefused(too_large(self._limit))
-        if num_bytes > SMALL_BODY:
-            self._held += num_bytes - body.held
-            body.held = num_bytes
-            if self._held > HELD_BODIES * self._limit:
+    async def hold(self, body: _Body, num_bytes: int, owner: str) -> None:
+        """The body has, or says that it has, so many bytes. Raises BodyRefused when they are too many, or no room came
+        for them in time."""
+        if num_bytes > self.limit:
+            raise BodyRefused(too_large(self.limit))
+        if num_bytes > SMALL_BODY and not body.held:
+            wanted = self.limit if body.length is None else body.length
+            try:
+                await asyncio.wait_for(self.large.enter(owner, wanted), self._timeout)
+            except asyncio.TimeoutError:
                 message = "the server holds too many large request bodies; try again shortly"
-                raise BodyRefused(Unavailable(message, code="too_many_bodies", retry_after=RETRY_AFTER_S))
+                raise BodyRefused(Unavailable(message, code="too_many_bodies", retry_after=RETRY_AFTER_S)) from None
+            body.held = wanted
 
-    def _check_length(self, length: str | None) -> None:
-        """Refuse by Content-Length where it tells the truth about being too long."""
-        if length is not None:
-            if not (length.isascii() and length.isdigit()):
-                raise BodyRefused(RequestError("Content-Length is not a number"))
-            if len(length) > 15 or int(length) > self._limit:
-                raise BodyRefused(too_large(self._limit))
+    def _length(self, length: str | None) -> int | None:
+        """By Content-Length; a body that says it is too long is refused. None for one in chunks."""
+        if length is None:
+            return None
+        if not (length.isascii() and length.isdigit()):
+            raise BodyRefused(RequestError("Content-Length is not a number"))
+        if len(length) > 15 or int(length) > self.limit:
+            raise BodyRefused(too_large(self.limit))
+        return int(length)
 
 
 def too_large(limit: int) -> ContentTooLarge:
@@ -98,11 +109,16 @@ def too_large(limit: int) -> ContentTooLarge:
 class _Body:
     """One request's body on its way in, and the answer on its way out."""
 
-    def __init__(self, guard: BodyGuard, receive: Receive, send: Send, *, is_awaited: bool) -> None:
+    def __init__(self, guard: BodyGuard, receive: Receive, send: Send, account: Account, *, is_awaited: bool) -> None:
         """`is_awaited`: the sender waits to be asked for it (Expect: 100-continue)."""
         self.answered = False
+        self.length: int | None = None
+        """As the sender says; None where it does not."""
         self.held = 0
-        """What the guard counts of it."""
+        """Bytes of the gate's that it takes."""
+        self._account = account
+        self._loop = asyncio.get_running_loop()
+        self._num_bytes = 0
         self._guard = guard
         self._receive = receive
         self._send = send
@@ -114,22 +130,15 @@ class _Body:
         """The whole body as one message, then what follows it. Raises BodyRefused."""
         if self._ended:
             return await self._receive()
+        owner = self._account.owner
+        if self.length is not None:
+            await self._guard.hold(self, self.length, owner)
         self._is_awaited = False
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        task = asyncio.current_task()
         assert task is not None
-        started, body = loop.time(), bytearray()
-
-        timer = loop.call_later(self._guard.time_left(0, 0), lambda: expire())
-
-        def expire() -> None:
-            nonlocal timer
-            left = self._guard.time_left(loop.time() - started, len(body))
-            if left > 0:
-                timer = loop.call_later(left, expire)
-            else:
-                self._timed_out = True
-                task.cancel()
-
+        body = bytearray()
+        self._task, self._started = task, self._loop.time()
+        self._expire()
         try:
             while not self._ended:
                 message = await self._receive()
@@ -138,7 +147,15 @@ class _Body:
                     return message
                 body += message.get("body", b"")
                 self._ended = not message.get("more_body", False)
-                self._guard.hold(self, len(body))
+                self._num_bytes = len(body)
+                if self._num_bytes > SMALL_BODY and not self.held:
+                    paused = self._loop.time()
+                    self._timer.cancel()
+                    await self._guard.hold(self, self._num_bytes, owner)
+                    self._started += self._loop.time() - paused
+                    self._expire()
+                elif self._num_bytes > self._guard.limit:
+                    raise BodyRefused(too_large(self._guard.limit))
         except asyncio.CancelledError:
             if not self._timed_out:
                 raise
@@ -147,8 +164,23 @@ class _Body:
             late = RequestTimeout(f"the request body did not come in time: {len(body)} bytes of it came")
             raise BodyRefused(late) from None
         finally:
-            timer.cancel()
+            self._timer.cancel()
         return {"type": "http.request", "body": bytes(body), "more_body": False}
+
+    def _expire(self) -> None:
+        """Looks whether the body is late, and when to look again."""
+        left = self._guard.time_left(self._loop.time() - self._started, self._num_bytes)
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._expire)
+        else:
+            self._timed_out = True
+            self._task.cancel()
+
+    def release(self) -> None:
+        """Its memory is free again."""
+        held, self.held = self.held, 0
+        if held:
+            self._guard.large.leave(held)
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":

@@ -59,7 +59,7 @@ async def count_tokens(request: Request) -> Response:
     asked = call.asked
     turns, wanted = await gathered(len(await request.body()), lambda: translate.to_count(asked))
     try:
-        ids = await render(call.served, wanted, is_bounded=False)
+        ids = await render(call.served, wanted, call.account, is_bounded=False)
     except ApiError as error:
         raise translate.refusal(error, turns, asked.tools or [], wanted) from None
     return _with_id(json_response(TokenCount(input_tokens=len(ids))), call.account)

@@ -21,4 +21,4 @@ class RenderedPrompt(msgspec.Struct, kw_only=True):
 
 async def apply_template(request: Request) -> Response:
     call = await Call.read(request, _decoder)
-    return json_response(RenderedPrompt(prompt=await rendered(call.served, conversation(call.asked))))
+    return json_response(RenderedPrompt(prompt=await rendered(call.served, conversation(call.asked), call.account)))

@@ -58,7 +58,7 @@ async def completions(request: Request) -> Response:
 
     async def start() -> Work:
         constraint, param = asked.constraint()
-        prompts = await _tokenized(served, given, asked, await _written(constraint, param))
+        prompts = await _tokenized(call, given, await _written(constraint, param))
         _charge_echo(call.account, asked, prompts)
         choices.extend(_choices(served, asked, prompts))
         try:
@@ -127,15 +127,16 @@ def _check_fan_out(served: Served, asked: CompletionRequest, num_prompts: int) -
         )
 
 
-async def _tokenized(
-    served: Served, given: list[str | list[int]], asked: CompletionRequest, grammar: str | None
-) -> list[Prompt]:
+async def _tokenized(call: Call[CompletionRequest], given: list[str | list[int]], grammar: str | None) -> list[Prompt]:
+    asked, served = call.asked, call.served
     texts = [prompt for prompt in given if isinstance(prompt, str)]
     if not texts:
         return [Prompt(token_ids=prompt, grammar=grammar) for prompt in given if not isinstance(prompt, str)]
     limit = served.info.max_model_len
     add, parse = asked.add_special_tokens, asked.parse_special
-    encoded = iter(await served.encode(texts, add_special_tokens=add, parse_special=parse, max_tokens=limit))
+    encoded = iter(
+        await served.encode(texts, call.account, add_special_tokens=add, parse_special=parse, max_tokens=limit)
+    )
     return [
         Prompt(token_ids=next(encoded), text=prompt, grammar=grammar)
         if isinstance(prompt, str)

@@ -41,7 +41,7 @@ async def embeddings(request: Request) -> Response:
     inputs = split_inputs(asked.input)
     async with call.serving.inflight.watch(request.receive):
         try:
-            prompts = await _tokenized(served, inputs, asked)
+            prompts = await _tokenized(call, inputs)
             pooled = await _computed(served, prompts, call.account)
         except ApiError as error:
             raise renamed(error, "prompt", "input") from None
@@ -72,10 +72,13 @@ def split_inputs(given: str | list[str | int | list[int]]) -> list[str | list[in
     return found
 
 
-async def _tokenized(served: Served, inputs: list[str | list[int]], asked: EmbeddingRequest) -> list[Prompt]:
+async def _tokenized(call: Call[EmbeddingRequest], inputs: list[str | list[int]]) -> list[Prompt]:
+    asked, served = call.asked, call.served
     texts = [entry for entry in inputs if isinstance(entry, str)]
     limit = served.info.max_model_len
-    encoded = iter(await served.encode(texts, add_special_tokens=asked.add_special_tokens, max_tokens=limit))
+    encoded = iter(
+        await served.encode(texts, call.account, add_special_tokens=asked.add_special_tokens, max_tokens=limit)
+    )
     return [
         Prompt(token_ids=next(encoded) if isinstance(entry, str) else entry, pooling=asked.pooling) for entry in inputs
     ]

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from octavo.client.prepare import refuse_nul
 from octavo.errors import ContextLengthExceeded, RequestError
+from octavo.server.core.account import Account
 from octavo.server.core.conversation import render
 from octavo.server.core.serving import Served
 from octavo.server.faces.openai.protocol.chat import ChatCompletionRequest
@@ -38,7 +39,7 @@ async def tokenize(request: Request) -> Response:
     asked, served = call.asked, call.served
     if [asked.prompt, asked.messages, asked.content].count(None) != 2:
         raise RequestError("send one of prompt, messages and content", param="prompt")
-    ids = await _ids(served, asked)
+    ids = await _ids(served, asked, call.account)
     tokenizer = served.client.tokenizer
     answer = TokenizeResponse(count=len(ids), max_model_len=served.info.max_model_len, tokens=[*ids])
     if asked.return_token_strs:
@@ -48,13 +49,13 @@ async def tokenize(request: Request) -> Response:
     return json_response(answer)
 
 
-async def _ids(served: Served, asked: TokenizeRequest) -> list[int]:
+async def _ids(served: Served, asked: TokenizeRequest, account: Account) -> list[int]:
     if asked.prompt is not None:
         return await _text_ids(
-            served, "prompt", asked.prompt, asked.add_special_tokens is not False, asked.parse_special
+            served, account, "prompt", asked.prompt, asked.add_special_tokens is not False, asked.parse_special
         )
     if asked.content is not None:
-        return await _text_ids(served, "content", asked.content, asked.add_special, asked.parse_special)
+        return await _text_ids(served, account, "content", asked.content, asked.add_special, asked.parse_special)
     as_chat = ChatCompletionRequest(
         messages=asked.messages or [],
         tools=asked.tools,
@@ -62,17 +63,19 @@ async def _ids(served: Served, asked: TokenizeRequest) -> list[int]:
         continue_final_message=asked.continue_final_message,
         chat_template_kwargs=asked.chat_template_kwargs,
     )
-    ids = await render(served, conversation(as_chat))
+    ids = await render(served, conversation(as_chat), account)
     if asked.add_special_tokens:
         return [*served.client.tokenizer.encode(""), *ids]
     return ids
 
 
-async def _text_ids(served: Served, field: str, text: str, add_special: bool, parse_special: bool) -> list[int]:
+async def _text_ids(
+    served: Served, account: Account, field: str, text: str, add_special: bool, parse_special: bool
+) -> list[int]:
     refuse_nul(text, field)
     try:
         each = await served.encode(
-            [text], add_special_tokens=add_special, parse_special=parse_special, max_tokens=MAX_TOKENS
+            [text], account, add_special_tokens=add_special, parse_special=parse_special, max_tokens=MAX_TOKENS
         )
     except ContextLengthExceeded:
         message = f"{field} has more than {MAX_TOKENS} tokens, the most of one request; send it in parts"
