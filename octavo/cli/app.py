@@ -34,13 +34,15 @@ app.add_typer(bench, name="bench")
 Function = Callable[..., None]
 
 
-def _command(name: str, *structs: type[msgspec.Struct], group: typer.Typer = app) -> Callable[[Function], Function]:
-    """Decorates a command that takes the options of `structs`, built, in this order."""
+def _command(
+    name: str, *structs: type[msgspec.Struct], group: typer.Typer = app, only: tuple[str, ...] = ()
+) -> Callable[[Function], Function]:
+    """Decorates a command that takes the options of `structs`, built, in this order. `only`: groups of an engine's."""
 
     def decorate(function: Function) -> Function:
         width = {"max_content_width": 100}
         made = group.command(name, cls=usage.Command, epilog=usage.EPILOG, context_settings=width)
-        made(with_options(*structs)(function))
+        made(with_options(*structs, groups=only)(function))
         return function
 
     return decorate
@@ -98,7 +100,7 @@ def doctor(config: EngineConfig) -> None:
     run_doctor(config)
 
 
-@_command("pull", EngineConfig)
+@_command("pull", EngineConfig, only=("Model",))
 def pull(config: EngineConfig) -> None:
     """Fetch a model into the cache, or a newer version of it."""
     from octavo.cli.fetch import fetch_with_progress
@@ -114,7 +116,7 @@ def list_models(options: commands.TableOptions) -> None:
     run_list(as_json=options.json)
 
 
-@_command("show", commands.TableOptions, EngineConfig)
+@_command("show", commands.TableOptions, EngineConfig, only=("Model",))
 def show(options: commands.TableOptions, config: EngineConfig) -> None:
     """Show what a model is, from its files alone."""
     from octavo.cli.show import run_show

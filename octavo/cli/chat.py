@@ -82,11 +82,12 @@ def _text(delta: Delta) -> str:
 class Chat:
     """One conversation with a loaded model."""
 
-    def __init__(self, engine: LLMEngine, screen: Screen, params: SamplingParams, system: str | None) -> None:
+    def __init__(self, engine: LLMEngine, screen: Screen, params: SamplingParams, options: ChatOptions) -> None:
         self._engine = engine
         self._screen = screen
         self._params = for_terminal(params, engine.defaults)
-        self._talk = talk.Conversation(system)
+        self._template_kwargs = options.chat_template_kwargs
+        self._talk = talk.Conversation(options.system)
 
     def ask(self, text: str) -> bool:
         """Shows the answer to a message; → whether Ctrl-C stopped it. Raises ApiError for one that cannot be asked."""
@@ -94,7 +95,7 @@ class Chat:
         messages.append(Message("user", text))
         try:
             with terminal.interruptible() as stop:
-                stream = self._engine.stream_chat(messages, self._params)
+                stream = self._engine.stream_chat(messages, self._params, chat_template_kwargs=self._template_kwargs)
                 answer = self._screen.answer(stream, stop)
         except BaseException:
             messages.pop()
@@ -156,7 +157,7 @@ def run_chat(config: EngineConfig, params: SamplingParams, options: ChatOptions)
     with screen.console.status("loading the model…") if screen.is_drawn else nullcontext():
         engine = LLMEngine(config)
     with engine:
-        chat = Chat(engine, screen, params, options.system)
+        chat = Chat(engine, screen, params, options)
         if piped is not None:
             chat.ask(piped)
             return

@@ -19,13 +19,15 @@ from octavo.config.values import as_text
 
 SETTINGS = "Settings"
 """Heading of --config and --help."""
+ON = "[default: yes]"
+"""In the help of a switch that is on."""
 
 
 def _shown_default(option: Option) -> str:
     if option.default in (None, (), "") or option.is_secret:
         return ""
     if option.is_bool:
-        return f" [default: {'yes' if option.default else 'no'}]"
+        return f" {ON}" if option.default else ""
     number = f"{option.default:g}" if isinstance(option.default, float) else option.default
     return f" [default: {number}]"
 
@@ -75,17 +77,21 @@ _CONFIG = _keyword(
 )
 
 
-def with_options(*structs: type[msgspec.Struct]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_options(
+    *structs: type[msgspec.Struct], groups: tuple[str, ...] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorate a command `f(structs built, in this order)`: flags, environment, config file and defaults fill them.
-    Its own parameters, keyword-only with typer annotations, come besides. With an engine, `MODEL` is an argument."""
+    Its own parameters, keyword-only with typer annotations, come besides. With an engine, `MODEL` is an argument.
+    `groups`: the headings of an engine's options that the command has; by default all."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(command, eval_str=True).parameters.values()
         kept = [p for p in own if p.kind is inspect.Parameter.KEYWORD_ONLY]
         has_engine = EngineConfig in structs
-        generated = {
-            o.name: _parameter(o) for s in structs for o in options(s) if not (has_engine and o.name == "model")
-        }
+        offered = [
+            o for s in structs for o in options(s) if not (groups and s is EngineConfig and o.group not in groups)
+        ]
+        generated = {o.name: _parameter(o) for o in offered if not (has_engine and o.name == "model")}
         parameters = [*([_MODEL] if has_engine else []), *kept, *generated.values(), _CONFIG]
 
         def run(**given: Any) -> None:

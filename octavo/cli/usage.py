@@ -11,7 +11,7 @@ from typing import Any
 from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
-from octavo.cli.options import SETTINGS
+from octavo.cli.options import ON, SETTINGS
 from octavo.config.suggest import did_you_mean
 from octavo.errors import ConfigError
 
@@ -41,14 +41,14 @@ class Command(TyperCommand):
         column = max(len(name) for name in names if len(name) <= MOST_OF_NAMES)
         for heading, rows in groups.items():
             with formatter.section(heading):
-                formatter.write_dl([(name.ljust(column), text) for name, text in rows], col_max=MOST_OF_NAMES + 2)
+                formatter.write_dl([(name.ljust(column), text) for name, text in rows], col_max=column)
 
 
 def _written(param: Any) -> str:
-    """`--port N`, `--[no-]prefix-cache`, `[MODEL]`."""
+    """`--port N`, `--json`, `--[no-]prefix-cache` (which is on), `MODEL`."""
     if param.param_type_name == "argument":
         return str(param.metavar or param.name.upper())
-    if param.secondary_opts:
+    if param.secondary_opts and ON in (getattr(param, "help", None) or ""):
         return f"--[no-]{param.opts[0].removeprefix('--')}"
     return " ".join([*param.opts[:1], *([param.metavar] if param.metavar and not param.is_flag else [])])
 

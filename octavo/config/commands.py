@@ -6,7 +6,7 @@ defaults. `seed` is left out of them: the engine's option of that name is the ba
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta
@@ -69,6 +69,13 @@ class ChatOptions(msgspec.Struct, frozen=True, kw_only=True):
     GROUPS: ClassVar[dict[str, str]] = {"system": "Conversation"}
 
     system: Annotated[str, Meta(description="System message to start with.")] | None = None
+    chat_template_kwargs: (
+        Annotated[
+            dict[str, Any],
+            Meta(description='Switches of the model\'s template, as {"enable_thinking": false}.'),
+        ]
+        | None
+    ) = None
     history: Annotated[bool, Meta(description="Keep what you type for the next time, in a file only you can read.")] = (
         True
     )

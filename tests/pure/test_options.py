@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from octavo.config.commands import EVERY, ChatSampling, CompleteSampling, plain
+from octavo.config.commands import EVERY, ChatOptions, ChatSampling, CompleteSampling, plain
 from octavo.config.engine import EngineConfig, ServerConfig
 from octavo.config.flags import load, options
 from octavo.config.suggest import did_you_mean, nearest
@@ -161,6 +161,13 @@ def test_wrong_sampling_values(name: str, given: object, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load((ChatSampling,), {name: given}, None, {})
     assert caught.value.message.startswith("--" + name.replace("_", "-")) and message in caught.value.message
+
+
+def test_switches_of_a_template() -> None:
+    (chat,) = load((ChatOptions,), {"chat_template_kwargs": '{"enable_thinking": false}'}, None, {})
+    assert chat.chat_template_kwargs == {"enable_thinking": False}
+    with pytest.raises(ConfigError, match="--chat-template-kwargs: 'x' is not valid; give a JSON object"):
+        load((ChatOptions,), {"chat_template_kwargs": "x"}, None, {})
 
 
 def test_sampling_from_environment_and_file(tmp_path: Path) -> None:
