@@ -17,7 +17,8 @@ class Title(NamedTuple):
 def set_title(address: str, model: str) -> None:
     import setproctitle
 
-    setproctitle.setproctitle(f"{NAME} {address} {model}")
+    title = f"{NAME} {address} {model}"  # a path may hold bytes that are no text
+    setproctitle.setproctitle(title.encode(errors="surrogateescape").decode(errors="replace"))
 
 
 def read_title(command: Sequence[str]) -> Title | None:

@@ -29,7 +29,7 @@ def read_parts(folder: Path) -> TokenizerParts:
         raise ModelFileError(folder.name, f"folder has no tokenizer.json{hint}")
     try:
         # The library raises bare Exception for everything it cannot read.
-        backend = Backend.from_file(str(path))
+        backend = Backend.from_buffer(path.read_bytes())  # its path need be no text
     except Exception as error:
         raise ModelFileError(path.name, f"not a readable tokenizer: {error}") from None
     backend.no_truncation()

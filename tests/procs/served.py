@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +37,14 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = PATIENC
 
 
 class Octavo:
-    """One `octavo` command. Its whole output goes to `log`."""
+    """One `octavo` command. Its whole output goes to `log`. `through`: a command that is given this one and becomes
+    it."""
 
-    def __init__(self, folder: Path, *args: str, **env: str) -> None:
+    def __init__(self, folder: Path, *args: str, through: Sequence[str] = (), **env: str) -> None:
         self.log = folder / f"octavo-{time.monotonic_ns()}.log"
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "octavo", *args],
+                [*through, sys.executable, "-m", "octavo", *args],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
