@@ -105,11 +105,16 @@ class GGUFHeader:
     alignment: int
 
 
-class _Reader:
-    """A cursor over the mapped file. `where` says what is being read, for error messages."""
+class IncompleteError(Exception):
+    """The header goes on in a part of the file that is not here yet."""
 
-    def __init__(self, data: mmap.mmap, file: str) -> None:
-        self.data, self.file, self.end = data, file, len(data)
+
+class _Reader:
+    """A cursor over the mapped file, or over the beginning of one of `size` bytes. `where` says what is being read, for
+    error messages."""
+
+    def __init__(self, data: mmap.mmap, file: str, size: int) -> None:
+        self.data, self.file, self.end, self.have = data, file, size, len(data)
         self.pos = 0
         self.where = "header"
         self.num_elements = 0
@@ -120,6 +125,8 @@ class _Reader:
     def need(self, count: int, what: str) -> None:
         if count > self.end - self.pos:
             self.fail(f"{what} needs {count} bytes at byte {self.pos}, the file has {self.end} bytes")
+        if count > self.have - self.pos:
+            raise IncompleteError
 
     def number(self, code: str, what: str) -> Any:
         size = struct.calcsize("<" + code)
@@ -161,8 +168,12 @@ class _Reader:
                     self.fail(
                         f"element {len(result)} is {length} bytes long; that is too long, or past the end of file"
                     )
+                if pos > self.have:
+                    raise IncompleteError
                 append(str(data[start:pos], "utf-8"))
         except struct.error:
+            if self.have < end:
+                raise IncompleteError from None
             self.fail(f"the file ends in element {len(result)} of {count}")
         except UnicodeDecodeError:
             self.fail(f"element {len(result)} is not valid UTF-8")
@@ -308,20 +319,18 @@ _HELD: WeakValueDictionary[tuple[int, ...], GGUFHeader] = WeakValueDictionary()
 """Headers that somebody has at this moment: a large vocabulary takes a third of a second to read. None is changed."""
 
 
-def read_header(path: Path) -> GGUFHeader:
-    """Read and check the header of `path`. Raises ModelFileError for whatever is wrong with the file."""
+def read_header(path: Path, whole: int | None = None, name: str | None = None) -> GGUFHeader:
+    """Read and check the header of `path`. `whole`: the size of the file of which `path` is the beginning so far; then
+    IncompleteError is raised while the header is not all there. `name` is said in errors instead of the path's.
+    Raises ModelFileError for whatever is wrong with the file."""
+    name = name or path.name
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise ModelFileError(path.name, "not a regular file")
-        key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-        if (held := _HELD.get(key)) is not None:
-            return held
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ModelFileError(name, "not a regular file")
         with path.open("rb") as file:
-            if status.st_size < 24:
-                raise ModelFileError(path.name, "too short to be a GGUF file")
+            if (whole or path.stat().st_size) < 24:
+                raise ModelFileError(name, "too short to be a GGUF file")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                header = _HELD[key] = _parse(_Reader(data, path.name))
-                return header
+                return _parse(_Reader(data, name, whole or len(data)))
     except OSError as error:
-        raise ModelFileError(path.name, f"cannot be read: {error.strerror or error}") from error
+        raise ModelFileError(name, f"cannot be read: {error.strerror or error}") from error

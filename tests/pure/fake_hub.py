@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -117,7 +117,8 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             cuts = hub.cuts.get(name)
             length = cuts.pop(0) if cuts else len(data)
-            self.wfile.write(data[start : start + length])
+            with suppress(ConnectionError):  # whoever asked has seen enough
+                self.wfile.write(data[start : start + length])
             if length < len(data) - start:
                 self.close_connection = True
             return None

@@ -71,3 +71,20 @@ class File:
     def build(self) -> bytes:
         header = self.header()
         return header + bytes(-len(header) % self.alignment) + self.data
+
+
+def llama(num_tokens: int = 4, num_bytes: int = 0, architecture: str = "llama") -> bytes:
+    """A file whose header says enough of a Llama, and `num_bytes` of another tensor behind its table."""
+    sizes = {"context_length": 512, "embedding_length": 64, "block_count": 2, "feed_forward_length": 128}
+    keys = [
+        kv("general.architecture", STRING, architecture),
+        *(kv(f"{architecture}.{name}", U32, size) for name, size in sizes.items()),
+        kv(f"{architecture}.attention.head_count", U32, 4),
+        kv(f"{architecture}.attention.layer_norm_rms_epsilon", F32, 1e-5),
+        kv_array("tokenizer.ggml.tokens", STRING, [f"token {i}" for i in range(num_tokens)]),
+    ]
+    table = num_tokens * 64 * 4
+    tensors = [tensor("token_embd.weight", [64, num_tokens], 0, 0)]
+    if num_bytes:
+        tensors.append(tensor("output_norm.weight", [num_bytes // 4], 0, table))
+    return File(keys=keys, tensors=tensors, data=bytes(table + num_bytes // 4 * 4)).build()

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from patience import PATIENCE_S
 
 from octavo.errors import ModelFileError
-from octavo.modelfiles.gguf import GGML_TYPES, GGUFHeader, read_header
+from octavo.modelfiles.gguf import GGML_TYPES, GGUFHeader, IncompleteError, read_header
 
 NEGATIVE = 2**64 - 1
 HUGE = 0x7FFFFFFFFFFFFFC0
@@ -294,3 +294,22 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
         read_header(tmp_path)
     with pytest.raises(ModelFileError, match="too short"):
         read(tmp_path, b"")
+
+
+@pytest.mark.parametrize("step", [1, 37])
+def test_the_beginning_of_a_file(tmp_path: Path, step: int) -> None:
+    """While the header is not all there it says so, and nothing else; then it is the whole file's."""
+    data, path = File().build(), tmp_path / "m.gguf"
+    path.write_bytes(data)
+    whole = read_header(path)
+    end = len(File().header())
+    for have in range(1, len(data), step):
+        path.write_bytes(data[:have])
+        if have < end:
+            with pytest.raises(IncompleteError):
+                read_header(path, len(data))
+        else:
+            assert read_header(path, len(data)) == whole
+    path.write_bytes(b"GGML" + data[4:30])
+    with pytest.raises(ModelFileError, match=r"other\.gguf: .*not a GGUF file"):
+        read_header(path, len(data), "other.gguf")

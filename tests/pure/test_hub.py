@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from fake_hub import FakeHub, serving
+from gguf_bytes import llama
 
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError, DownloadError, ModelFileError
@@ -16,7 +17,7 @@ from octavo.modelfiles.hub import choose, fetch, store, transfer
 from octavo.modelfiles.hub.progress import Silent
 
 WEIGHTS = bytes(range(256)) * 4000
-GGUF = b"GGUF" + bytes(5000)
+GGUF = llama()
 REPO = "acme/tiny"
 FILES = {
     "config.json": b'{"architectures": ["LlamaForCausalLM"]}',
@@ -231,6 +232,46 @@ def test_gated_model_names_the_token(hub: FakeHub, source: str) -> None:
     token = {"huggingface": "HF_TOKEN", "modelscope": "MODELSCOPE_API_TOKEN"}[source]
     with pytest.raises(DownloadError, match=token):
         fetch(config(source), Silent())
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"config.json": b'{"architectures": ["GPT2LMHeadModel"]}'},
+            "'GPT2LMHeadModel' is not supported yet; supported",
+        ),
+        ({"config.json": b'{"model_type": "llama", "quantization_config": {}}'}, "quantization_config"),
+        ({"config.json": b"{"}, "not valid JSON"),
+        ({"tokenizer.json": None}, "acme/tiny: the repository has no tokenizer.json"),
+        ({"tokenizer.json": None, "tokenizer.model": b"x"}, "no tokenizer.json; convert its tokenizer.model first"),
+    ],
+)
+def test_a_model_that_cannot_be_served_is_refused_before_its_weights_are_fetched(
+    hub: FakeHub, source: str, changed: dict[str, bytes | None], message: str
+) -> None:
+    files = {**hub.repos[REPO], **changed}
+    hub.repos[REPO] = {name: data for name, data in files.items() if data is not None}
+    with pytest.raises(ModelFileError, match=message):
+        fetch(config(source), Silent())
+    assert not any("model.safetensors" in path for path, _ in hub.file_requests())
+
+
+@pytest.mark.parametrize("num_tokens", [4, 200_000])
+def test_a_gguf_is_refused_by_its_header(hub: FakeHub, source: str, num_tokens: int) -> None:
+    """Long before all of it is here, however much of it is vocabulary."""
+    size = 40 << 20
+    hub.repos["acme/ggufs"]["a.gguf"] = llama(num_tokens, size, architecture="gpt2")
+    progress = Counted()
+    with pytest.raises(ModelFileError, match=r"a\.gguf: architecture 'gpt2' is not supported yet; supported: llama"):
+        fetch(config(source, "acme/ggufs", gguf_file="a.gguf"), progress)
+    assert progress.arrived < size / 4
+
+
+def test_a_gguf_with_a_long_vocabulary_is_fetched(hub: FakeHub) -> None:
+    hub.repos["acme/ggufs"]["a.gguf"] = llama(200_000, 1 << 20)
+    files = fetch(config("huggingface", "acme/ggufs", gguf_file="a.gguf"), Silent())
+    assert files.path.read_bytes() == hub.repos["acme/ggufs"]["a.gguf"]
 
 
 def test_offline_says_what_to_do(hub: FakeHub, source: str, monkeypatch: pytest.MonkeyPatch) -> None:

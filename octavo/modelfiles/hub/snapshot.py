@@ -12,13 +12,20 @@ from pathlib import Path
 
 import msgspec
 
-from octavo.errors import DownloadError
+from octavo.errors import DownloadError, ModelFileError
+from octavo.modelfiles.config_facts import config_facts
 from octavo.modelfiles.files import ModelFiles, locate
+from octavo.modelfiles.gguf import IncompleteError, read_header
+from octavo.modelfiles.gguf_facts import gguf_facts
 from octavo.modelfiles.hub import choose, store
 from octavo.modelfiles.hub.progress import Progress, running
 from octavo.modelfiles.hub.transfer import HttpError, RemoteFile, Unreachable, download
+from octavo.modelfiles.jsonfile import read_object
 
 _RECORD = ".octavo-record.json"
+_CONFIG = "config.json"
+FIRST_LOOK_BYTES = 1 << 20
+"""How much of a .gguf file is here before its header is looked at; it has up to some 20 MB, most of it vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -89,14 +96,49 @@ def _fetch_files(folder: Path, listing: Listing, chosen: list[RemoteFile], label
     if not missing:
         return
     with running(progress, label, total):
-        for file in missing:
+        for file in sorted(missing, key=lambda file: (_is_weights(file.path), file.path != _CONFIG)):
+            if _is_weights(file.path):
+                _check_before_weights(folder, [known.path for known in chosen], label)
             target, partial = folder / file.path, partials[file.path]
             target.parent.mkdir(parents=True, exist_ok=True)
             if (cached := listing.cached(file.path)) is not None and cached.stat().st_size == file.size:
                 partial.unlink(missing_ok=True)
                 partial.symlink_to(cached.resolve())
-            sha256 = download(file, partial, listing.headers, progress)
+            sha256 = download(file, partial, listing.headers, progress, _first_look(file, partial))
             store.adopt(partial, target, sha256, root=folder)
+
+
+def _is_weights(path: str) -> bool:
+    return path.endswith((".safetensors", ".gguf"))
+
+
+def _check_before_weights(folder: Path, names: list[str], label: str) -> None:
+    """What cannot be served is known before its weights are fetched. Raises ModelFileError."""
+    if _CONFIG in names:
+        config_facts(read_object(folder / _CONFIG), _CONFIG)
+        if "tokenizer.json" not in names:
+            hint = "; convert its tokenizer.model first" if "tokenizer.model" in names else ""
+            raise ModelFileError(label, f"the repository has no tokenizer.json{hint}")
+
+
+def _first_look(file: RemoteFile, partial: Path) -> Callable[[int], None]:
+    """Judges a .gguf file by its header as soon as that is here, long before the weights are."""
+    wanted: int | None = FIRST_LOOK_BYTES if file.path.endswith(".gguf") else None
+
+    def look(have: int) -> None:
+        nonlocal wanted
+        if wanted is None or have < min(wanted, file.size):
+            return
+        try:
+            gguf_facts(read_header(partial, file.size, file.path), file.path)
+            wanted = None
+        except IncompleteError:
+            wanted = 2 * have
+        except ModelFileError:
+            partial.unlink()
+            raise
+
+    return look
 
 
 def _partial(folder: Path, file: RemoteFile) -> Path:

@@ -11,7 +11,7 @@ import http.client
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
@@ -82,13 +82,20 @@ def request(url: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
     return answer
 
 
-def download(file: RemoteFile, partial: Path, headers: Mapping[str, str], progress: Progress) -> str:
-    """Make `partial` the whole, checked file; its sha256 is returned. Advances `progress` by `file.size` in all.
+def download(
+    file: RemoteFile,
+    partial: Path,
+    headers: Mapping[str, str],
+    progress: Progress,
+    look: Callable[[int], None] = lambda have: None,
+) -> str:
+    """Make `partial` the whole, checked file; its sha256 is returned. Advances `progress` by `file.size` in all. `look`
+    is called with the number of bytes that are on the disk, again and again, and may end the download by an exception.
 
     Raises HttpError, Unreachable, DownloadError (contents are not what the hub promised), OSError (disk).
     """
     for last in (False, True):
-        resumed = _fill(file, partial, headers, progress)
+        resumed = _fill(file, partial, headers, progress, look)
         sha256, good = _check(file, partial)
         if good:
             return sha256
@@ -99,7 +106,9 @@ def download(file: RemoteFile, partial: Path, headers: Mapping[str, str], progre
     raise DownloadError(f"{file.path}: the downloaded contents do not have the checksum the hub gives; try again")
 
 
-def _fill(file: RemoteFile, partial: Path, headers: Mapping[str, str], progress: Progress) -> bool:
+def _fill(
+    file: RemoteFile, partial: Path, headers: Mapping[str, str], progress: Progress, look: Callable[[int], None]
+) -> bool:
     """Append until `file.size` bytes are there. Returns whether there was something to resume."""
     if not partial.exists():
         partial.touch()
@@ -113,7 +122,7 @@ def _fill(file: RemoteFile, partial: Path, headers: Mapping[str, str], progress:
     while have < file.size or file.size == 0:
         before = have
         try:
-            have = _stream(file, partial, have, headers, progress)
+            have = _stream(file, partial, have, headers, progress, look)
             if have == file.size:
                 break
             failure: Exception = Unreachable("the connection broke off")
@@ -130,7 +139,14 @@ def _fill(file: RemoteFile, partial: Path, headers: Mapping[str, str], progress:
     return resumed
 
 
-def _stream(file: RemoteFile, partial: Path, have: int, headers: Mapping[str, str], progress: Progress) -> int:
+def _stream(
+    file: RemoteFile,
+    partial: Path,
+    have: int,
+    headers: Mapping[str, str],
+    progress: Progress,
+    look: Callable[[int], None],
+) -> int:
     """One try: append what comes to the `have` bytes, return how many there are."""
     wish = {**headers, "Accept-Encoding": "identity"}
     if have:
@@ -153,7 +169,9 @@ def _stream(file: RemoteFile, partial: Path, have: int, headers: Mapping[str, st
             if have > file.size:
                 raise DownloadError(f"{file.path}: the hub sends more than the {file.size} bytes it listed; try again")
             out.write(chunk)
+            out.flush()
             progress.advance(len(chunk))
+            look(have)
 
 
 def _continues(answer: http.client.HTTPResponse, have: int) -> bool:
