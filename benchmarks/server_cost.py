@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 import time
@@ -77,7 +78,8 @@ def serve_engine(endpoint: str, model: str, step_ms: float) -> None:
 def serve_http(endpoint: str, port: int) -> None:
     from octavo.server import process
 
-    process.main(ServerConfig(port=port, log_level="warning"), endpoint)
+    listener = socket.create_server(("127.0.0.1", port), backlog=1024)
+    process.main(ServerConfig(port=port, log_level="warning"), endpoint, (listener.detach(),))
 
 
 def cpu(pid: int) -> float:
