@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 import msgspec
 from fake_model import VOCAB, FakeExecutor, expected, vocabulary
 
+from octavo.engine.blame import Blame, identity
 from octavo.engine.constraints import Constraint, Constraints
+from octavo.engine.inflight import Past
 from octavo.engine.scheduler import Reply, Scheduler, SchedulerConfig
 from octavo.executor.base import StepFailed
 from octavo.types import SamplingParams
@@ -24,6 +26,10 @@ GRAMMARS = [
     'start: %json {"enum": ["red", "green", 12, null]}',
     "start: /(a|bb)*/",
 ]
+
+
+SUSPECTS = ["s0", "s1", "s2", "s3"]
+"""Keys of requests of which one may break engines."""
 
 
 class InlineConstraints(Constraints):
@@ -60,7 +66,8 @@ class _Sent:
 class Driver:
     def __init__(self, config: SchedulerConfig, depth: int, seed: int = 0) -> None:
         self.random = random.Random(seed)
-        self.scheduler = Scheduler(config, InlineConstraints())
+        self.blame = Blame({identity(key): Past(suspect=True, crashes=2) for key in SUSPECTS})
+        self.scheduler = Scheduler(config, InlineConstraints(), self.blame)
         self.executor = FakeExecutor(
             config.num_blocks, config.block_size, config.max_num_seqs, config.max_num_batched_tokens, depth
         )
@@ -100,7 +107,8 @@ class Driver:
         )
         grammar = pick.choice([None, None, None, pick.choice(GRAMMARS)])
         seed, stop_ids = pick.choice([0, pick.randrange(99)]), pick.choice([[], [STOP]])
-        add = Add(self._next_id, prompt, params, seed, stop_ids, grammar=grammar)
+        key = pick.choice(["", "", f"key {self._next_id}", pick.choice(SUSPECTS)])
+        add = Add(self._next_id, prompt, params, seed, stop_ids, grammar=grammar, key=key)
         whole, _ = expected(add, max_len)
         if whole and pick.random() < 0.2:  # as after a restart of the engine
             add = msgspec.structs.replace(add, output_ids=whole[: pick.randint(1, len(whole))])
@@ -135,10 +143,17 @@ class Driver:
         if planner.running:
             planner.preempt(self.random.choice(planner.running))
 
+    def pause(self) -> None:
+        """Some clients, or none, do not read what they are sent."""
+        self.num_events += 1
+        self.scheduler.pause({client for client in (b"a", b"b") if self.random.random() < 0.4})
+
     def step(self, fail: bool = False) -> bool:
         """Fills the pipeline and collects one plan; False when there was nothing to do."""
         self.num_events += 1
         self.now += 0.01
+        if self.scheduler.has_compiled:
+            self._judge(self.scheduler.enter_compiled())
         while len(self.plans) < self.executor.depth:
             plan = self.scheduler.schedule(self.now)
             if plan is None:
@@ -146,7 +161,9 @@ class Driver:
             self.executor.submit(plan, self.scheduler.masks())
             self.plans.append((plan, self._next_id))
         if not self.plans:
-            assert not self.scheduler.has_requests, "requests, but nothing to compute"
+            holding = self.scheduler.holding
+            is_held = holding.behind and len(holding) == self.scheduler.num_waiting and not self.scheduler.num_running
+            assert is_held or not self.scheduler.has_requests, "requests, but nothing to compute"
             return False
         plan, _ = self.plans.popleft()
         self.executor.fail_next = fail
@@ -158,17 +175,21 @@ class Driver:
             self.scheduler.took(self.random.choice([10, 1000, 100_000]))
             self._judge(self.scheduler.update(plan, result, self.now))
         self.scheduler.check()
+        here = [case.past for case in self.blame._cases.values()]
+        assert sum(past.suspect for past in here) <= 1, "two suspects at once"
+        assert not any(request.client in self.scheduler.holding.behind for request in self.scheduler._planner.running)
         return True
 
     def finish(self) -> None:
         """Runs dry; all must have ended, exactly once, with what was expected, and every page be back."""
+        self.scheduler.pause(set())
         steps = 0
         while self.step():
             steps += 1
             assert steps < 200 * (len(self.sent) + 1), "does not come to an end"
         assert not self.live, "a request never ended"
         assert self.scheduler.num_running == self.scheduler.num_waiting == 0
-        assert self.scheduler.pool.num_held == 0
+        assert self.scheduler.pool.num_held == 0 and not self.blame._cases
         for sent in self.sent.values():
             assert sent.finals == (not sent.aborted)
 

@@ -49,6 +49,8 @@ def test_random_events(depth: int) -> None:
                 driver.preempt()
             elif kind < 0.305:
                 driver.abort_client(b"b")
+            elif kind < 0.33:
+                driver.pause()
             else:
                 driver.step(fail=fails and pick.random() < 0.1)
         driver.finish()
@@ -85,6 +87,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule()
     def preempt(self) -> None:
         self.driver.preempt()
+
+    @rule()
+    def pause(self) -> None:
+        self.driver.pause()
 
     @rule(count=st.integers(1, 8))
     def steps(self, count: int) -> None:
