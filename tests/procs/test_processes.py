@@ -15,6 +15,7 @@ import pytest
 from served import OPTIONS, Octavo, wait_until
 from tiny import write_tiny_model
 
+from octavo.cli import processes
 from octavo.wire.endpoint import private_endpoint
 
 PACE = {"OCTAVO_FAULTS": "step_delay_ms=10"}
@@ -59,6 +60,13 @@ def test_titles_one_port_and_no_torch_but_in_the_engine(octavo: Octavo) -> None:
     assert ports == {octavo.port}
     with_torch = {p.pid for p in everyone if "libtorch" in Path(f"/proc/{p.pid}/maps").read_text()}
     assert with_torch == {children["octavo-engine"].pid}
+
+
+def test_ps_lists_it(octavo: Octavo, model: str) -> None:
+    (found,) = [server for server in processes.running() if server.pid == octavo.process.pid]
+    assert (found.model, found.address) == (model, f"http://127.0.0.1:{octavo.port}")
+    assert found.uptime >= 0 and processes.state(found.address) == "ready"
+    assert processes.state("http://127.0.0.1:9") == "no answer"
 
 
 def test_idle_costs_next_to_nothing(octavo: Octavo, undisturbed: str) -> None:
