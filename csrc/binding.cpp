@@ -180,6 +180,9 @@ void bind_matrix(nb::module_& m) {
       .def_static("bf16", [](Address w, int64_t n, int64_t k) {
         return packed(Kind::BF16, n, k, 0, false, [&](uint8_t* out, int64_t t) { pack_bf16(at<bf16>(w), n, k, out, 0, t); });
       })
+      .def_static("f16", [](Address w, int64_t n, int64_t k) {
+        return packed(Kind::F16, n, k, 0, false, [&](uint8_t* out, int64_t t) { pack_f16(at<f16>(w), n, k, out, 0, t); });
+      })
       .def_static("int8", [](Address q, Address scales, bool f32_scales, int group, int64_t n, int64_t k) {
         return packed(Kind::INT8, n, k, group, f32_scales, [&](uint8_t* out, int64_t t) {
           pack_int8(at<int8_t>(q), at<void>(scales), f32_scales, group, n, k, out, 0, t);
@@ -193,7 +196,7 @@ void bind_matrix(nb::module_& m) {
       .def_prop_ro("n", [](const OwnedMatrix& w) { return w.view.n; })
       .def_prop_ro("k", [](const OwnedMatrix& w) { return w.view.k; })
       .def_prop_ro("kind", [](const OwnedMatrix& w) {
-        static const char* const names[] = {"f32", "bf16", "int8", "int4"};
+        static const char* const names[] = {"f32", "bf16", "int8", "int4", "f16"};
         return names[int(w.view.kind)];
       })
       .def_prop_ro("group", [](const OwnedMatrix& w) { return w.view.group; })

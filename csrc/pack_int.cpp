@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "half.h"
 #include "pack.h"
 
 namespace octavo {
@@ -28,23 +29,6 @@ struct Int8Tile {
   Int8Tile(int64_t k, int group, bool f32_scales)
       : scale_size(f32_scales ? 4 : 2), data(round_up(k / group * TILE * scale_size, 64)) {}
 };
-
-float f16_to_f32(f16 h) {
-  const uint32_t sign = uint32_t(h & 0x8000) << 16, body = h & 0x7fff;
-  uint32_t bits;
-  if (body >= 0x7c00) {
-    bits = 0x7f800000 | (body & 0x3ff) << 13;
-  } else if (body >= 0x400) {
-    bits = (body + (112 << 10)) << 13;
-  } else {  // subnormal: a multiple of 2^-24
-    const float value = float(body) * 5.9604644775390625e-8f;
-    std::memcpy(&bits, &value, 4);
-  }
-  bits |= sign;
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
 
 float scale_at(const uint8_t* scales, int64_t index, bool f32_scales) {
   if (f32_scales) {

@@ -54,8 +54,9 @@ struct Rows {  // [rows, k]; row r begins at data + r * stride, 64-byte aligned 
 
 // A weight [n, k] for y = x @ W.T, in tiles of 16 outputs (n padded with zeros). The bytes of a tile follow one another,
 // the tiles too. Inside a tile (kernels/pack.cpp makes it, documented there):
-//   INT4, INT8: groups of `group` along k with f16 or f32 scale (INT4: and minimum); BF16: pairs of k; F32: one k at a time.
-enum class Kind : int32_t { F32 = 0, BF16 = 1, INT8 = 2, INT4 = 3 };
+//   INT4, INT8: groups of `group` along k with f16 or f32 scale (INT4: and minimum); BF16: pairs of k; F32, F16: one k at a
+//   time.
+enum class Kind : int32_t { F32 = 0, BF16 = 1, INT8 = 2, INT4 = 3, F16 = 4 };
 
 struct Matrix {
   const uint8_t* data = nullptr;  // 64-byte aligned
@@ -66,9 +67,10 @@ struct Matrix {
   int64_t tile_bytes = 0;
   int64_t tiles() const { return (n + TILE - 1) / TILE; }
   const uint8_t* tile(int64_t t) const { return data + t * tile_bytes; }
-  // The format in which rows are given to `linear` with this matrix.
+  // The format in which rows are given to `linear` with this matrix. An f16 weight is an f32 number, and is multiplied as
+  // one: nothing is rounded but sums.
   Format format() const {
-    if (kind == Kind::F32) return Format::F32;
+    if (kind == Kind::F32 || kind == Kind::F16) return Format::F32;
     if (kind == Kind::BF16) return Format::BF16;
     return group == 16 ? Format::Q8_16 : Format::Q8_32;
   }
@@ -80,19 +82,20 @@ struct Matrix {
 //   BF16  K [kv_heads][block/16][d/2][16 positions][2]        V [kv_heads][block/2][d][2 positions]
 //         (block_size 8 has one K tile of 8 positions: [d/2][8][2])
 //   F32   K [kv_heads][block/16][d][16 positions]             V [kv_heads][block][d]
+//   F16   the same
 //   INT8  K and V as BF16 but one byte an element, then f32 scales [kv_heads][block] at the end of the page
 // d = head_dim is even. Bytes of a page: page_bytes().
-enum class KvKind : int32_t { F32 = 0, BF16 = 1, INT8 = 2 };
+enum class KvKind : int32_t { F32 = 0, BF16 = 1, INT8 = 2, F16 = 3 };
+
+inline int kv_element_bytes(KvKind kind) { return kind == KvKind::F32 ? 4 : kind == KvKind::INT8 ? 1 : 2; }
 
 struct KvPages {
   uint8_t* data = nullptr;
   KvKind kind = KvKind::BF16;
   int32_t blocks = 0, block_size = 0, kv_heads = 0, head_dim = 0;
   int64_t page_bytes() const {  // of K or of V alone
-    const int64_t elements = int64_t{block_size} * kv_heads * head_dim;
-    if (kind == KvKind::F32) return elements * 4;
-    if (kind == KvKind::BF16) return elements * 2;
-    return elements + int64_t{block_size} * kv_heads * 4;
+    const int64_t positions = int64_t{block_size} * kv_heads, elements = positions * head_dim;
+    return elements * kv_element_bytes(kind) + (kind == KvKind::INT8 ? positions * 4 : 0);
   }
   uint8_t* k_page(int64_t block) const { return data + block * page_bytes(); }
   uint8_t* v_page(int64_t block) const { return data + (blocks + block) * page_bytes(); }

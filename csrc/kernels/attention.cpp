@@ -202,6 +202,7 @@ void attention(const AttentionArgs& args, const Step& step, const AttentionItem&
   const Scratch parts = carve(aligned, args.heads / args.kv.kv_heads, args.kv.head_dim);
   switch (args.kv.kind) {
     case KvKind::F32: return attend_item<ProductF32>(args, step, item, partials, parts);
+    case KvKind::F16: return attend_item<ProductF16>(args, step, item, partials, parts);
     case KvKind::BF16: return attend_item<ProductBf16>(args, step, item, partials, parts);
     case KvKind::INT8: return attend_item<ProductInt8>(args, step, item, partials, parts);
   }

@@ -25,8 +25,8 @@ class PartitionReader {
  public:
   PartitionReader(const KvPages& kv, const Step& step, int32_t row, int32_t kv_head, const Staging& staging)
       : kv_(kv), pages_(step.page_ids + step.page_start[row]), staging_(staging) {
-    bytes_ = kv.kind == KvKind::F32 ? 4 : kv.kind == KvKind::BF16 ? 2 : 1;
-    per_step_ = kv.kind == KvKind::F32 ? 1 : 2;
+    bytes_ = kv_element_bytes(kv.kind);
+    per_step_ = kv.kind == KvKind::F32 || kv.kind == KvKind::F16 ? 1 : 2;
     shift_ = __builtin_ctz(unsigned(kv.block_size));
     page_bytes_ = kv.page_bytes();
     keys_ = kv.data;

@@ -51,6 +51,19 @@ struct ProductF32 {
   }
 };
 
+// --- f16 pages: as f32
+
+struct ProductF16 : ProductF32 {
+  static constexpr int STEP_BYTES = 32;
+#if defined(OCTAVO_HALVES)
+  static Lanes lanes(const uint8_t* p) {
+    return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 16)))};
+  }
+#else
+  static Lanes lanes(const uint8_t* p) { return load_f16((const f16*)p); }
+#endif
+};
+
 // --- bf16 pages: a step is two features or two positions
 
 #if defined(__AVX512BF16__)

@@ -1,6 +1,6 @@
 // The innermost dense product of each instruction set: R rows times T tiles over a piece of k, in registers.
-// A tile is a row of 64-byte lines, a row of x is a row of 4-byte words, and line s is multiplied by word s: a pair of k
-// in bf16, one k in f32. Each output has one accumulator, which takes the words in ascending order whatever R and T are.
+// A tile is a row of lines of 64 bytes (32 in f16), a row of x is a row of 4-byte words, and line s is multiplied by word
+// s: a pair of k in bf16, one k in f32 and f16. Each output has one accumulator, which takes the words in ascending order whatever R and T are.
 #pragma once
 #include "simd.h"
 
@@ -31,14 +31,32 @@ inline fvec multiply_add(fvec a, fvec b, fvec c) { return (fvec)_mm256_fmadd_ps(
 inline fvec multiply_add(fvec a, fvec b, fvec c) { return a * b + c; }
 #endif
 
-// ACCUMULATORS: how many leave registers for the weights and a word of x.
+// ACCUMULATORS: how many leave registers for the weights and a word of x. LINE: bytes; PER_LINE: of k. `weights`: vector
+// `v` of a line.
 struct ProductF32 {
+  static constexpr int LINE = 64, PER_LINE = 1;
   static constexpr int ACCUMULATORS = LANES == 16 ? 24 : LANES == 8 ? 12 : 8;
+  static ivec weights(const uint8_t* p, int v) { return line(p + v * sizeof(ivec)); }
   static fvec dot(ivec w, ivec x, fvec sum) { return multiply_add((fvec)w, (fvec)x, sum); }
 };
 
+struct ProductF16 {  // by f32 rows: the sums are those of ProductF32 with the same weights
+  static constexpr int LINE = 32, PER_LINE = 1;
+  static constexpr int ACCUMULATORS = ProductF32::ACCUMULATORS;
+#if defined(__AVX512BF16__)
+  static ivec weights(const uint8_t* p, int) { return (ivec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+#elif defined(__AVX2__)
+  static ivec weights(const uint8_t* p, int v) { return (ivec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 16 * v))); }
+#else
+  static ivec weights(const uint8_t* p, int v) { return (ivec)load_f16_quarter(reinterpret_cast<const f16*>(p) + 4 * v); }
+#endif
+  static fvec dot(ivec w, ivec x, fvec sum) { return ProductF32::dot(w, x, sum); }
+};
+
 struct ProductBF16 {  // the low half of a word is the even k
+  static constexpr int LINE = 64, PER_LINE = 2;
   static constexpr int ACCUMULATORS = LANES == 16 ? 24 : 8;
+  static ivec weights(const uint8_t* p, int v) { return line(p + v * sizeof(ivec)); }
 #if defined(__AVX512BF16__)
   static fvec dot(ivec w, ivec x, fvec sum) { return (fvec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)w, (__m512bh)x); }
 #else
@@ -82,9 +100,9 @@ void block(const Piece& piece, const uint8_t* const* tiles, const uint8_t* const
 #pragma GCC unroll 4
     for (int t = 0; t < T; ++t)
 #pragma GCC unroll 4
-      for (int v = 0; v < VECTORS; ++v) w[t][v] = line(tiles[t] + s * 64 + v * sizeof(ivec));
+      for (int v = 0; v < VECTORS; ++v) w[t][v] = Product::weights(tiles[t] + s * Product::LINE, v);
 #pragma GCC unroll 4
-    for (int i = 0; i < AHEAD; ++i) __builtin_prefetch(ahead[i] + s * 64, 0, 2);
+    for (int i = 0; i < AHEAD; ++i) __builtin_prefetch(ahead[i] + s * Product::LINE, 0, 2);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const ivec x = word(rows[r / 3] + (r % 3) * stride + s * 4);

@@ -1,4 +1,4 @@
-// Products with bf16 and f32 weights: how a rectangle of rows and tiles is cut into the register blocks of
+// Products with bf16, f16 and f32 weights: how a rectangle of rows and tiles is cut into the register blocks of
 // dense_inner.h. With few rows one stream of weights runs through the registers once; with more, pieces of two tiles stay
 // in the caches while the rows pass by. The piece after the present one is fetched into L2 meanwhile: the core's own
 // prefetcher loses the stream between two pieces, and does not run ahead far enough when there is much arithmetic.
@@ -64,20 +64,42 @@ void pass_rows(Piece piece, int64_t rows, const uint8_t* const* tiles, const uin
   }
 }
 
+// Where to convert costs more than to multiply, pieces that several blocks of rows read are made f32 first.
+template <class Product>
+constexpr bool WIDENS = LANES == 4 && Product::LINE < 64;
+
+// The same by ProductF32: the same sums.
+template <class Product, int T>
+void pass_rows_widened(const Piece& piece, int64_t rows, const uint8_t* const* tiles, const uint8_t* const* ahead, float* out) {
+  alignas(64) float wide[T][PIECE_LINES * TILE];
+  const uint8_t* wides[T];
+  for (int t = 0; t < T; ++t) {
+    wides[t] = reinterpret_cast<const uint8_t*>(wide[t]);
+    for (int64_t s = 0; s < piece.lines; ++s)
+      for (int v = 0; v < VECTORS; ++v) {
+        const ivec w = Product::weights(tiles[t] + s * Product::LINE, v);
+        std::memcpy(wide[t] + s * TILE + v * LANES, &w, sizeof w);
+      }
+  }
+  pass_rows<ProductF32, T>(piece, rows, wides, ahead, out);
+}
+
 // All rows of a chunk times T tiles from `tile` on; `next`: what will be read after these.
 template <class Product, int T>
 void product(const LinearArgs& args, int64_t r0, int64_t rows, int64_t tile, const uint8_t* next, float* sums) {
-  const int64_t bytes = args.weight.tile_bytes, lines = bytes / 64, pieces = (lines + PIECE_LINES - 1) / PIECE_LINES;
+  const int64_t bytes = args.weight.tile_bytes, lines = (args.weight.k + Product::PER_LINE - 1) / Product::PER_LINE;
+  const int64_t pieces = (lines + PIECE_LINES - 1) / PIECE_LINES;
   const int64_t length = (lines + pieces - 1) / pieces;
   for (int64_t first = 0; first < lines; first += length) {
     const int64_t left = lines - first;
     const Piece piece{args.x.row(r0) + first * 4, args.x.stride, left < length ? left : length, first == 0};
     const uint8_t *tiles[T], *ahead[T];
     for (int t = 0; t < T; ++t) {
-      tiles[t] = args.weight.tile(tile + t) + first * 64;
-      ahead[t] = left > length ? tiles[t] + length * 64 : next + t * bytes;
+      tiles[t] = args.weight.tile(tile + t) + first * Product::LINE;
+      ahead[t] = left > length ? tiles[t] + length * Product::LINE : next + t * bytes;
     }
-    pass_rows<Product, T>(piece, rows, tiles, ahead, sums);
+    if (WIDENS<Product> && rows > rows_of<Product>(T)) pass_rows_widened<Product, T>(piece, rows, tiles, ahead, sums);
+    else pass_rows<Product, T>(piece, rows, tiles, ahead, sums);
   }
 }
 
@@ -102,10 +124,11 @@ void finish(const LinearArgs& args, int64_t r0, int64_t rows, int64_t tile, cons
   }
 }
 
-// One tile at a time reads memory fastest; two save loads of x, and are twice as many chains where vectors are short.
+// One tile at a time reads memory fastest; two save loads of x, and are twice as many chains where a line is short.
 template <class Product>
 bool by_twos(int64_t rows) {
-  return LANES == 16 ? rows > rows_of<Product>(1) : rows <= rows_of<Product>(2);
+  if (LANES == 16) return Product::LINE < 64 || rows > rows_of<Product>(1);
+  return rows <= rows_of<Product>(2);
 }
 
 template <class Product>
@@ -132,6 +155,7 @@ void linear_dense(const LinearArgs& args, int64_t r0, int64_t r1, int64_t t0, in
   for (int64_t r = r0; r < r1; r += CHUNK_ROWS) {
     const int64_t rows = r1 - r < CHUNK_ROWS ? r1 - r : CHUNK_ROWS;
     if (args.weight.kind == Kind::BF16) chunk<ProductBF16>(args, r, rows, t0, t1);
+    else if (args.weight.kind == Kind::F16) chunk<ProductF16>(args, r, rows, t0, t1);
     else chunk<ProductF32>(args, r, rows, t0, t1);
   }
 }

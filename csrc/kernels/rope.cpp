@@ -38,12 +38,14 @@ void normalize(const float* x, const float* weight, float eps, int d, float* out
   }
 }
 
-void round_bf16(const float* x, int d, bf16* out) {
+// To 16 bits by `store`, which is store_bf16 or store_f16.
+template <class Store>
+void round_16(const float* x, int d, uint16_t* out, Store store) {
   int i = 0;
-  for (; i + 16 <= d; i += 16) store_bf16(out + i, load(x + i));
+  for (; i + 16 <= d; i += 16) store(out + i, load(x + i));
   if (i < d) {
-    bf16 last[16];
-    store_bf16(last, load_n(x + i, d - i));
+    uint16_t last[16];
+    store(last, load_n(x + i, d - i));
     std::memcpy(out + i, last, size_t(d - i) * 2);
   }
 }
@@ -124,13 +126,19 @@ void put(const KvPages& kv, int64_t slot, int32_t kv_head, const float* k, const
   if (kv.kind == KvKind::F32) {
     put_keys(kv, at, k, 1, k_page);
     put_values(kv, at, v, 1, v_page);
+  } else if (kv.kind == KvKind::F16) {
+    f16 rounded[MAX_HEAD_DIM];
+    round_16(k, kv.head_dim, rounded, store_f16);
+    put_keys(kv, at, rounded, 1, k_page);
+    round_16(v, kv.head_dim, rounded, store_f16);
+    put_values(kv, at, rounded, 1, v_page);
   } else if (kv.kind == KvKind::BF16) {
     bf16 rounded[MAX_HEAD_DIM];
-    round_bf16(k, kv.head_dim, rounded);
+    round_16(k, kv.head_dim, rounded, store_bf16);
     put_keys(kv, at, rounded, 2, k_page);
     if (writes.key_only) return;
     if (writes.pair) return put_value_pair(kv, at, v, v + v_ld, v_page);
-    round_bf16(v, kv.head_dim, rounded);
+    round_16(v, kv.head_dim, rounded, store_bf16);
     put_values(kv, at, rounded, 2, v_page);
   } else {
     put_int8(kv, at, k, v, k_page, v_page);

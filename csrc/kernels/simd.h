@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "../types.h"
+#include "../half.h"
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -47,6 +47,9 @@ inline f32x16 round_even(f32x16 a) { return (f32x16)_mm512_roundscale_ps((__m512
 inline i32x16 to_int(f32x16 a) { return (i32x16)_mm512_cvtps_epi32((__m512)a); }  // to nearest even
 inline f32x16 to_float(i32x16 a) { return (f32x16)_mm512_cvtepi32_ps((__m512i)a); }
 inline f32x16 load_f16(const f16* p) { return (f32x16)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+inline void store_f16(f16* p, f32x16 v) {  // to nearest even, infinite from 65520 on; NaN stays NaN
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+}
 inline f32x16 if_above(f32x16 a, f32x16 b, f32x16 w) { return a > b ? w : f32x16{}; }
 inline f32x16 if_same(f32x16 a, f32x16 b, f32x16 w) { return a == b ? w : f32x16{}; }
 inline f32x16 if_reached(f32x16 a, f32x16 b, f32x16 w) { return a >= b ? w : f32x16{}; }
@@ -91,6 +94,11 @@ inline i32x16 to_int(f32x16 a) {
 inline f32x16 to_float(i32x16 a) { return __builtin_convertvector(a, f32x16); }
 inline f32x16 load_f16(const f16* p) {
   return join(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 8))));
+}
+inline void store_f16(f16* p, f32x16 v) {
+  const halves x = split(v);
+  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(x.lo, _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128((__m128i*)(p + 8), _mm256_cvtps_ph(x.hi, _MM_FROUND_TO_NEAREST_INT));
 }
 template <int RELATION>
 inline f32x16 if_compared(f32x16 a, f32x16 b, f32x16 w) {
@@ -139,24 +147,25 @@ inline f32x16 round_even(f32x16 a) {  // |a| < 2^22: adding 1.5 * 2^23 leaves no
 }
 inline i32x16 to_int(f32x16 a) { return __builtin_convertvector(round_even(a), i32x16); }
 inline f32x16 to_float(i32x16 a) { return __builtin_convertvector(a, f32x16); }
-inline float f16_to_f32(f16 h) {
-  const uint32_t sign = uint32_t(h & 0x8000) << 16, body = h & 0x7fff;
-  uint32_t bits;
-  if (body >= 0x7c00) bits = sign | 0x7f800000 | (body & 0x3ff) << 13;
-  else if (body >= 0x400) bits = sign | ((body + (112 << 10)) << 13);
-  else {
-    float f = float(body) * 5.9604644775390625e-8f;  // 2^-24
-    std::memcpy(&bits, &f, 4);
-    bits |= sign;
-  }
-  float f;
-  std::memcpy(&f, &bits, 4);
-  return f;
+typedef uint16_t u16x4 __attribute__((vector_size(8)));
+inline f32x4 load_f16_quarter(const f16* p) {
+  u16x4 h;
+  std::memcpy(&h, p, 8);
+  // Exponent and fraction moved to where f32 has them, sign kept; * 2^112 makes the exponent right, of subnormals too.
+  const i32x4 moved = (__builtin_convertvector(h, i32x4) << 16 >> 3) & int32_t(0x8fffe000);
+  const i32x4 scaled = (i32x4)((f32x4)moved * 5.192296858534828e33f);
+  return (f32x4)(scaled | (((moved & 0x0fffe000) > 0x0f7fe000) & 0x7f800000));  // infinity and NaN
 }
 inline f32x16 load_f16(const f16* p) {
   f32x16 v;
-  for (int i = 0; i < 16; ++i) v[i] = f16_to_f32(p[i]);
+  for (int i = 0; i < 4; ++i) {
+    const f32x4 q = load_f16_quarter(p + 4 * i);
+    std::memcpy(reinterpret_cast<char*>(&v) + 16 * i, &q, 16);
+  }
   return v;
+}
+inline void store_f16(f16* p, f32x16 v) {
+  for (int i = 0; i < 16; ++i) p[i] = f32_to_f16(v[i]);
 }
 #endif
 

@@ -89,7 +89,7 @@ def test_recorded_logits_are_those_of_transformers(variant: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("isa", known_isas())
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_recorded_equals_one_operation_at_a_time(isa: str, dtype: str, tmp_path: Path) -> None:
     """To the bit: what is fused computes the same."""
     models: list[tuple[str, dict[str, Any]]] = [
@@ -135,14 +135,16 @@ def loaded_short(files: ModelFiles, ops: Ops) -> RecordedPaged:
 
 
 @pytest.mark.parametrize("isa", known_isas())
-@pytest.mark.parametrize("kv", ["float32", "bfloat16", "int8"])
-def test_a_request_alone_and_among_others_to_the_bit(isa: str, kv: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "kv"), [("float32", "float32"), ("float32", "bfloat16"), ("float32", "int8"), ("float16", "float16")]
+)
+def test_a_request_alone_and_among_others_to_the_bit(isa: str, dtype: str, kv: str, tmp_path: Path) -> None:
     shape = {"num_key_value_heads": 1, "hidden_size": 96, "num_attention_heads": 3, "intermediate_size": 192}
     files = save_gguf(make_reference(**shape), tmp_path / "tiny.gguf")
-    paged = loaded(files, native(kv=kv, isa=isa))
+    paged = loaded(files, native(dtype, kv, isa=isa), dtype)
     rows = {row: random_ids(length, row) for row, length in enumerate([100, 3, 37, 64, 1, 17, 90, 8])}
     alone = {row: paged.whole(ids) for row, ids in rows.items()}
-    single = loaded(files, native(kv=kv, isa=isa, threads=1))
+    single = loaded(files, native(dtype, kv, 1, isa), dtype)
     assert torch.equal(single.whole(rows[0]), alone[0])
     assert torch.equal(paged.whole(rows[0], [1] * 100), alone[0])
     assert torch.equal(paged.whole(rows[0], [2, 3, 5, 7, 11, 13, 17, 19, 23]), alone[0])

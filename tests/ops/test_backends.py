@@ -276,7 +276,7 @@ CASES = given(
 
 
 @pytest.mark.parametrize("ops", ["reference", *ISAS], indirect=True)
-@pytest.mark.parametrize(("kv", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.03), ("int8", 0.06)])
+@pytest.mark.parametrize(("kv", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.03), ("float16", 4e-3), ("int8", 0.06)])
 @FEW
 @CASES
 def test_attention(
@@ -297,7 +297,7 @@ def test_attention(
 
 
 @needs_native
-@pytest.mark.parametrize("kv", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("kv", ["float32", "bfloat16", "float16", "int8"])
 def test_attention_of_a_row_is_the_same_alone_and_in_chunks(isa: str, kv: str) -> None:
     ops, one_thread = native(isa, kv=kv), native(isa, kv=kv, threads=1)
     rows = [(600, 1), (40, 1), (200, 200), (33, 1)]

@@ -20,13 +20,13 @@ from octavo.kernels.step import Step
 native = pytest.importorskip("octavo.kernels.cpu._native", reason="the native kernels are not built")
 
 Array = npt.NDArray[np.float32]
-F32, BF16, INT8 = 0, 1, 2
-KINDS = {F32: "f32", BF16: "bf16", INT8: "int8"}
-# Of the largest and of the mean error. K and V rounded to bf16 or int8 (and q to bf16) are rounded in f64() too, but
+F32, BF16, INT8, F16 = range(4)
+KINDS = {F32: "f32", BF16: "bf16", INT8: "int8", F16: "f16"}
+# Of the largest and of the mean error. K and V rounded to bf16, f16 or int8 (and q to bf16) are rounded in f64() too, but
 # for a few that lie between two values: what is left is mostly the rounding of weights.
-TOLERANCE = {F32: (3e-5, 2e-6), BF16: (3e-2, 1e-3), INT8: (5e-2, 1e-3)}
+TOLERANCE = {F32: (3e-5, 2e-6), BF16: (3e-2, 1e-3), INT8: (5e-2, 1e-3), F16: (3e-3, 4e-6)}
 EPS = 0.1  # of the norms of heads: large, so that one left out shows
-POISON = 0xFF  # bytes of fresh pages: NaN as f32 and as bf16, NaN scales of int8
+POISON = 0xFF  # bytes of fresh pages: NaN as f32, bf16 and f16, NaN scales of int8
 each_isa = pytest.mark.parametrize("isa", native.isas())
 each_kind = pytest.mark.parametrize("kind", KINDS, ids=KINDS.values())
 
@@ -193,6 +193,8 @@ def rounded(x: npt.NDArray[np.generic], kind: int) -> npt.NDArray[np.float64]:
     f32 = x.astype(np.float32)
     if kind == BF16:
         return np.asarray(torch.from_numpy(f32).bfloat16().double().numpy(), np.float64)
+    if kind == F16:
+        return f32.astype(np.float16).astype(np.float64)
     if kind == INT8:
         scale = np.abs(f32).max(axis=-1, keepdims=True) / np.float32(127)
         return np.asarray(np.rint(f32 / scale) * scale.astype(np.float64), np.float64)
@@ -261,7 +263,7 @@ def test_one_by_one_alone_or_together_on_any_threads(isa: str, kind: int, block_
 
 
 @each_isa
-@pytest.mark.parametrize("kind", [F32, BF16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("kind", [F32, BF16, F16], ids=["f32", "bf16", "f16"])
 def test_against_the_reference_backend(isa: str, kind: int) -> None:
     s = Sequences(Shape(window=100, soft_cap=20.0), kind, isa, [150, 37])
     shape = s.shape
@@ -273,7 +275,7 @@ def test_against_the_reference_backend(isa: str, kind: int) -> None:
     rotated = ops.rope_cache(q, k, v, torch.from_numpy(s.cos_sin), kv, step)
     wanted = ops.attention(rotated, kv, step, shape.scale, shape.window, shape.soft_cap)
     found = np.concatenate(s.whole()).reshape(wanted.shape)
-    tolerance = 1e-5 if kind == F32 else 3e-2  # K and V are rounded here and not there
+    tolerance = {F32: 1e-5, BF16: 3e-2, F16: 4e-3}[kind]  # K and V are rounded here and not there
     np.testing.assert_allclose(found, wanted.numpy(), atol=tolerance)
 
 

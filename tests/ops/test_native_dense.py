@@ -1,4 +1,4 @@
-"""Products with f32 and bf16 matrices on every instruction set: against numpy in f64, and to the bit against themselves
+"""Products with f32, bf16 and f16 matrices on every instruction set: against numpy in f64, and to the bit against themselves
 whatever other rows there are and however the work is shared out."""
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from native_rows import BF16, F32, Array, Rows, address, aligned, bits, from_bf16, native, run, to_bf16
 
 each_isa = pytest.mark.parametrize("isa", native.isas())
-each_kind = pytest.mark.parametrize("kind", [F32, BF16], ids=["f32", "bf16"])
+F16 = -1  # a kind of matrix; its rows are f32
+each_kind = pytest.mark.parametrize("kind", [F32, BF16, F16], ids=["f32", "bf16", "f16"])
 
 
 def random(seed: int, *shape: int) -> Array:
@@ -20,10 +21,21 @@ def random(seed: int, *shape: int) -> Array:
 
 
 def rounded(x: Array, kind: int) -> Array:
+    """As a matrix of this kind holds it."""
+    if kind == F16:
+        return x.astype(np.float16).astype(np.float32)
     return from_bf16(to_bf16(x)) if kind == BF16 else x
 
 
+def as_rows(x: Array, kind: int) -> Array:
+    """As rows are given to such a matrix."""
+    return rounded(x, BF16) if kind == BF16 else x
+
+
 def matrix(w: Array, kind: int) -> Any:
+    if kind == F16:
+        half = w.astype(np.float16)
+        return native.Matrix.f16(address(half), *w.shape)
     data = to_bf16(w) if kind == BF16 else np.ascontiguousarray(w)
     return (native.Matrix.bf16 if kind == BF16 else native.Matrix.f32)(address(data), *w.shape)
 
@@ -48,7 +60,7 @@ def linear(
 
 def check(found: Array, x: Array, w: Array, kind: int, bias: Array | None = None, add: Array | None = None) -> None:
     """Within a few roundings of f32 of the magnitudes that are summed."""
-    x64, w64 = rounded(x, kind).astype(np.float64), rounded(w, kind).astype(np.float64)
+    x64, w64 = as_rows(x, kind).astype(np.float64), rounded(w, kind).astype(np.float64)
     wanted, size = x64 @ w64.T, np.abs(x64) @ np.abs(w64).T
     for more in (bias, add):
         if more is not None:
@@ -119,12 +131,12 @@ def test_gate_up(isa: str, kind: int, rows: int, threads: int) -> None:
     inner, k = 96, 165
     x, w, bias = random(1, rows, k), 0.2 * random(2, 2 * inner, k), random(3, 2 * inner)
     packed, out = matrix(w, kind), Rows(rows, inner, F32)
-    given_rows = Rows.of(isa, x, kind)
+    given_rows = Rows.of(isa, x, packed.format)
     run(isa, rows, lambda p: p.gate_up(given_rows.address, packed, address(bias), out.address, F32), threads)
-    both = rounded(x, kind).astype(np.float64) @ rounded(w, kind).astype(np.float64).T + bias
+    both = as_rows(x, kind).astype(np.float64) @ rounded(w, kind).astype(np.float64).T + bias
     gate, up = both[:, :inner], both[:, inner:]
     np.testing.assert_allclose(out.values(), gate / (1 + np.exp(-gate)) * up, rtol=3e-4, atol=3e-5)
-    alone, last = Rows(1, inner, F32), Rows.of(isa, x[-1:], kind)
+    alone, last = Rows(1, inner, F32), Rows.of(isa, x[-1:], packed.format)
     run(isa, 1, lambda p: p.gate_up(last.address, packed, address(bias), alone.address, F32))
     np.testing.assert_array_equal(bits(out.values()[-1:]), bits(alone.values()))
 
@@ -140,3 +152,22 @@ def test_unpack_gives_back_what_was_packed(kind: int, n: int, k: int) -> None:
     np.testing.assert_array_equal(out, rounded(w, kind))
     packed.unpack(n - 1, n, address(out))
     np.testing.assert_array_equal(out[0], rounded(w, kind)[-1])
+
+
+@each_isa
+@pytest.mark.parametrize("rows", [1, 5, 130])
+def test_f16_is_f32_to_the_bit(isa: str, rows: int) -> None:
+    """An f16 weight is an f32 number: every one there is, the smallest and the largest, not only usual ones."""
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    w = np.where(np.isfinite(every), every, 0).astype(np.float32).reshape(-1, 512)
+    x = random(1, rows, 512)
+    np.testing.assert_array_equal(bits(linear(isa, x, matrix(w, F16))), bits(linear(isa, x, matrix(w, F32))))
+
+
+@each_isa
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_f16_weights_that_are_not_finite_reach_the_result(isa: str, bad: float) -> None:
+    w = random(2, 40, 100)
+    w[7, 99] = bad
+    found = linear(isa, random(1, 3, 100), matrix(w, F16))
+    assert not np.isfinite(found[:, 7]).any() and np.isfinite(np.delete(found, 7, axis=1)).all()

@@ -137,7 +137,7 @@ def test_what_is_not_a_number_shows(isa: str, format: int) -> None:
 
 
 @each_isa
-@pytest.mark.parametrize("kind", ["f32", "bf16", "int8", "int4"])
+@pytest.mark.parametrize("kind", ["f32", "bf16", "f16", "int8", "int4"])
 def test_embed(isa: str, kind: str) -> None:
     n, k = 70, 96
     w = random(1, n, k)
@@ -148,6 +148,9 @@ def test_embed(isa: str, kind: str) -> None:
     elif kind == "bf16":
         half = to_bf16(w)
         table, wanted = native.Matrix.bf16(address(half), n, k), from_bf16(half)
+    elif kind == "f16":
+        half = w.astype(np.float16)
+        table, wanted = native.Matrix.f16(address(half), n, k), half.astype(np.float32)
     elif kind == "int8":
         q = rng.integers(-127, 128, (n, k), np.int8)
         table = native.Matrix.int8(address(q), address(scales), False, 32, n, k)

@@ -2,7 +2,7 @@
 
 While a step is recorded an operation adds a node to the recording and returns a tensor that stands for its result; at
 all other times it is run at once. Activations are f32 whatever the dtype, which decides how dense weights and KV pages
-are held.
+are held: bfloat16 also rounds what is multiplied with such weights, float16 does not.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from octavo.kernels.cpu.immediate import Immediate
 from octavo.kernels.cpu.layouts import Packed, pack
 from octavo.kernels.cpu.nodes import Attend, Embed, GatherRows, Linear, Norm, Pages, Rope, SiluMul, Sink, padded
 from octavo.kernels.cpu.record import RecordedStep, Recording, StepRecording
-from octavo.kernels.layouts import Dense, Layout, Prepared, PreparedExperts
+from octavo.kernels.layouts import DTYPES, Dense, Layout, Prepared, PreparedExperts
 from octavo.kernels.ops import HeadNorms
 from octavo.kernels.recorded import PermanentRows, Recorded, StepModel
 from octavo.kernels.reference import moe
@@ -26,12 +26,12 @@ from octavo.kernels.reference import rows as of_rows
 from octavo.kernels.rows import DeviceRows
 from octavo.kernels.step import Step
 
-KV_KINDS = {"float32": 0, "bfloat16": 1, "int8": 2}
+KV_KINDS = {"float32": 0, "bfloat16": 1, "int8": 2, "float16": 3}
 """csrc/types.h's KvKind."""
 
 PRODUCTS = {
-    "avx512": "int4 and int8 weights by VNNI, bf16 by AVX512_BF16, f32 by FMA",
-    "avx2": "int4 and int8 weights by VPMADDUBSW, bf16 and f32 by FMA",
+    "avx512": "int4 and int8 weights by VNNI, bf16 by AVX512_BF16, f16 and f32 by FMA",
+    "avx2": "int4 and int8 weights by VPMADDUBSW, bf16, f16 and f32 by FMA",
     "portable": "plain C++ on vectors",
 }
 """How each instruction set multiplies, for octavo doctor."""
@@ -52,8 +52,8 @@ def choose_isa(forced: str | None) -> str:
 
 def supports(dtype: str, kv_dtype: str) -> str | None:
     """None, or the reason why not."""
-    if dtype not in ("float32", "bfloat16"):
-        return f"dense weights are float32 or bfloat16, not {dtype}"
+    if dtype not in DTYPES:
+        return f"dense weights are {', '.join(DTYPES)}, not {dtype}"
     return None if kv_dtype in KV_KINDS else f"KV pages are {', '.join(KV_KINDS)}, not {kv_dtype}"
 
 
