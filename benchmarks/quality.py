@@ -6,7 +6,7 @@ with their own interpreters. Usage, from the repository's root:
 
     python benchmarks/quality.py MODEL [--llama-python PYTHON] [--transformers-python PYTHON] [--out FOLDER]
 
-MODEL: a .gguf file, or a folder with bf16 safetensors (then the peer is Transformers). Writes FOLDER/NAME.json and
+MODEL: a .gguf file, or a folder with safetensors (then the peer is Transformers). Writes FOLDER/NAME.json and
 FOLDER/NAME.md, a table. Needs 400 MB of disk space per subject and no network.
 """
 
@@ -101,8 +101,10 @@ def windows(model: str, length: int) -> NDArray[np.int64]:
 
 
 def subjects(model: str, options: argparse.Namespace) -> list[Subject]:
-    found = [octavo("Octavo", "bfloat16"), octavo("Octavo, int8 KV", "bfloat16", "int8")]
-    found += [octavo(f"Octavo, {isa}", "bfloat16", isa=isa) for isa in options.isa]
+    found = [octavo("Octavo", "auto"), octavo("Octavo, int8 KV", "auto", "int8")]
+    found += [octavo(f"Octavo, {isa}", "auto", isa=isa) for isa in options.isa]
+    if options.bfloat16:
+        found.append(octavo("Octavo, --dtype bfloat16", "bfloat16"))
     found.append(octavo("Octavo, reference backend in bf16", "bfloat16", backend="reference"))
     if options.llama_python and model.endswith(".gguf"):
         found.append(Subject("llama.cpp", options.llama_python, "llama_cpp_logits.py"))
@@ -143,8 +145,8 @@ def table(results: list[dict[str, Any]]) -> str:
     ]
     for r in results:
         lines.append(
-            f"| {r['subject']} | {r['mean_kl']:.5f} ± {r['mean_kl_error']:.5f} | {r['median_kl']:.5f} | "
-            f"{r['p99_kl']:.4f} | {r['max_kl']:.3f} | {100 * r['top1_agreement']:.2f}% | "
+            f"| {r['subject']} | {r['mean_kl']:.2g} ± {r['mean_kl_error']:.1g} | {r['median_kl']:.2g} | "
+            f"{r['p99_kl']:.2g} | {r['max_kl']:.2g} | {100 * r['top1_agreement']:.2f}% | "
             f"{r['mean_logit_difference']:.3f} | {r['perplexity']:.3f} |"
         )
     return "\n".join(lines)
@@ -156,6 +158,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--llama-python", help="interpreter that has llama-cpp-python")
     parser.add_argument("--transformers-python", help="interpreter that has Transformers")
     parser.add_argument("--isa", nargs="*", default=[], help="lower instruction sets to measure too: avx2, portable")
+    parser.add_argument("--bfloat16", action="store_true", help="also --dtype bfloat16, where auto is another")
+    parser.add_argument("--windows", type=int, help="the first so many; default: all")
     parser.add_argument("--window", type=int, default=512, help="tokens per window")
     parser.add_argument("--name", help="of the result; default: the model's")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "quality")
@@ -165,7 +169,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     options = arguments()
     model = str(Path(options.model).resolve())
-    ids, on = windows(model, options.window), machine()
+    ids, on = windows(model, options.window)[: options.windows], machine()
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="octavo-quality-") as folder:
         ids_path, exact, other = (Path(folder) / name for name in ("ids.npy", "exact.npy", "other.npy"))

@@ -7,7 +7,6 @@ from typing import Any
 import msgspec
 
 from octavo.cli.table import table
-from octavo.config.decide import count_numbers
 from octavo.config.engine import EngineConfig
 from octavo.config.suggest import did_you_mean
 from octavo.errors import ConfigError
@@ -18,6 +17,7 @@ from octavo.modelfiles.hub.demos import DEMOS
 from octavo.modelfiles.hub.fetch import find
 from octavo.modelfiles.hub.inventory import inventory
 from octavo.modelfiles.hub.progress import megabytes
+from octavo.modelfiles.stored import count_numbers
 
 
 def _size(files: ModelFiles) -> int:

@@ -6,17 +6,17 @@ What only a loaded model tells (its largest step's memory, its tensors' names) i
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from octavo.config.engine import EngineConfig
 from octavo.config.hardware import Hardware
-from octavo.config.memory import check_given, host_pages, kv_bytes_per_token, num_weights
+from octavo.config.memory import check_given, host_pages, kv_bytes_per_token
 from octavo.config.resolve import ResolvedConfig, resolve
-from octavo.modelfiles import gguf, safetensors
+from octavo.modelfiles import gguf
 from octavo.modelfiles.facts import ModelFacts, read_facts
 from octavo.modelfiles.files import ModelFiles
 from octavo.modelfiles.generation import sampling_defaults
+from octavo.modelfiles.stored import count_numbers
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def decide(config: EngineConfig, hardware: Hardware, files: ModelFiles) -> Decis
 
 def describe(config: EngineConfig, hardware: Hardware, files: ModelFiles) -> Decision:
     """The same without a look at memory. Raises ConfigError, ModelFileError."""
-    facts = read_facts(files)
+    facts = read_facts(files, random_weights=config.load_format == "dummy")
     return Decision(facts, resolve(config, hardware, facts, files.name))
 
 
@@ -60,21 +60,8 @@ PACKED = {
 def count_weights(files: ModelFiles, facts: ModelFacts, resolved: ResolvedConfig) -> dict[str, int]:
     """How many numbers of each type the model has, from the headers alone; from its shape where they are random."""
     if resolved.load_format == "dummy":
-        return {"random": num_weights(facts)}
+        return {"random": facts.num_weights()}
     return count_numbers(files, without=("lm_head.weight",) if facts.tie_embeddings else ())
-
-
-def count_numbers(files: ModelFiles, without: tuple[str, ...] = ()) -> dict[str, int]:
-    """Of each type in the file, from the headers alone. `without`: names of tensors that are not taken."""
-    found: dict[str, int] = {}
-    if files.is_gguf:
-        kinds = [(gguf.GGML_TYPES[t.type].name, t.shape) for t in gguf.read_header(files.path).tensors.values()]
-    else:
-        headers = safetensors.find_tensors(files.path).values()
-        kinds = [(t.dtype, t.shape) for header in headers for name, t in header.tensors.items() if name not in without]
-    for kind, shape in kinds:
-        found[kind] = found.get(kind, 0) + math.prod(shape)
-    return found
 
 
 def weight_bytes(resolved: ResolvedConfig, weights_by_type: dict[str, int], packed: bool) -> int:

@@ -53,7 +53,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         ),
     ] = "auto"
     dtype: Annotated[
-        Dtype, Meta(description="Type of weights and activations; auto: bfloat16 where it is known; float32: exact.")
+        Dtype,
+        Meta(
+            description="Type of weights and activations; auto: float16 or float32 where the file's weights are, else "
+            "bfloat16; float32: exact."
+        ),
     ] = "auto"
     max_model_len: (
         Annotated[int, Meta(ge=1, description="Longest sequence, prompt + output; default: the model's.")] | None

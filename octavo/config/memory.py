@@ -113,6 +113,7 @@ def host_pages(resolved: ResolvedConfig, page: int, weights: int, workspace: int
             f"{wanted * page / MIB:.0f} MiB of KV pages do not fit: weights take {weights / MIB:.0f} MiB and the "
             f"workspace {workspace / MIB:.0f} MiB of the {resolved.memory_budget / MIB:.0f} MiB budget; lower "
             + ("--max-model-len or --max-num-batched-tokens" if given is None else "--kv-cache-memory")
+            + (", or give --dtype bfloat16" if resolved.dtype == "float32" else "")
         )
     return wanted
 
@@ -211,10 +212,3 @@ def estimate(facts: ModelFacts, resolved: ResolvedConfig) -> Estimate:
         graphs = rows * per_token + 2 * logits + kernels * KERNEL_BYTES
     counts_and_sets = 6 * facts.vocab_size * resolved.max_num_seqs  # of penalties and allowed tokens
     return Estimate(activations, graphs, CUDA_BYTES + counts_and_sets)
-
-
-def num_weights(facts: ModelFacts) -> int:
-    """Of matrices, by the shape of such a model."""
-    attention = 2 * facts.hidden_size * facts.head_dim * (facts.num_heads + facts.num_kv_heads)
-    layers = facts.num_layers * (attention + 3 * facts.hidden_size * facts.intermediate_size)
-    return layers + (1 if facts.tie_embeddings else 2) * facts.vocab_size * facts.hidden_size

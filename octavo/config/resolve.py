@@ -28,6 +28,8 @@ ON_GPU = _Sizes(256, 8192)
 """The defaults: a GPU is busy only with many tokens at once."""
 BFLOAT16_FROM, FP8_FROM = (8, 0), (8, 9)
 """Compute capabilities."""
+FLOAT32_SHARE = 0.75
+"""Of the memory, that float32 weights may take before auto rounds them."""
 
 
 class ResolvedConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,15 +117,25 @@ def _refuse_on_cpu(config: EngineConfig, why_no_gpu: str | None) -> None:
         raise ConfigError(f"--enforce-eager is for a GPU, and {here}, where there are no graphs; leave it out")
 
 
-def _choose_dtype(config: EngineConfig, gpu: Gpu | None) -> tuple[str, str | None]:
-    """And why, where there is something to say."""
-    if config.dtype == "auto" and gpu is not None and gpu.capability < BFLOAT16_FROM:
-        return "float16", f"bfloat16 needs compute capability {dotted(BFLOAT16_FROM)} (--dtype auto)"
-    if config.dtype == "auto":
-        return "bfloat16", "half the memory traffic of float32 (--dtype auto)"
-    if config.dtype == "float32" and gpu is None:
-        return "float32", "no rounding anywhere; quantized weights are held dense, 4 bytes each"
-    return config.dtype, None
+def _choose_dtype(
+    config: EngineConfig, facts: ModelFacts, hardware: Hardware, gpu: Gpu | None
+) -> tuple[str, str | None]:
+    """And why, where there is something to say. Hangs on nothing that changes while the machine runs: an engine that
+    is started again goes on with what the one before began."""
+    if config.dtype != "auto":
+        exact = config.dtype == "float32" and gpu is None
+        return config.dtype, "no rounding anywhere; quantized weights are held dense, 4 bytes each" if exact else None
+    memory, beside = hardware.memory_total if gpu is None else gpu.memory_total, ""
+    if facts.dtype == "float32":
+        needed = 4 * facts.num_weights()
+        if needed <= FLOAT32_SHARE * memory:
+            return "float32", "that of the file's weights; bfloat16 would take half the memory (--dtype auto)"
+        beside = f"; the file's float32 would take {needed / MIB:.0f} of {memory / MIB:.0f} MiB"
+    if facts.dtype == "float16":
+        return "float16", "that of the file's weights (--dtype auto)"
+    if gpu is not None and gpu.capability < BFLOAT16_FROM:
+        return "float16", f"bfloat16 needs compute capability {dotted(BFLOAT16_FROM)}{beside} (--dtype auto)"
+    return "bfloat16", f"half the memory traffic of float32{beside} (--dtype auto)"
 
 
 def _budget(config: EngineConfig, hardware: Hardware, gpu: Gpu | None) -> tuple[int, str]:
@@ -143,7 +155,7 @@ def resolve(config: EngineConfig, hardware: Hardware, facts: ModelFacts, model_n
     gpu = None if device == "cpu" else hardware.cuda.gpus[int(device.partition(":")[2])]
     _refuse_unsupported(config, hardware, gpu)
     reasons = [f"device {device}: {why}"]
-    dtype, why_dtype = _choose_dtype(config, gpu)
+    dtype, why_dtype = _choose_dtype(config, facts, hardware, gpu)
     if why_dtype is not None:
         reasons.append(f"dtype {dtype}: {why_dtype}")
     max_model_len = config.max_model_len or facts.max_position

@@ -21,8 +21,6 @@ __all__ = ["BACKENDS", "Backend", "Choice", "Spec", "attention_report", "choose"
 def _reference_supports(spec: Spec) -> str | None:
     if spec.device != "cpu":
         return f"runs on the CPU, not on {spec.device}"
-    if spec.dtype == "float16":
-        return "float16 is slow and overflows on the CPU; use bfloat16 or float32"
     if spec.kv_cache_dtype not in (None, spec.dtype):
         return f"has no KV cache of {spec.kv_cache_dtype} beside {spec.dtype}"
     return None if spec.dtype in DTYPES else f"does not know dtype {spec.dtype}"
@@ -31,7 +29,11 @@ def _reference_supports(spec: Spec) -> str | None:
 def _load_reference(spec: Spec) -> Ops:
     from octavo.kernels.reference.backend import ReferenceOps
 
-    return ReferenceOps(DTYPES[spec.dtype], spec.device, spec.threads)
+    if spec.dtype != "float16":
+        return ReferenceOps(DTYPES[spec.dtype], spec.device, spec.threads)
+    ops = ReferenceOps(DTYPES["float32"], spec.device, spec.threads)
+    ops.notes = ["float16 is held and computed as float32: PyTorch's own is slow and overflows on a CPU"]
+    return ops
 
 
 def _native_supports(spec: Spec) -> str | None:

@@ -7,7 +7,7 @@ folders, llama.cpp for GGUF files) would compute otherwise than the facts say ha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from octavo.modelfiles.files import ModelFiles
 
@@ -57,6 +57,7 @@ class ModelFacts:
     window_layers: tuple[int, ...] | None = None
     """Those with the sliding window, in order; None: all."""
     dtype: str = "bfloat16"
+    """The compute type in which its matrices are what the file says; see modelfiles/stored.py."""
 
     def window_of(self, layer: int) -> int | None:
         return self.sliding_window if self.window_layers is None or layer in self.window_layers else None
@@ -65,10 +66,17 @@ class ModelFacts:
         """Bytes of K and V that one token takes over all layers."""
         return int(2 * self.num_layers * self.num_kv_heads * self.head_dim * element_size)
 
+    def num_weights(self) -> int:
+        """Of matrices, by the shape of such a model."""
+        attention = 2 * self.hidden_size * self.head_dim * (self.num_heads + self.num_kv_heads)
+        layers = self.num_layers * (attention + 3 * self.hidden_size * self.intermediate_size)
+        return layers + (1 if self.tie_embeddings else 2) * self.vocab_size * self.hidden_size
 
-def read_facts(files: ModelFiles) -> ModelFacts:
-    """Raises ModelFileError that names the file and the key: an architecture that is not served, keys that are missing,
-    wrong or inconsistent, and what would change the output and is not computed here."""
+
+def read_facts(files: ModelFiles, random_weights: bool = False) -> ModelFacts:
+    """`random_weights`: those of a folder are not looked at. Raises ModelFileError that names the file and the key: an
+    architecture that is not served, keys that are missing, wrong or inconsistent, what would change the output and is
+    not computed here, and damaged headers."""
     if files.is_gguf:
         from octavo.modelfiles.gguf import read_header
         from octavo.modelfiles.gguf_facts import gguf_facts
@@ -76,5 +84,9 @@ def read_facts(files: ModelFiles) -> ModelFacts:
         return gguf_facts(read_header(files.path), files.path.name)
     from octavo.modelfiles.config_facts import config_facts
     from octavo.modelfiles.jsonfile import read_object
+    from octavo.modelfiles.stored import exact_dtype, has_weights, of_folder
 
-    return config_facts(read_object(files.path / "config.json"), "config.json")
+    facts = config_facts(read_object(files.path / "config.json"), "config.json")
+    looked_at = not random_weights and has_weights(files.path)
+    stored = exact_dtype(of_folder(files.path)) if looked_at else None
+    return replace(facts, dtype=stored or facts.dtype)

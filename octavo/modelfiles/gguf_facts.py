@@ -9,8 +9,7 @@ from octavo.modelfiles.facts import ModelFacts
 from octavo.modelfiles.fields import MAX_LAYERS, MAX_POSITIONS, Fields, heads_of
 from octavo.modelfiles.gguf import GGUFHeader
 from octavo.modelfiles.rope import gguf_rope
-
-_FILE_TYPES = {0: "float32", 1: "float16", 32: "bfloat16"}
+from octavo.modelfiles.stored import exact_dtype, of_gguf
 
 NEUTRAL: dict[str, tuple[object, ...]] = {
     "attention.causal": (True,),
@@ -70,7 +69,7 @@ def gguf_facts(header: GGUFHeader, file: str) -> ModelFacts:
         qkv_bias=architecture == "qwen2" or "blk.0.attn_q.bias" in header.tensors,
         out_bias="blk.0.attn_output.bias" in header.tensors,
         mlp_bias="blk.0.ffn_up.bias" in header.tensors,
-        dtype=_FILE_TYPES.get(general.integer("general.file_type", -1, low=-1), "bfloat16"),
+        dtype=exact_dtype(of_gguf(header)) or "bfloat16",
     )
 
 

@@ -94,7 +94,7 @@ class Worker:
 
     def _start(self) -> WorkerInfo:
         resolved, began = self._resolved, time.monotonic()
-        facts = read_facts(self._files)
+        facts = read_facts(self._files, random_weights=resolved.load_format == "dummy")
         self._device = self._device or open_device(resolved.device)
         ops = registry.choose(_spec(resolved, facts), forced_backend())
         self.state = State.LOADING

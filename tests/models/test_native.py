@@ -3,8 +3,9 @@ reference does; a request's logits are the same to the bit alone and among other
 
 from __future__ import annotations
 
+import copy
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from octavo.kernels import registry
 from octavo.kernels.ops import Ops
 from octavo.kernels.recorded import Recorded
 from octavo.kernels.registry import Spec
+from octavo.modelfiles.facts import read_facts
 from octavo.modelfiles.files import ModelFiles, locate
 from octavo.types import SamplingParams
 from octavo.wire.plan import Admit, Plan, Run
@@ -101,6 +103,26 @@ def test_recorded_equals_one_operation_at_a_time(isa: str, dtype: str, tmp_path:
         files, ops = save_safetensors(make_reference(kind, **changes), tmp_path / str(i)), native(dtype, isa=isa)
         ids = random_ids(60)
         assert torch.equal(loaded(files, ops, dtype).whole(ids), Paged.load(files, dtype, ops=ops).whole(ids))
+
+
+@pytest.mark.parametrize("isa", known_isas())
+@pytest.mark.parametrize("save", [save_safetensors, save_gguf])
+def test_f16_files_are_computed_as_exactly_as_f32_ones(
+    isa: str, save: Callable[[Any, Path], ModelFiles], tmp_path: Path
+) -> None:
+    """But for the rounding of K and V to f16, which takes little."""
+    reference = make_reference()
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.copy_(parameter.half())
+    path = tmp_path / ("tiny.gguf" if save is save_gguf else "tiny")
+    files, ids = save(copy.deepcopy(reference).half(), path), random_ids(77)
+    wanted = expected(reference, ids)
+    assert read_facts(files).dtype == "float16"
+    agree(loaded(files, native("float16", "float32", isa=isa), "float16").whole(ids), wanted)
+    found = loaded(files, native("float16", isa=isa), "float16").whole(ids)
+    p, q = wanted.log_softmax(-1), found.log_softmax(-1)
+    assert (p.exp() * (p - q)).sum(-1).mean() < 1e-5
 
 
 def test_norms_of_heads_are_no_pass_of_their_own(tmp_path: Path) -> None:

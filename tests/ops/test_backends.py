@@ -276,7 +276,9 @@ CASES = given(
 
 
 @pytest.mark.parametrize("ops", ["reference", *ISAS], indirect=True)
-@pytest.mark.parametrize(("kv", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.03), ("float16", 4e-3), ("int8", 0.06)])
+@pytest.mark.parametrize(
+    ("kv", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.03), ("float16", 4e-3), ("int8", 0.06)]
+)
 @FEW
 @CASES
 def test_attention(

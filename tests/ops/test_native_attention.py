@@ -22,8 +22,8 @@ native = pytest.importorskip("octavo.kernels.cpu._native", reason="the native ke
 Array = npt.NDArray[np.float32]
 F32, BF16, INT8, F16 = range(4)
 KINDS = {F32: "f32", BF16: "bf16", INT8: "int8", F16: "f16"}
-# Of the largest and of the mean error. K and V rounded to bf16, f16 or int8 (and q to bf16) are rounded in f64() too, but
-# for a few that lie between two values: what is left is mostly the rounding of weights.
+# Of the largest and of the mean error. K and V rounded to bf16, f16 or int8 (and q to bf16) are rounded in f64() too,
+# but for a few that lie between two values: what is left is mostly the rounding of weights.
 TOLERANCE = {F32: (3e-5, 2e-6), BF16: (3e-2, 1e-3), INT8: (5e-2, 1e-3), F16: (3e-3, 4e-6)}
 EPS = 0.1  # of the norms of heads: large, so that one left out shows
 POISON = 0xFF  # bytes of fresh pages: NaN as f32, bf16 and f16, NaN scales of int8

@@ -1,5 +1,5 @@
-"""Products with f32, bf16 and f16 matrices on every instruction set: against numpy in f64, and to the bit against themselves
-whatever other rows there are and however the work is shared out."""
+"""Products with f32, bf16 and f16 matrices on every instruction set: against numpy in f64, and to the bit against
+themselves whatever other rows there are and however the work is shared out."""
 
 from __future__ import annotations
 

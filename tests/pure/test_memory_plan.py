@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from test_resolve import FACTS, ON_GPUS
 
 from octavo.config.engine import EngineConfig
-from octavo.config.memory import MIB, MemoryUse, estimate, num_weights, plan_pages
+from octavo.config.memory import MIB, MemoryUse, estimate, plan_pages
 from octavo.config.resolve import ResolvedConfig, resolve
 from octavo.errors import OutOfMemory
 from octavo.modelfiles.facts import ModelFacts
@@ -116,5 +116,5 @@ def test_the_estimate_grows_with_what_it_is_made_of() -> None:
 
 
 def test_weights_of_a_shape() -> None:
-    assert num_weights(LLAMA_1B) == 1_235_746_816
-    assert num_weights(replace(LLAMA_1B, tie_embeddings=False)) == 1_235_746_816 + 128256 * 2048
+    assert LLAMA_1B.num_weights() == 1_235_746_816
+    assert replace(LLAMA_1B, tie_embeddings=False).num_weights() == 1_235_746_816 + 128256 * 2048

@@ -43,6 +43,27 @@ def test_defaults_have_reasons() -> None:
     assert {r.split(":")[0].split()[0] for r in resolved.reasons} == {"device", "dtype", "max_model_len", "memory"}
 
 
+@pytest.mark.parametrize("hardware", [HARDWARE, ON_GPUS], ids=["cpu", "gpu"])
+def test_auto_is_what_the_file_is_stored_in(hardware: Hardware) -> None:
+    for dtype in ("float32", "float16", "bfloat16"):
+        resolved = resolve(EngineConfig(), hardware, replace(FACTS, dtype=dtype), "tiny")
+        assert resolved.dtype == resolved.kv_cache_dtype == dtype
+        (reason,) = [reason for reason in resolved.reasons if reason.startswith(f"dtype {dtype}: ")]
+        assert "--dtype auto" in reason
+        assert resolve(EngineConfig(dtype="bfloat16"), hardware, replace(FACTS, dtype=dtype), "x").dtype == "bfloat16"
+    assert resolve(EngineConfig(dtype="float16", device="cpu"), hardware, FACTS, "tiny").dtype == "float16"
+
+
+def test_float32_weights_that_would_not_fit_are_rounded() -> None:
+    facts = replace(FACTS, dtype="float32", num_layers=50, hidden_size=4096, intermediate_size=8192)
+    resolved = resolve(EngineConfig(), HARDWARE, facts, "big")
+    assert resolved.dtype == "bfloat16"
+    assert any("the file's float32 would take 19354 of 8192 MiB (--dtype auto)" in why for why in resolved.reasons)
+    busy = replace(HARDWARE, memory_available=1 << 20)  # passes: an engine that starts again decides the same
+    assert resolve(EngineConfig(), busy, replace(FACTS, dtype="float32"), "x").dtype == "float32"
+    assert resolve(EngineConfig(dtype="float32"), HARDWARE, facts, "big").dtype == "float32"
+
+
 def test_pages_have_the_dtype_or_int8() -> None:
     assert resolve(EngineConfig(dtype="float32"), HARDWARE, FACTS, "tiny").kv_cache_dtype == "float32"
     assert resolve(EngineConfig(kv_cache_dtype="int8"), HARDWARE, FACTS, "tiny").kv_cache_dtype == "int8"
@@ -144,6 +165,7 @@ def test_what_a_gpu_can_do_depends_on_its_age() -> None:
     resolved = resolve(EngineConfig(), old, FACTS, "tiny")
     assert resolved.dtype == resolved.kv_cache_dtype == "float16"
     assert "dtype float16: bfloat16 needs compute capability 8.0 (--dtype auto)" in resolved.reasons
+    assert resolve(EngineConfig(), old, replace(FACTS, dtype="float32"), "tiny").dtype == "float32"
     with pytest.raises(ConfigError, match=r"--dtype bfloat16 needs compute capability 8.0, and Tesla T4 has .*7.5"):
         resolve(EngineConfig(dtype="bfloat16"), old, FACTS, "tiny")
     with pytest.raises(ConfigError, match=r"--kv-cache-dtype fp8 needs compute capability 8.9, and NVIDIA A10 has"):

@@ -18,7 +18,6 @@ GROUPS = (16, 32)
 """Group sizes the kernels know; multiples of the last are cut to it."""
 
 _ROWS_AT_ONCE = 1024
-_DENSE = {torch.float32: Matrix.f32, torch.bfloat16: Matrix.bf16, torch.float16: Matrix.f16}
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,8 @@ class Packed:
 
 
 def pack(parts: Sequence[Layout], dtype: torch.dtype) -> Packed:
-    """Neighbours of one form become one matrix. Dense ones are taken in `dtype`, and so are fp8 ones and groups that the
-    kernels do not know."""
+    """Neighbours of one form become one matrix. Dense ones are taken in `dtype`, and so are fp8 ones and groups that
+    the kernels do not know."""
     return Packed(tuple(_pack(part, dtype) for part in fused_neighbours(parts)))
 
 
@@ -68,7 +67,10 @@ def _pack(weight: Layout, dtype: torch.dtype) -> Matrix:
         minimums, _ = _scales(weight.minimums, weight.group)
         return Matrix.int4(packed.data_ptr(), scales.data_ptr(), minimums.data_ptr(), f32, group, n, k)
     data = weight.dequantize(dtype).contiguous()
-    return _DENSE[dtype](data.data_ptr(), n, k)
+    if dtype == torch.float16:
+        return Matrix.f16(data.data_ptr(), n, k)
+    make = Matrix.f32 if dtype == torch.float32 else Matrix.bf16
+    return make(data.data_ptr(), n, k)
 
 
 def _scales(scales: Tensor, group: int) -> tuple[Tensor, bool]:
