@@ -164,13 +164,14 @@ class ChatTemplate:
     ) -> str:
         import jinja2
 
+        from octavo.text import budget as budgets
         from octavo.text import sandbox
 
         template = self._template(inputs["tools"])
         if continue_final_message:
             inputs, final = tag_final_message(inputs)
-        most = sandbox.MAX_CHARS + 4 * sum(map(len, _strings(inputs)))
-        budget = sandbox.Budget(most, marks, sandbox.TRIAL_SECONDS if is_trial else None)
+        most = budgets.MAX_CHARS + 4 * sum(map(len, _strings(inputs)))
+        budget = budgets.Budget(most, marks, budgets.TRIAL_SECONDS if is_trial else None)
         try:
             text = sandbox.render(template, budget, {**self._tokenizer.special_names, **inputs})
         except jinja2.TemplateError as error:

@@ -33,7 +33,7 @@ from octavo.modelfiles.jsonfile import parse_object
 from octavo.modelfiles.safetensors import find_tensors
 from octavo.modelfiles.safetensors import read_header as read_safetensors
 from octavo.processes.frames import BrokenStream, take
-from octavo.text import sandbox
+from octavo.text import budget
 from octavo.text.channels import Channels, Content, Splitter, joined_calls
 from octavo.text.template import ChatTemplate
 from octavo.text.tokenizer import Tokenizer
@@ -111,13 +111,13 @@ def tokenizer(data: bytes) -> None:
 def template(data: bytes) -> None:
     text = data.decode("utf-8", "replace")
     messages = [Message("system", "be kind"), Message("user", "hi <|im_start|>"), Message("assistant", None)]
-    seconds, sandbox.CPU_SECONDS = sandbox.CPU_SECONDS, 0.2
+    seconds, budget.CPU_SECONDS = budget.CPU_SECONDS, 0.2
     try:
         ChatTemplate({"default": text}, _tokenizer()).render(messages, add_generation_prompt=True)
     except (RequestError, ModelFileError):
         return
     finally:
-        sandbox.CPU_SECONDS = seconds
+        budget.CPU_SECONDS = seconds
 
 
 class _App:

@@ -200,14 +200,50 @@ GREEDY = [
     "{% macro f(x) %}{{ x }}{{ x }}{% endmacro %}{% set ns = namespace(x='a') %}"
     "{% for i in range(60) %}{% set ns.x = f(ns.x) %}{% endfor %}",
     "{% set x %}{% for i in range(10**5) %}{{ 'a' * 10**4 }}{% endfor %}{% endset %}",
+    "{% for i in range(10**5) %}{% for j in range(10**5) %}" + "text " * 2000 + "{% endfor %}{% endfor %}",
+    "{{ ('a' * 10**6).translate({97: 'b' * 10**6}) }}",
+    "{{ 'a'.encode() * 10**10 }}",
+    "{{ 'a'.encode().ljust(10**10) }}",
+    "{{ ('é' * 10**6).encode('punycode') }}",
+    "{{ (5).to_bytes(10**10, 'big') }}",
+    "{{ ('a' * 10**6) | wordwrap(1) }}",
+    "{% set ns = namespace(x=[1]) %}{% for i in range(20) %}{% set ns.x = ns.x + ns.x %}{% endfor %}"
+    "{{ ([ns.x] * 20) | sum(start=[]) | length }}",
+    "{{ range(10**5) | map('string') | map('center', 10**5) | list | length }}",
+    "{% set ns = namespace(x='a' * 10**7, y=[]) %}"
+    "{% for i in range(10**5) %}{% set ns.y = ns.y + [ns.x[i:]] %}{% endfor %}",
+]
+LISTS = "{% set ns = namespace(x='a', y='a') %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}"
+LISTS += "{% set ns.y = [ns.y, ns.y] %}{% endfor %}"
+TUPLES = "{% set ns = namespace(x='a') %}{% for i in range(60) %}{% set ns.x = (ns.x, ns.x) %}{% endfor %}"
+GREEDY += [
+    LISTS + f"{{{{ {shown} }}}}"
+    for shown in (
+        "ns.x == ns.y", "1 < 2 == ns.x == ns.y", "ns.x in [ns.y]", "[ns.x].index(ns.y)", "[ns.x].count(ns.y)",
+        "ns.x is eq ns.y", "[ns.x] | select('eq', ns.y) | list", "[ns.x, ns.y] | sort", "[ns.x, ns.y] | min",
+        "{'a': ns.x, 'b': ns.y} | dictsort(by='value')", "[{'k': ns.x}, {'k': ns.y}] | groupby('k') | list",
+        *(f"ns.x | {name}" for name in ("upper", "trim", "e", "safe", "wordcount", "urlencode", "pprint")),
+        "{'a': ns.x} | xmlattr",
+    )
+]  # fmt: skip
+GREEDY += [
+    TUPLES + f"{{{{ {shown} }}}}"
+    for shown in (
+        "{ns.x: 1}",
+        "{}.get(ns.x)",
+        "{}[ns.x]",
+        "ns.x in {}",
+        "[ns.x] | unique | list",
+        "dict.fromkeys([ns.x])",
+    )
 ]
 
 
 @pytest.mark.parametrize("source", GREEDY)
 def test_the_budget_holds(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from octavo.text import sandbox
+    from octavo.text import budget
 
-    monkeypatch.setattr(sandbox, "CPU_SECONDS", 0.2)
+    monkeypatch.setattr(budget, "CPU_SECONDS", 0.2)
     start = time.thread_time()
     with pytest.raises(RequestError):
         render(source)

@@ -156,10 +156,10 @@ def test_what_is_nested_too_deeply_is_refused() -> None:
 
 
 def test_trials_of_a_template_without_end_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    from octavo.text import sandbox
+    from octavo.text import budget
 
-    monkeypatch.setattr(sandbox, "CPU_SECONDS", 0.2)
-    monkeypatch.setattr(sandbox, "TRIAL_SECONDS", 0.05)
+    monkeypatch.setattr(budget, "CPU_SECONDS", 0.2)
+    monkeypatch.setattr(budget, "TRIAL_SECONDS", 0.05)
     endless = "{% for m in messages if m.content is not string or 'zq' in m.content %}{% for i in range(10**5) %}" * 2
     source = endless + "{% endfor %}{% endfor %}" * 2 + PRINTED
     assert render(source, [{"role": "user", "content": PARTS}]) == "one two"
