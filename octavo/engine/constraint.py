@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from octavo.grammar.matcher import EXPENSIVE, GrammarError, Matcher, Vocabulary
+from octavo.grammar.limits import EXPENSIVE
+from octavo.grammar.matcher import GrammarError, Matcher, Vocabulary
 from octavo.wire.messages import Add
 
 logger = logging.getLogger(__name__)

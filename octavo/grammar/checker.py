@@ -14,7 +14,7 @@ import signal
 from collections import Counter, OrderedDict
 
 from octavo.errors import QueueFull, RequestError, Unavailable
-from octavo.grammar.limits import CPU_S, SHORT_CPU_S
+from octavo.grammar.limits import CPU_S, EXPENSIVE, SHORT_CPU_S, TOO_LARGE
 from octavo.grammar.trials import LostProcess, TrialProcess
 from octavo.grammar.turns import Turns
 from octavo.modelfiles.files import ModelFiles
@@ -71,7 +71,8 @@ class GrammarChecker:
         else:
             self._known.move_to_end(key)
         if known[0]:
-            raise RequestError(f"the grammar cannot be used: {known[0]}", param="grammar")
+            code = EXPENSIVE if known[0] in (_TOO_SLOW, _TOO_LARGE, TOO_LARGE) else None
+            raise RequestError(f"the grammar cannot be used: {known[0]}", param="grammar", code=code)
         return known[1]
 
     async def close(self) -> None:

@@ -18,6 +18,8 @@ SHORT_CPU_S, CPU_S = 0.05, 2.0
 """Processor time of a first trial of a grammar, and of the second one that follows where that was not enough."""
 MAX_GRAMMAR_BYTES = 64 << 20
 """Of one grammar with all that following it adds. A schema of 4,000 properties takes 20 MB."""
+EXPENSIVE = "grammar_too_expensive"
+"""Code of the errors that end a request whose grammar takes more than one may."""
 TOO_LARGE = (
     f"the grammar takes more than {MAX_GRAMMAR_BYTES >> 20} MiB of memory; "
     "make it smaller, with fewer repetitions inside each other"

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from octavo.grammar.compiled import CACHED_BYTES, Compiled, CompiledGrammars, TooExpensive
-from octavo.grammar.limits import parser_limits
+from octavo.grammar.limits import EXPENSIVE, parser_limits
 from octavo.modelfiles.files import ModelFiles
 from octavo.text.tokenizer import Tokenizer
 
@@ -23,7 +23,7 @@ _LIMITS = re.compile(
 )
 """How llguidance says that a grammar is over its limits; to it some are internal errors."""
 _TOO_COMPLEX = "the grammar is too complex to be followed any further; make it smaller or less ambiguous"
-INVALID, EXPENSIVE = "invalid_grammar", "grammar_too_expensive"
+INVALID = "invalid_grammar"
 
 
 class GrammarError(Exception):

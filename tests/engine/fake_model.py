@@ -37,6 +37,13 @@ def vocabulary() -> Vocabulary:
         return Vocabulary.load(ModelFiles("bytes", Path(folder)), VOCAB)
 
 
+def bounded_vocabulary(cached_bytes: int) -> Vocabulary:
+    """One of its own, that keeps so much of compiled grammars."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_byte_tokenizer(Path(folder))
+        return Vocabulary.load(ModelFiles("bytes", Path(folder)), VOCAB, cached_bytes=cached_bytes)
+
+
 def tokens_of(mask: bytes) -> list[int]:
     return [token for token in range(VOCAB) if mask[token >> 3] >> (token & 7) & 1]
 

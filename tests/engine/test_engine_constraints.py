@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from fake_model import VOCAB, FakeExecutor, expected, tokens_of, vocabulary
+from fake_model import VOCAB, FakeExecutor, bounded_vocabulary, expected, tokens_of, vocabulary
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from patience import PATIENCE_S
@@ -22,7 +22,9 @@ from octavo.engine import constraint as constraint_module
 from octavo.engine.constraints import Constraints
 from octavo.engine.loop import EngineLoop
 from octavo.engine.scheduler import Scheduler, SchedulerConfig
-from octavo.grammar.matcher import EXPENSIVE, GrammarError, Matcher, Vocabulary
+from octavo.grammar.compiled import allocated
+from octavo.grammar.limits import EXPENSIVE
+from octavo.grammar.matcher import GrammarError, Matcher, Vocabulary
 from octavo.grammar.spec import grammar_of
 from octavo.types import SamplingParams, StructuredOutputs
 from octavo.wire.local import LocalConnection, LocalTransport
@@ -401,6 +403,33 @@ def test_special_tokens_are_no_text() -> None:
     assert tokens_of(vocabulary().matcher("start: <|im_start|>").mask() or b"") == [256]
     spelled = vocabulary().matcher('start: "<|im_start|>"')
     assert tokens_of(spelled.mask() or b"") == [ord("<")]
+
+
+def test_what_is_kept_of_many_grammars_is_bounded_by_bytes() -> None:
+    """T-CACHE: two hundred distinct grammars and schemas, each followed for some tokens; a few would be 20 MiB."""
+    before_any = allocated()
+    if before_any is None:
+        pytest.skip("nobody says what this process has allocated")
+    small = bounded_vocabulary(8 << 20)
+    grown = []
+    for i in range(200):
+        name = chr(0x4E00 + i)
+        if i % 2:
+            schema = {"properties": {f"{name}{j}": {"type": "string", "maxLength": 40 + j} for j in range(8)}}
+            grammar = grammar_of(StructuredOutputs(json={"type": "object", **schema}))
+        else:
+            grammar = grammar_of(StructuredOutputs(grammar=f'root ::= [ab] (("{name}"{{20}}){{20}}){{8}}'))
+        matcher = small.matcher(grammar)
+        for _ in range(12):
+            mask = matcher.mask()
+            if mask is None:
+                break
+            matcher.consume((allowed := tokens_of(mask))[len(allowed) // 2])
+        grown.append((allocated() or 0) - before_any)
+    assert small.grammars.evictions > 20
+    assert small.grammars.num_bytes < 16 << 20
+    assert max(grown[100:]) < max(grown[:100]) + (8 << 20), grown[::20]
+    assert max(grown) < 64 << 20
 
 
 @settings(max_examples=60, deadline=None)
