@@ -12,7 +12,6 @@ import faulthandler
 import logging
 import os
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -68,7 +67,7 @@ class Watchdog:
 
 def _stacks() -> str:
     """Of all threads, the last calls first."""
-    with tempfile.TemporaryFile("w+") as file:
+    with os.fdopen(os.memfd_create("octavo-stacks"), "w+") as file:  # there need be no folder for temporary files
         faulthandler.dump_traceback(file=file, all_threads=True)
         file.seek(0)
         return file.read()

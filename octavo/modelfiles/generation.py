@@ -75,10 +75,14 @@ def end_ids(folder: Path, *names: str) -> list[int]:
 
 
 def _params(found: dict[str, Any], file: str) -> SamplingParams:
+    # As in a request, 50.0 is a top_k; some libraries write it so.
+    if isinstance(top_k := found.get("top_k"), float) and top_k.is_integer():
+        found = {**found, "top_k": int(top_k)}
     for key, value in found.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ModelFileError(file, f"sampling default {key} is {value}, not a finite number")
-    try:
-        return msgspec.convert(found, SamplingParams)
-    except msgspec.ValidationError as error:
-        raise ModelFileError(file, f"sampling defaults: {error}") from None
+        try:
+            msgspec.convert({key: value}, SamplingParams)
+        except msgspec.ValidationError:
+            raise ModelFileError(file, f"sampling default {key} is {value!r:.80}, which it cannot be") from None
+    return msgspec.convert(found, SamplingParams)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from octavo.errors import ModelFileError
-from octavo.modelfiles.files import locate
+from octavo.modelfiles.files import ModelFiles, locate
 from octavo.modelfiles.generation import end_ids, sampling_defaults
 from octavo.types import SamplingParams
 
@@ -82,3 +82,14 @@ def test_gguf(tmp_path: Path) -> None:
     for bad in (float("nan"), -1.0):
         with pytest.raises(ModelFileError, match=r"c\.gguf"):
             sampling_defaults(locate(gguf(tmp_path / "c.gguf", {"general.sampling.temp": bad})))
+
+
+def test_a_whole_number_written_as_a_float_is_one(tmp_path: Path) -> None:
+    file = tmp_path / "generation_config.json"
+    file.write_text('{"top_k": 50.0}')
+    assert sampling_defaults(ModelFiles("m", tmp_path)).top_k == 50
+    for value in ("50.5", '"x"', "1e400", "[1]"):
+        file.write_text(f'{{"top_k": {value}}}')
+        with pytest.raises(ModelFileError, match="sampling default top_k is") as refused:
+            sampling_defaults(ModelFiles("m", tmp_path))
+        assert "Expected" not in refused.value.message and "`" not in refused.value.message
