@@ -15,6 +15,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from octavo.client.arguments import as_messages
 from octavo.errors import RequestError
 from octavo.modelfiles.files import ModelFiles
 from octavo.text.parts import byte_alphabet
@@ -225,6 +226,43 @@ def test_templates_byte_for_byte(pair: tuple[Tokenizer, Any], name: str, chat: i
         ours, theirs = both(pair, TEMPLATES[name], messages, **options)
         if before == datetime.now().date():
             assert ours == theirs
+
+
+# What templates do with contents that may be parts, and with keys that only some messages have.
+MESSAGE_TEMPLATES = {
+    "macro": """{% macro show(m) %}{% set c = m.get('content') %}{% if c is string %}{{ c }}{% elif c is not none %}
+{%- for part in c %}{% if part.type == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{% endmacro %}
+{%- for m in messages %}[{{ m.role }}]{{ show(m) }}{% endfor %}""",
+    "argument": """{%- macro show(content) %}{% if content is string %}{{ content }}{% else %}{% for item in content %}
+{%- if 'text' in item %}{{ item.text }}{{ '|' if not loop.last }}{% endif %}{% endfor %}{% endif %}{% endmacro %}
+{%- for m in messages %}{% set content = show(m.content) | trim %}{{ m.role ~ ':' ~ content }};{% endfor %}""",
+    "whole": "{% for m in messages %}{{ m | tojson }}{% for k, v in m.items() %} {{ k }}{% endfor %}{% endfor %}",
+    "keys": """{% for m in messages %}{% if m.tool_plan is defined %}<plan>{{ m.tool_plan }}</plan>{% endif -%}
+{{ m.thinking | default('-') }}{{ m['reasoning_content'] if m['reasoning_content'] is defined else '?' -}}
+{% if m.prefix %}<prefix>{% endif %}{{ m.name is defined }}{{ m.audio is defined }}{% endfor %}""",
+}
+TWO = [{"type": "text", "text": "one"}, {"type": "text", "text": " two "}]
+MESSAGES: list[list[dict[str, Any]]] = [
+    [{"role": "user", "content": TWO}],
+    [{"role": "system", "content": TWO}, {"role": "user", "content": "q"}, {"role": "assistant", "content": TWO}],
+    [{"content": "c", "zeta": [1, None, {"b": 1.5}], "role": "user", "name": None, "audio": None, "prefix": True}],
+    [{"role": "user", "content": "q"}, {"role": "assistant", "thinking": "t", "tool_plan": "p", "content": "a"}],
+    [{"role": "assistant", "reasoning": "r", "content": "a"}, {"role": "user", "name": "n", "content": "q"}],
+    [{"role": "assistant", "content": "a", "reasoning_content": "", "thinking": "t"}],
+    [{"role": "user", "content": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}]}],
+]
+
+
+@pytest.mark.parametrize("chat", range(len(MESSAGES)))
+@pytest.mark.parametrize("name", MESSAGE_TEMPLATES)
+def test_messages_as_they_were_written(pair: tuple[Tokenizer, Any], name: str, chat: int) -> None:
+    tokenizer, oracle = pair
+    source, given = MESSAGE_TEMPLATES[name], MESSAGES[chat]
+    if name == "whole" and any(isinstance(message["content"], list) for message in given):
+        pytest.skip("a template that prints parts as JSON is not given them")
+    ours = ChatTemplate({"default": source}, tokenizer).render(as_messages(given), add_generation_prompt=True)
+    theirs = oracle.apply_chat_template(given, chat_template=source, tokenize=False, add_generation_prompt=True)
+    assert ours == theirs
 
 
 @settings(max_examples=60, deadline=None)

@@ -17,7 +17,11 @@ from octavo.types import Message
 
 TEMPLATE_KWARGS = frozenset(
     {"enable_thinking", "thinking", "thinking_budget", "preserve_thinking", "reasoning_effort", "date_string",
-     "custom_tools", "tools_in_user_message", "add_vision_id", "clear_thinking"}
+     "custom_tools", "tools_in_user_message", "add_vision_id", "clear_thinking", "truncate_history_thinking",
+     "thinking_mode", "thinking_effort", "thinking_option", "reasoning_mode", "reasoning_strength", "low_effort",
+     "medium_effort", "keep_reasoning", "keep_past_thinking", "drop_thinking", "include_thinking", "skip_think",
+     "skip_thinking", "add_thoughts", "model_identity", "knowledge_cutoff", "current_date", "enable_citations",
+     "custom_instructions", "default_system_prompt", "safety_mode"}
 )  # fmt: skip
 """Names that published templates read; anything else could only reach into the rendering itself."""
 ROLES = ("system", "developer", "user", "assistant", "tool")
