@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import re
 import signal
 import time
@@ -37,9 +38,20 @@ def prefilled(octavo: Octavo) -> float:
 @pytest.mark.parametrize("title", ["octavo-server", "octavo-engine"])
 def test_a_stall_loses_nothing_and_computes_nothing_twice(folder: Path, model: str, title: str) -> None:
     """Streams of tokens for seconds, in the midst of which a process is stopped and goes on. The watchdog's time-out is
-    shorter than the stop of the engine, which is none of its business."""
+    shorter than the stop of the engine, which is none of its business; so is the server's patience with connections
+    that are kept alive."""
     octavo = Octavo(
-        folder, "serve", model, "--port", "0", "--watchdog-timeout", "3", *OPTIONS, OCTAVO_FAULTS="step_delay_ms=20"
+        folder,
+        "serve",
+        model,
+        "--port",
+        "0",
+        "--watchdog-timeout",
+        "3",
+        "--keep-alive-timeout",
+        "3",
+        *OPTIONS,
+        OCTAVO_FAULTS="step_delay_ms=20",
     )
     try:
         octavo.started()
@@ -54,8 +66,14 @@ def test_a_stall_loses_nothing_and_computes_nothing_twice(folder: Path, model: s
             before = prefilled(octavo)
             pids = {name: child.pid for name, child in octavo.children().items()}
             streams = [stream.begun() for stream in start()]
+            kept = http.client.HTTPConnection("127.0.0.1", octavo.port, timeout=60)
+            kept.request("GET", "/ready")
+            assert kept.getresponse().read()
             with stopped(octavo.child(title)):
+                kept.request("GET", "/ready")
                 time.sleep(STALL_S)
+            assert kept.getresponse().status == 200
+            kept.close()
             assert octavo.get("/ready")[0] == 200
             assert [stream.result() for stream in streams] == undisturbed
             assert all(stream.error is None and stream.finish_reason == "length" for stream in streams)

@@ -13,6 +13,7 @@ import logging
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httptools
@@ -23,6 +24,7 @@ from octavo.config import ServerConfig
 from octavo.config.sizes import parse_bytes
 from octavo.errors import ApiError, RequestError, Unavailable
 from octavo.server.core.errors import RequestTimeout
+from octavo.server.http.deadline import Deadline
 
 logger = logging.getLogger("octavo.server")
 
@@ -82,8 +84,8 @@ class Connection(HttpToolsProtocol):
         self._head_size = self._num_headers = 0
         self._idle_bytes = 0
         """Received since anything came of it: the head's, then between two pieces of the body."""
-        self._head_timer: asyncio.TimerHandle | None = None
-        self._write_timer: asyncio.TimerHandle | None = None
+        self._head_timer: Deadline | None = None
+        self._write_timer: Deadline | None = None
         self._refusal: ApiError | None = None
         self._refused = False
         self._unanswered: list[RequestResponseCycle] = []
@@ -118,7 +120,7 @@ class Connection(HttpToolsProtocol):
         if self._idle_bytes > self.bounds.max_head:
             self._refuse(self._too_large() if self._in_head else RequestError("the chunks of the body are malformed"))
         elif self._in_head and (self._head_begun or self._idle_bytes) and self._head_timer is None:
-            self._head_timer = self.loop.call_later(self.bounds.head_timeout, self._head_overdue)
+            self._head_timer = Deadline(self.loop, self.bounds.head_timeout, self._head_overdue)
 
     def _parse(self, data: bytes) -> None:
         """A request to go over to HTTP/2 (Java's clients send it with every body) or web sockets is declined by
@@ -134,7 +136,8 @@ class Connection(HttpToolsProtocol):
                 data = b"POST / HTTP/1.1\r\n" + b"".join(framing) + b"\r\n" + data[upgrade.args[0] :]
 
     def _wait_for_request(self) -> None:
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        deadline = Deadline(self.loop, self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        self.timeout_keep_alive_task = deadline  # type: ignore[assignment]
 
     # -- what the parser finds
 
@@ -224,13 +227,16 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+            self._wait_for_request()
         if self.transport.get_write_buffer_size():
             self._watch_writing()
 
     def _watch_writing(self) -> None:
         if self._write_timer is None:
             size = self.transport.get_write_buffer_size()
-            self._write_timer = self.loop.call_later(self.bounds.send_timeout, self._check_writing, size)
+            self._write_timer = Deadline(self.loop, self.bounds.send_timeout, partial(self._check_writing, size))
 
     def _check_writing(self, before: int) -> None:
         self._write_timer = None

@@ -17,6 +17,7 @@ from octavo.errors import ApiError, RequestError, Unavailable
 from octavo.server.core.account import Account
 from octavo.server.core.errors import ContentTooLarge, RequestTimeout, UnsupportedMediaType
 from octavo.server.core.fair import FairGate
+from octavo.server.http.deadline import Deadline
 from octavo.server.http.failures import Failure, account_of
 
 logger = logging.getLogger("octavo.server")
@@ -171,7 +172,7 @@ class _Body:
         """Looks whether the body is late, and when to look again."""
         left = self._guard.time_left(self._loop.time() - self._started, self._num_bytes)
         if left > 0:
-            self._timer = self._loop.call_later(left, self._expire)
+            self._timer = Deadline(self._loop, left, self._expire)
         else:
             self._timed_out = True
             self._task.cancel()
