@@ -54,6 +54,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.long
 def test_no_kernel_spills_more_than_it_may(compiled: list[dict[str, Any]]) -> None:
     assert spills(compiled) == []
     assert all(0 < entry["registers"] <= 255 and entry["shared"] <= 227 << 10 for entry in compiled)

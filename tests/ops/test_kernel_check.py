@@ -28,6 +28,7 @@ def check(out: Path, *flags: str) -> tuple[int, dict[str, object]]:
     return ran.returncode, json.loads((out / "kernels.json").read_text())
 
 
+@pytest.mark.long
 def test_the_kernel_check_compares_every_kernel_and_measures_nothing(tmp_path: Path) -> None:
     code, result = check(tmp_path)
     cases, tests = result["cases"], result["tests"]
@@ -45,6 +46,7 @@ def test_the_kernel_check_compares_every_kernel_and_measures_nothing(tmp_path: P
     assert not list(tmp_path.glob("check-*"))
 
 
+@pytest.mark.long
 def test_what_there_is_no_time_for_is_listed(tmp_path: Path) -> None:
     code, result = check(tmp_path, "--minutes", "0.05")
     assert code == 1 and result["cases"] == []
