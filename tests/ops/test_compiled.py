@@ -60,12 +60,14 @@ def test_no_kernel_spills_more_than_it_may(compiled: list[dict[str, Any]]) -> No
     assert all(0 < entry["registers"] <= 255 and entry["shared"] <= 227 << 10 for entry in compiled)
 
 
+@pytest.mark.long
 def test_memory_is_read_by_16_bytes(compiled: list[dict[str, Any]]) -> None:
     wide = {entry["kernel"]: entry["loads"]["16"] for entry in compiled}
     assert wide.keys() >= WIDE, "a kernel was renamed, or is no longer launched by the check"
     assert all(wide[kernel] > 0 for kernel in WIDE), wide
 
 
+@pytest.mark.long
 def test_prefill_runs_on_hoppers_matrix_units(compiled: list[dict[str, Any]]) -> None:
     (prefill,) = (entry for entry in compiled if entry["kernel"] == "attention.prefill_kernel")
     assert prefill["hgmma"] > 0 and prefill["hmma"] == 0
