@@ -16,6 +16,7 @@ from octavo.modelfiles import gguf
 from octavo.modelfiles.facts import ModelFacts, read_facts
 from octavo.modelfiles.files import ModelFiles
 from octavo.modelfiles.generation import sampling_defaults
+from octavo.modelfiles.loadable import check_types
 from octavo.modelfiles.stored import count_numbers
 
 
@@ -31,6 +32,8 @@ def decide(config: EngineConfig, hardware: Hardware, files: ModelFiles) -> Decis
     decision = describe(config, hardware, files)
     facts, resolved = decision.facts, decision.resolved
     sampling_defaults(files)
+    if resolved.load_format != "dummy":
+        check_types(files)
     page = kv_bytes_per_token(resolved, facts) * resolved.block_size
     if resolved.device == "cpu":
         host_pages(resolved, page, weight_bytes(resolved, count_weights(files, facts, resolved), packed=True), 0)

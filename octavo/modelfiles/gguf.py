@@ -319,18 +319,25 @@ _HELD: WeakValueDictionary[tuple[int, ...], GGUFHeader] = WeakValueDictionary()
 """Headers that somebody has at this moment: a large vocabulary takes a third of a second to read. None is changed."""
 
 
-def read_header(path: Path, whole: int | None = None, name: str | None = None) -> GGUFHeader:
-    """Read and check the header of `path`. `whole`: the size of the file of which `path` is the beginning so far; then
-    IncompleteError is raised while the header is not all there. `name` is said in errors instead of the path's.
-    Raises ModelFileError for whatever is wrong with the file."""
-    name = name or path.name
+def read_header(path: Path) -> GGUFHeader:
+    """Read and check the header of `path`. Raises ModelFileError for whatever is wrong with the file."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ModelFileError(name, "not a regular file")
-        with path.open("rb") as file:
-            if (whole or path.stat().st_size) < 24:
-                raise ModelFileError(name, "too short to be a GGUF file")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _parse(_Reader(data, name, whole or len(data)))
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ModelFileError(path.name, "not a regular file")
+        key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        if (held := _HELD.get(key)) is not None:
+            return held
+        header = _HELD[key] = read_beginning(path, status.st_size, path.name)
+        return header
     except OSError as error:
-        raise ModelFileError(name, f"cannot be read: {error.strerror or error}") from error
+        raise ModelFileError(path.name, f"cannot be read: {error.strerror or error}") from error
+
+
+def read_beginning(path: Path, size: int, name: str) -> GGUFHeader:
+    """The header of a file of `size` bytes, called `name` in errors, of which `path` holds the beginning so far. Raises
+    IncompleteError while the header is not all there, ModelFileError for whatever is wrong with it, OSError."""
+    if size < 24:
+        raise ModelFileError(name, "too short to be a GGUF file")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return _parse(_Reader(data, name, size))

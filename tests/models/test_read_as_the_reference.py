@@ -18,10 +18,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from octavo.errors import ModelFileError
 from octavo.layers.rope import inverse_frequencies
-from octavo.modelfiles import architectures
+from octavo.modelfiles import architectures, loadable
 from octavo.modelfiles.facts import read_facts
 from octavo.modelfiles.files import ModelFiles, locate
 from octavo.models.registry import BUILDERS
+from octavo.weights.formats.convert import FORMATS
 
 LEFT_OUT: Any = object()
 DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 500.0}
@@ -139,6 +140,7 @@ def test_defaults_are_those_of_transformers(name: str, folder: architectures.Fol
 
 def test_what_is_served_is_said_in_one_place() -> None:
     assert set(BUILDERS) == {*architectures.FOLDERS, *architectures.GGUF}
+    assert set(loadable.TYPES) == FORMATS
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from octavo.errors import ModelFileError
 from octavo.modelfiles.config_facts import config_facts
 from octavo.modelfiles.facts import ModelFacts, RopeFacts, read_facts
 from octavo.modelfiles.files import locate
+from octavo.modelfiles.loadable import check_types
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -339,6 +340,18 @@ def test_gguf_that_makes_no_sense(tmp_path: Path, changes: dict[str, tuple[int, 
     with pytest.raises(ModelFileError) as error:
         gguf_facts(tmp_path, **changes)
     assert error.value.message.startswith("m.gguf: ") and message in error.value.message
+
+
+def test_types_that_cannot_be_loaded_are_known_from_the_header(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    tensors = [tensor("norm.weight", [8], 0, 0), tensor("a.weight", [256, 1], 16, 32)]
+    path.write_bytes(File(tensors=tensors, data=bytes(32 + 66)).build())
+    with pytest.raises(
+        ModelFileError, match=r"tensor 'a.weight': type IQ2_XXS is not supported as weights; F32, .* are"
+    ):
+        check_types(locate(path))
+    path.write_bytes(File().build())
+    check_types(locate(path))
 
 
 def test_gguf_vocabulary_and_embedding_disagree(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from patience import PATIENCE_S
 
 from octavo.errors import ModelFileError
-from octavo.modelfiles.gguf import GGML_TYPES, GGUFHeader, IncompleteError, read_header
+from octavo.modelfiles.gguf import GGML_TYPES, GGUFHeader, IncompleteError, read_beginning, read_header
 
 NEGATIVE = 2**64 - 1
 HUGE = 0x7FFFFFFFFFFFFFC0
@@ -307,9 +307,9 @@ def test_the_beginning_of_a_file(tmp_path: Path, step: int) -> None:
         path.write_bytes(data[:have])
         if have < end:
             with pytest.raises(IncompleteError):
-                read_header(path, len(data))
+                read_beginning(path, len(data), "m.gguf")
         else:
-            assert read_header(path, len(data)) == whole
+            assert read_beginning(path, len(data), "m.gguf") == whole
     path.write_bytes(b"GGML" + data[4:30])
     with pytest.raises(ModelFileError, match=r"other\.gguf: .*not a GGUF file"):
-        read_header(path, len(data), "other.gguf")
+        read_beginning(path, len(data), "other.gguf")

@@ -15,12 +15,13 @@ import msgspec
 from octavo.errors import DownloadError, ModelFileError
 from octavo.modelfiles.config_facts import config_facts
 from octavo.modelfiles.files import ModelFiles, locate
-from octavo.modelfiles.gguf import IncompleteError, read_header
+from octavo.modelfiles.gguf import IncompleteError, read_beginning
 from octavo.modelfiles.gguf_facts import gguf_facts
 from octavo.modelfiles.hub import choose, store
 from octavo.modelfiles.hub.progress import Progress, running
 from octavo.modelfiles.hub.transfer import HttpError, RemoteFile, Unreachable, download
 from octavo.modelfiles.jsonfile import read_object
+from octavo.modelfiles.loadable import check_header
 
 _RECORD = ".octavo-record.json"
 _CONFIG = "config.json"
@@ -130,7 +131,9 @@ def _first_look(file: RemoteFile, partial: Path) -> Callable[[int], None]:
         if wanted is None or have < min(wanted, file.size):
             return
         try:
-            gguf_facts(read_header(partial, file.size, file.path), file.path)
+            header = read_beginning(partial, file.size, file.path)
+            gguf_facts(header, file.path)
+            check_header(header, file.path)
             wanted = None
         except IncompleteError:
             wanted = 2 * have
