@@ -226,7 +226,7 @@ def _ask(chat: Chat, screen: Screen, text: str) -> bool:
     try:
         return chat.ask(text)
     except ContextLengthExceeded as error:
-        screen.note(f"{error.message}, or forget the conversation with /reset", "red")
+        screen.note(f"{error.message}; /reset forgets the conversation", "red")
     except ApiError as error:
         screen.note(error.message, "red")
     return False
