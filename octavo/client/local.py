@@ -20,7 +20,7 @@ from octavo.client.choices import RequestState
 from octavo.client.conversation import Conversation, Manner, Prompter
 from octavo.client.embedding import finished, numbers
 from octavo.client.prepare import Seeds, sequences
-from octavo.config.decide import decide
+from octavo.config.decide import decide, describe
 from octavo.config.engine import EngineConfig
 from octavo.config.hardware import detect
 from octavo.engine.assembly import build_loop
@@ -63,7 +63,8 @@ class LocalEngine:
     def __init__(self, config: EngineConfig, executor: Executor | None = None) -> None:
         self.files = fetch(config)
         config = msgspec.structs.replace(config, max_queued_requests=0)  # whoever calls also waits: no need to refuse
-        resolved = decide(config, detect(), self.files).resolved
+        settle = decide if executor is None else describe  # whose executor is its own needs no weights in the files
+        resolved = settle(config, detect(), self.files).resolved
         self.tokenizer = Tokenizer.load(self.files)
         self.template = ChatTemplate.load(self.files, self.tokenizer)
         self.defaults = sampling_defaults(self.files)
