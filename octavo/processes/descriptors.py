@@ -1,4 +1,5 @@
-"""Standard input, output and error of a process whose starter has closed some of them.
+"""Standard input, output and error of a process whose starter has closed some of them; and its current folder, which
+may be no more.
 
 The next file opened would take the number of a closed one, and whatever is printed would go into it: into a client's
 connection, say.
@@ -26,6 +27,14 @@ def open_standard() -> None:
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(2, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115
+
+
+def leave_removed_folder() -> None:
+    """Go to / when the current folder is no more: libraries (MKL for one) end a process that has none."""
+    try:
+        os.getcwd()  # noqa: PTH109  (nothing more is imported before the command's first lines)
+    except OSError:
+        os.chdir("/")
 
 
 def _is_open(fd: int) -> bool:

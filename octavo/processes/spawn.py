@@ -9,6 +9,8 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
+from octavo.processes.descriptors import leave_removed_folder
+
 _COMMAND = "import sys; sys.path[:] = {path!r}; from {module} import main; main()"
 
 
@@ -29,6 +31,7 @@ def spawn(
 ) -> subprocess.Popen[bytes]:
     """A process in which `main()` of `module` runs. `env`: None is this process's; `own_session`: the terminal's Ctrl-C
     does not reach it. Raises OSError where the system has no process to give."""
+    leave_removed_folder()  # it may have been removed meanwhile
     return subprocess.Popen(
         [sys.executable, "-c", command(module)],
         stdin=stdin,

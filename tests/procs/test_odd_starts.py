@@ -26,6 +26,10 @@ LAUNCHER = """
 import os, signal, sys
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT})
+gone = os.path.join(sys.argv.pop(1), "gone")
+os.mkdir(gone)
+os.chdir(gone)
+os.rmdir(gone)
 os.close(0)
 os.close(1)
 for name in ("HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR"):
@@ -63,7 +67,14 @@ def meeting_folder(octavo: Octavo) -> Path:
 def test_every_odd_circumstance_at_once(tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "plain").rename(tmp_path / os.fsdecode("café-".encode() + b"\xe9"))
     octavo = Octavo(
-        tmp_path, "serve", str(model), "--port", "0", *OPTIONS, through=[sys.executable, "-c", LAUNCHER], **ENVIRONMENT
+        tmp_path,
+        "serve",
+        str(model),
+        "--port",
+        "0",
+        *OPTIONS,
+        through=[sys.executable, "-c", LAUNCHER, str(tmp_path)],
+        **ENVIRONMENT,
     )
     try:
         octavo.started()
