@@ -25,7 +25,8 @@ from octavo.config import ServerConfig
 
 MIB = 1 << 20
 _CODE = """
-import asyncio, sys, socket
+import asyncio, sys, socket, time
+from starlette.responses import JSONResponse
 sys.path[:] = {path!r}
 import msgspec
 from octavo import log
@@ -38,7 +39,20 @@ from octavo.server.routes import SITE
 middleware.LINGER_S = 0.5
 log.setup("server", "info")
 config = msgspec.json.decode({config!r}, type=ServerConfig)
-server = DrainingServer(create_app(FakeClient(**{fake!r}), config, SITE), config)
+app = create_app(FakeClient(**{fake!r}), config, SITE)
+worst, metering = [0.0], []
+async def meter():
+    while True:
+        began = time.process_time()
+        await asyncio.sleep(0.002)
+        worst[0] = max(worst[0], time.process_time() - began)
+async def lag(request):
+    if not metering:
+        metering.append(asyncio.create_task(meter()))
+    found, worst[0] = worst[0], 0.0
+    return JSONResponse(found)
+app.add_route("/lag", lag)
+server = DrainingServer(app, config)
 server.run(sockets=[socket.socket(fileno={fd})])
 """
 
@@ -73,6 +87,10 @@ class Victim:
     @property
     def rss(self) -> int:
         return int(self.ps.memory_info().rss)
+
+    def lag(self) -> float:
+        """Seconds of processor time between two turns of the event loop, the most since it was last asked."""
+        return float(json.loads(self.ask("GET", "/lag")[2]))
 
     def connect(self, timeout: float = 20.0) -> socket.socket:
         sock = socket.create_connection(("127.0.0.1", self.port), timeout=timeout)

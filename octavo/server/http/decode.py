@@ -45,9 +45,9 @@ _HOPELESS_DEPTH = 10_000
 
 INLINE_BYTES = 1 << 16
 """Shorter bodies are decoded at once."""
-MAX_STRINGS, MAX_CONTAINERS, MAX_VALUES = 100_000, 50_000, 1_000_000
+MAX_STRINGS, MAX_CONTAINERS, MAX_VALUES, MAX_ESCAPES = 100_000, 50_000, 1_000_000, 2_000_000
 """In one body; each bound is 10 to 20 ms of decoding."""
-_PIECE = 1 << 16
+_PIECE = 1 << 14
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*("|\\?\Z)', re.DOTALL)
 """A string, or what there is of it in this piece; the group is its closing quote."""
 
@@ -67,7 +67,7 @@ async def read(decoder: Decodes[T], request: Request) -> T:
 
 async def _check_extent(body: bytes) -> None:
     """Raises RequestError for a body of too many values. Texts may be as long as the body."""
-    strings = containers = values = depth = 0
+    strings = containers = values = escapes = depth = 0
     prefix, settled = b"", 0
     for at in range(0, len(body), _PIECE):
         rest, begun = _STRING.subn(rb"\1", prefix + body[at : at + _PIECE])
@@ -84,10 +84,12 @@ async def _check_extent(body: bytes) -> None:
         if depth > _HOPELESS_DEPTH:
             return  # the decoder gives up there, and says where that is
         strings, values = strings + ended, values + rest.count(b",")
+        escapes += body.count(b"\\", at, at + _PIECE)
         for what, count, limit in (
             ("strings", strings, MAX_STRINGS),
             ("arrays and objects", containers, MAX_CONTAINERS),
             ("values", values, MAX_VALUES),
+            ("escapes in its texts", escapes, MAX_ESCAPES),
         ):
             if count > limit:
                 param = await asyncio.to_thread(_field_at, body, min(settled, len(body)))

@@ -39,7 +39,6 @@ from octavo.types import Delta, FinishReason, SamplingParams, StructuredOutputs
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's default for this route."""
-INLINE_CHARS = 4096
 TOKEN_BYTES = 8
 INLINE_ENTRIES = 1000
 """More log-probabilities are written in a thread, so that other streams keep their pace."""
