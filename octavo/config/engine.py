@@ -181,6 +181,13 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         tuple[str, ...],
         Meta(description="Web pages that may call from a browser, as https://host:port; * is all."),
     ] = ()
+    allowed_hosts: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Without an API key: names in Host that are this server's beside its address and localhost; "
+            "* is any."
+        ),
+    ] = ()
     ssl_certfile: (
         Annotated[str, Meta(description="Certificate chain (PEM): serve https.", extra={"path": True})] | None
     ) = None

@@ -1,7 +1,7 @@
 """The web application: routes, what surrounds them, and the state they share.
 
-Handlers are plain functions from request to response; bodies are decoded by
-msgspec, once. Starlette alone: FastAPI on top of it would add 0.2 s to the start and nothing that is used here.
+Handlers are plain functions from request to response; bodies are decoded by msgspec, once. Starlette alone: FastAPI on
+top of it would add 0.2 s to the start and nothing that is used here.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from octavo.server.http.cors import Cors, checked_origins
 from octavo.server.http.endpoint import Endpoint, Handler, Site
 from octavo.server.http.failures import on_api_error, on_http_exception
 from octavo.server.http.forwarded import Proxies
+from octavo.server.http.local import Local
 from octavo.server.http.middleware import BodyGuard, require_json
 from octavo.server.http.request_log import RequestLog
 from octavo.server.http.tracing import Tracing
@@ -82,6 +83,11 @@ def create_app(client: Client, config: ServerConfig, site: Site) -> Starlette:
     app.add_middleware(Gate, callers=callers, open_paths=open_paths)
     max_body = parse_bytes(config.max_body_size, "--max-body-size")
     app.add_middleware(BodyGuard, limit=max_body, timeout=config.body_timeout)
+    origins = checked_origins(config.cors_origin)
+    if not callers.have_keys:
+        app.add_middleware(
+            Local, bound=None if config.uds else config.host, names=config.allowed_hosts, origins=origins
+        )
     paths = _add_routes(app, site.endpoints)
     if config.log_requests:
         app.add_middleware(RequestLog, paths=paths)
@@ -94,8 +100,8 @@ def create_app(client: Client, config: ServerConfig, site: Site) -> Starlette:
         tracing=tracing,
         proxies=Proxies(config.trusted_proxies),
     )
-    if config.cors_origin:
-        app.add_middleware(Cors, origins=checked_origins(config.cors_origin))
+    if origins:
+        app.add_middleware(Cors, origins=origins)
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(HTTPException, on_http_exception(site.unserved))
     return app

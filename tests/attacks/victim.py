@@ -39,6 +39,7 @@ from octavo.server.routes import SITE
 middleware.LINGER_S = 0.5
 log.setup("server", "info")
 config = msgspec.json.decode({config!r}, type=ServerConfig)
+config = msgspec.structs.replace(config, allowed_hosts=("x", *config.allowed_hosts))
 app = create_app(FakeClient(**{fake!r}), config, SITE)
 worst, metering = [0.0], []
 async def meter():

@@ -129,7 +129,7 @@ class _App:
 
         self.loop = asyncio.new_event_loop()
         self.client = FakeClient(max_model_len=96, max_num_seqs=16)
-        self.app = create_app(self.client, ServerConfig(), SITE)
+        self.app = create_app(self.client, ServerConfig(allowed_hosts=("*",)), SITE)
         self.paths = [endpoint.path for endpoint in ENDPOINTS if endpoint.method == "POST" and "{" not in endpoint.path]
         self._lifespan = self.app.router.lifespan_context(self.app)
         self.loop.run_until_complete(self._lifespan.__aenter__())

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import httpx
+import msgspec
 from patience import PATIENCE_S
 
 from octavo.client.fake import FakeClient
@@ -54,10 +55,15 @@ class Api:
         raise AssertionError(f"{self.engine.num_running} sequences still run")
 
 
+def named(config: ServerConfig) -> ServerConfig:
+    """The server is called `test` here, and `x` by who writes its bytes by hand."""
+    return msgspec.structs.replace(config, allowed_hosts=("test", "x", *config.allowed_hosts))
+
+
 @asynccontextmanager
 async def api(config: ServerConfig | None = None, **fake: Any) -> AsyncIterator[Api]:
     engine = FakeClient(**fake)
-    app = create_app(engine, config or ServerConfig(), SITE)
+    app = create_app(engine, named(config or ServerConfig()), SITE)
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
@@ -164,7 +170,7 @@ class Live:
 
     def __init__(self, config: ServerConfig, **fake: Any) -> None:
         self.engine = FakeClient(**fake)
-        self.app = create_app(self.engine, config, SITE)
+        self.app = create_app(self.engine, named(config), SITE)
         self.server = DrainingServer(self.app, config)
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.port = self.socket.getsockname()[1]

@@ -238,7 +238,7 @@ def test_routes_methods_and_media_types() -> None:
         for kind in ("application/json", "application/json; charset=UTF-8", "application/vnd.api+json"):
             assert (await api.raw(body, **{"content-type": kind})).status_code == 200
         request = httpx.Request("POST", "http://test/v1/chat/completions", content=body)
-        assert (await api.http.send(request)).status_code == 200
+        assert error_of(await api.http.send(request), 415)["code"] == "unsupported_media_type"
 
     run(test)
 

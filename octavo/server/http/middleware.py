@@ -210,9 +210,12 @@ class _Body:
 
 
 def require_json(headers: Headers) -> None:
-    """Raises UnsupportedMediaType for a declared type other than JSON, another charset, or a compressed body."""
-    kind, _, rest = headers.get("content-type", "application/json").partition(";")
+    """Raises UnsupportedMediaType for any type but JSON, for none (which a browser sends for a page without asking),
+    for another charset, or for a compressed body."""
+    kind, _, rest = headers.get("content-type", "").partition(";")
     kind = kind.strip().lower()
+    if not kind:
+        raise UnsupportedMediaType("there is no Content-Type; send application/json")
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         raise UnsupportedMediaType(f"Content-Type is {kind[:80]!r}; send application/json")
     charset = rest.lower().partition("charset=")[2].strip(' "')
