@@ -29,7 +29,8 @@ class Caller:
     def __init__(self, octavo: Octavo, **body: Any) -> None:
         self.socket = socket.create_connection(("127.0.0.1", octavo.port or 0), timeout=PATIENCE_S)
         content = json.dumps({"prompt": "abc", "temperature": 0, "ignore_eos": True, **body}).encode()
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n"
+        head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+        head += f"Content-Length: {len(content)}\r\n"
         self.socket.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + content)
 
     def hang_up(self) -> None:

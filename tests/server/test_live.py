@@ -25,6 +25,7 @@ from octavo.errors import ModelFileError, OctavoError
 from octavo.processes.listen import listen
 from octavo.server import process as server_process
 
+POST = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
 LONG = {"messages": HELLO, "temperature": 0, "max_tokens": 1500, "ignore_eos": True}
 
 
@@ -136,7 +137,7 @@ def test_disconnect_on_the_wire_aborts() -> None:
         for stream in (True, False):
             with socket.create_connection(("127.0.0.1", found.port), timeout=PATIENCE_S) as sock:
                 body = json.dumps({**LONG, "stream": stream}).encode()
-                head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+                head = f"{POST}content-length: {len(body)}\r\n\r\n"
                 sock.sendall(head.encode() + body)
                 if stream:
                     assert sock.recv(100)
@@ -157,7 +158,7 @@ def test_slow_reader_on_the_wire_is_dropped(caplog: pytest.LogCaptureFixture) ->
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             sock.connect(("127.0.0.1", found.port))
             body = json.dumps({**LONG, "max_tokens": 900_000, "stream": True}).encode()
-            head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+            head = f"{POST}content-length: {len(body)}\r\n\r\n"
             sock.sendall(head.encode() + body)
             for _ in range(1000):
                 if found.engine.aborts:
