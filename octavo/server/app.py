@@ -60,22 +60,8 @@ def create_app(client: Client, config: ServerConfig, site: Site) -> Starlette:
     app = Starlette(lifespan=lifespan)
     metrics = ServerMetrics(client)
     app.state.endpoints = site.endpoints
-    inflight = InFlight(config.send_timeout)
     callers = _callers(config)
-    served = Served(
-        client=client,
-        metrics=metrics,
-        tool_call_parser=None if config.tool_call_parser == "auto" else by_name(config.tool_call_parser).name,
-        reasoning_parser=_reasoning_parser(config.reasoning_parser),
-    )
-    app.state.serving = Serving(
-        models=(served,),
-        inflight=inflight,
-        metrics=metrics,
-        started=int(time.time()),
-        defaults=Defaults(config.sampling),
-        responses=ResponseStores(len(callers)),
-    )
+    app.state.serving = _serving(client, config, metrics, len(callers))
     app.router.redirect_slashes = False
     # From the inside out.
     open_paths = frozenset(endpoint.path for endpoint in site.endpoints if endpoint.is_open)
@@ -105,6 +91,23 @@ def create_app(client: Client, config: ServerConfig, site: Site) -> Starlette:
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(HTTPException, on_http_exception(site.unserved))
     return app
+
+
+def _serving(client: Client, config: ServerConfig, metrics: ServerMetrics, num_keys: int) -> Serving:
+    served = Served(
+        client=client,
+        metrics=metrics,
+        tool_call_parser=None if config.tool_call_parser == "auto" else by_name(config.tool_call_parser).name,
+        reasoning_parser=_reasoning_parser(config.reasoning_parser),
+    )
+    return Serving(
+        models=(served,),
+        inflight=InFlight(config.send_timeout),
+        metrics=metrics,
+        started=int(time.time()),
+        defaults=Defaults(config.sampling),
+        responses=ResponseStores(num_keys),
+    )
 
 
 def _callers(config: ServerConfig) -> Callers:

@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from octavo.errors import Place, RequestError
+from octavo.errors import ContextLengthExceeded, Place, RequestError
 from octavo.modelfiles.files import ModelFiles
 from octavo.text.message_data import as_data, cut_at_tag, plain, tag_final_message
 from octavo.text.template_files import templates_of
@@ -26,6 +26,9 @@ _RESERVED = frozenset(
 )
 # Rare symbols and ideographs, to mark special tokens with: printable, so that repr() and JSON leave them as they are.
 _MARKS = (range(0x1D800, 0x1DA00), range(0x20000, 0x2A6D7))
+
+NORMALIZED = 4
+"""So many times shorter a tokenizer may make a text before it looks for tokens."""
 
 
 class ChatTemplate:
@@ -88,6 +91,8 @@ class ChatTemplate:
     ) -> list[int]:
         """The prompt as token ids: those of `render()`'s text, except that special-token strings which the request
         brought are text. `max_tokens` as in Tokenizer.encode."""
+        if max_tokens is not None:
+            self._check_size(messages, max_tokens)
         inputs = self._inputs(messages, tools, kwargs, add_generation_prompt, continue_final_message)
         texts = list(_strings(inputs))
         if not any(self._special.search(text) for text in texts):
@@ -100,6 +105,18 @@ class ChatTemplate:
             raise RequestError("the messages or tools are nested too deeply", param="messages") from None
         text = self._render(marked, continue_final_message, marks)
         return self._tokenizer.encode_segments(self._unmarked(text, marks), max_tokens=max_tokens)
+
+    def _check_size(self, messages: Sequence[Message], max_tokens: int) -> None:
+        """Texts far longer than any text of so many tokens are refused before they are copied and rendered. Raises
+        ContextLengthExceeded."""
+        size = sum(len(message.content) for message in messages if isinstance(message.content, str))
+        tokens = size // (NORMALIZED * self._tokenizer.most_characters)
+        if tokens > max_tokens:
+            raise ContextLengthExceeded(
+                f"the messages have at least {tokens} tokens, but at most {max_tokens} fit the context",
+                param="messages",
+                facts={"tokens": tokens, "limit": max_tokens},
+            )
 
     def _inputs(
         self,

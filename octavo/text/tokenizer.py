@@ -82,6 +82,11 @@ class Tokenizer:
         segments: Iterable[Segment] = self._matcher.split(text) if parse_special else (text,)
         return self.encode_segments(segments, add_special_tokens=add_special_tokens, max_tokens=max_tokens)
 
+    @cached_property
+    def most_characters(self) -> int:
+        """Of the longest token."""
+        return max(map(len, self._backend.get_vocab()), default=1)
+
     def encode_segments(
         self, segments: Iterable[Segment], *, add_special_tokens: bool = False, max_tokens: int | None = None
     ) -> list[int]:
