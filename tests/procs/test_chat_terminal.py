@@ -154,8 +154,10 @@ def test_ctrl_c_ends_the_answer_then_the_chat_and_leaves_the_terminal_as_it_was(
     terminal.type("\x03")  # clears it
     terminal.type("/stats\r")
     terminal.until("tokens/s")
+    terminal.until(PROMPT)
     terminal.type("\x03")
     terminal.until("Ctrl-C once more")
+    terminal.until(PROMPT)
     terminal.type("\x03")
     assert terminal.ended() in (0, 130)
     lines = termios.ECHO | termios.ICANON | termios.ISIG
