@@ -44,7 +44,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     repetition_penalty: (
         Annotated[float, Meta(ge=0.01, le=100, description="Divides logits of tokens in prompt and output.")] | None
     ) = None
-    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1, description="Same seed, same tokens.")] | None = None
+    seed: (
+        Annotated[int, Meta(ge=-(2**63), le=2**63 - 1, description="Same seed, same tokens; negative: a random one.")]
+        | None
+    ) = None
     n: Annotated[int, Meta(ge=1, le=128, description="Choices per prompt.")] = 1
     best_of: Annotated[int, Meta(ge=1, le=128, description="Candidates, of which the n best are returned.")] | None = (
         None

@@ -43,10 +43,11 @@ _LIMITS = ("top_p", "top_k", "min_p")
 
 
 class Seeds:
-    """Seeds for requests that give none: a function of the base and of how many were taken before."""
+    """Seeds for requests that give none: a function of the base, random when None or negative, and of how
+    many were taken before."""
 
     def __init__(self, base: int | None = None) -> None:
-        self._base = secrets.randbits(64) if base is None else base
+        self._base = secrets.randbits(64) if base is None or base < 0 else base
         self._taken = 0
 
     def next(self) -> int:
@@ -79,7 +80,7 @@ def sequences(
     """One Add per choice (per candidate with best_of), ids 0, 1, …: the client gives them its own.
 
     `defaults` are the model's (modelfiles/generation.py); `default_max_tokens` None means the rest of the context;
-    `base_seed` is used when the request has no seed. Raises RequestError, ContextLengthExceeded.
+    `base_seed` is used when the request has no seed, or a negative one. Raises RequestError, ContextLengthExceeded.
     """
     assert params.structured_outputs is None or prompt.grammar is not None, "the grammar has not been written"
     check(params, tokenizer.vocab_size)
@@ -106,7 +107,7 @@ def sequences(
         stop_ids |= tokenizer.eos_ids | set(defaults.stop_token_ids or ())
     bad_word_ids = _bad_word_ids(params.bad_words or [], tokenizer)
     _check_sent("bad_words", sum(map(len, bad_word_ids)), candidates)
-    seed = base_seed if params.seed is None else params.seed
+    seed = base_seed if params.seed is None or params.seed < 0 else params.seed
     return [
         Add(
             id=index,

@@ -109,9 +109,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     threads: Annotated[int, Meta(ge=1, description="CPU threads; default: the cores this process may use.")] | None = (
         None
     )
-    seed: Annotated[int, Meta(description="Base of the seeds of requests that give none; default: random.")] | None = (
-        None
-    )
+    seed: (
+        Annotated[int, Meta(description="Base of the seeds of requests that give none; default, or negative: random.")]
+        | None
+    ) = None
     watchdog_timeout: Annotated[float, Meta(gt=0, description="Seconds before a step that hangs ends the engine.")] = (
         60.0
     )

@@ -229,13 +229,13 @@ def test_bad_words_with_and_without_a_space(prepare: Prepare) -> None:
 
 
 def test_choices_have_seeds_of_their_own(prepare: Prepare) -> None:
-    adds = prepare(n=5, seed=-3, prompt_logprobs=1)
+    adds = prepare(n=5, seed=3, prompt_logprobs=1)
     seeds = [add.seed for add in adds]
-    assert seeds[0] == -3 and len(set(seeds)) == 5 and all(-(2**63) <= s < 2**63 for s in seeds)
-    assert seeds == [add.seed for add in prepare(n=5, seed=-3)]
+    assert seeds[0] == 3 and len(set(seeds)) == 5 and all(-(2**63) <= s < 2**63 for s in seeds)
+    assert seeds == [add.seed for add in prepare(n=5, seed=3)]
     assert [add.params.prompt_logprobs for add in adds] == [1, None, None, None, None]
     assert all(add.params.n == 1 for add in adds)
-    assert prepare()[0].seed == 77
+    assert [prepare(**fields)[0].seed for fields in ({}, {"seed": -1}, {"seed": -(2**63)})] == [77, 77, 77]
     candidates = prepare(n=2, best_of=4)
     assert len(candidates) == 4 and all(add.params.logprobs == 0 for add in candidates)
 
@@ -248,10 +248,11 @@ def test_derived_seeds_fit_64_bits(seed: int, index: int) -> None:
 
 
 def test_seeds_of_requests_without_one() -> None:
-    first, again, random = Seeds(5), Seeds(5), Seeds()
+    first, again, random, negative = Seeds(5), Seeds(5), Seeds(), Seeds(-1)
     taken = [first.next() for _ in range(1000)]
     assert taken == [again.next() for _ in range(1000)]
     assert len(set(taken)) == 1000 and random.next() not in taken
+    assert negative.next() != Seeds(-1).next()
 
 
 def test_adds_cross_the_wire_unchanged(prepare: Prepare) -> None:

@@ -228,7 +228,9 @@ def test_tokenize_and_detokenize() -> None:
     async def test(api: Api) -> None:
         body = (await api.post("/tokenize", prompt="hé<|im_end|>", return_token_strs=True)).json()
         assert body["count"] == len(body["tokens"]) == len(body["token_strs"]) and body["max_model_len"] == 2048
-        assert (await api.post("/detokenize", tokens=body["tokens"])).json() == {"prompt": "hé<|im_end|>"}
+        assert (await api.post("/detokenize", tokens=body["tokens"])).json() == {
+            "prompt": "hé<|im_end|>", "content": "hé<|im_end|>",
+        }  # fmt: skip
         plain = (await api.post("/tokenize", prompt="hi")).json()
         assert plain["tokens"] == [104, 105] and plain["token_strs"] is None
         assert (await api.post("/tokenize", prompt="")).json()["count"] == 0
@@ -271,5 +273,17 @@ def test_many_long_prompts_together() -> None:
         assert [c["text"] for c in body["choices"]] == [p + "H" for p in prompts]
         mixed = (await api.complete(prompt=["a", [98, 99]], echo=True, max_tokens=1)).json()
         assert [c["text"] for c in mixed["choices"]] == ["aH", "bcH"]
+
+    run(test)
+
+
+def test_a_negative_seed_is_drawn() -> None:
+    async def test(api: Api) -> None:
+        async def said(seed: int) -> str:
+            body = (await api.post("/v1/completions", prompt="a", temperature=1, seed=seed)).json()
+            return str(body["choices"][0]["text"])
+
+        assert await said(7) == await said(7)
+        assert len({await said(-1) for _ in range(8)}) > 1
 
     run(test)

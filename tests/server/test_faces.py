@@ -55,6 +55,9 @@ def test_a_response_has_its_reasoning_its_text_and_its_calls() -> None:
         assert without_ids(last["output"]) == without_ids(whole["output"]) and last["usage"] == whole["usage"]
         check_order(events)
 
+        unsealed = (await respond(api, tools=FUNCTIONS)).json()["output"]
+        assert all(None not in item.values() for item in unsealed) and "encrypted_content" not in unsealed[0]
+
     run(test, THINKS, reply=REPLY)
 
 

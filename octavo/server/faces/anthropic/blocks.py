@@ -124,7 +124,7 @@ class MessageEvents(Blocks, Writer):
     def opened(self, piece: Piece) -> None:
         empty: dict[str, Any]
         if piece.kind == "text":
-            empty = {"type": "text", "text": "", "citations": None}
+            empty = {"type": "text", "text": ""}
         elif piece.kind == "reasoning":
             empty = {"type": "thinking", "thinking": "", "signature": ""}
         else:

@@ -104,7 +104,6 @@ class CountTokensRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 class TextBlock(msgspec.Struct, kw_only=True, tag_field="type", tag="text"):
     text: str
-    citations: None = None
 
 
 class ThinkingBlock(msgspec.Struct, kw_only=True, tag_field="type", tag="thinking"):

@@ -101,7 +101,7 @@ async def detokenize(request: Request) -> Response:
                 param="tokens",
             )
     text = await asyncio.to_thread(tokenizer.decode, asked.tokens, skip_special_tokens=False)
-    return json_response(DetokenizeResponse(prompt=text))
+    return json_response(DetokenizeResponse(prompt=text, content=text))
 
 
 async def tokenizer_info(request: Request) -> Response:

@@ -129,7 +129,7 @@ class ReasoningItem(msgspec.Struct, kw_only=True, tag_field="type", tag="reasoni
     status: ItemStatus
     summary: list[Any] = []
     content: list[ReasoningText]
-    encrypted_content: Annotated[str, Meta(description="The reasoning in a form to send back.")] | None = None
+    encrypted_content: Annotated[str, Meta(description="The reasoning in a form to send back.")] | UnsetType = UNSET
 
 
 class FunctionCallItem(msgspec.Struct, kw_only=True, tag_field="type", tag="function_call"):

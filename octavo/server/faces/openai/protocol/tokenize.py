@@ -55,6 +55,7 @@ class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 class DetokenizeResponse(msgspec.Struct, kw_only=True):
     prompt: str
+    content: Annotated[str, Meta(description="The same, as llama.cpp calls it.")]
 
 
 class TokenizerInfo(msgspec.Struct, kw_only=True):

@@ -75,7 +75,7 @@ class Output(Pieces):
             return MessageItem(id=self.id, status=status, content=content)
         if piece.kind == "reasoning":
             thoughts = [] if is_begun else [ReasoningText(text=text)]
-            seal = sealed(text) if self._seals and not is_begun else None
+            seal = sealed(text) if self._seals and not is_begun else UNSET
             return ReasoningItem(id=self.id, status=status, content=thoughts, encrypted_content=seal)
         namespace, name = self.own_name(piece)
         return FunctionCallItem(
