@@ -19,9 +19,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from octavo.engine.constraint import SLOW_S, Constraint
+from octavo.fair import RoundRobin
 from octavo.grammar.compiled import CompiledGrammars
 from octavo.grammar.matcher import Vocabulary
-from octavo.grammar.turns import RoundRobin
 from octavo.wire.messages import Add
 from octavo.wire.plan import Masks
 

@@ -14,9 +14,9 @@ import signal
 from collections import Counter, OrderedDict
 
 from octavo.errors import QueueFull, RequestError, Unavailable
+from octavo.fair import FairGate
 from octavo.grammar.limits import CPU_S, EXPENSIVE, SHORT_CPU_S, TOO_LARGE
 from octavo.grammar.trials import LostProcess, TrialProcess
-from octavo.grammar.turns import Turns
 from octavo.modelfiles.files import ModelFiles
 
 MAX_WAITING, MAX_WAITING_BYTES = 64, 16 << 20
@@ -44,7 +44,7 @@ class GrammarChecker:
         self._trials: dict[tuple[str, bytes], asyncio.Task[Known]] = {}
         self._num_waiting: Counter[str] = Counter()
         self._bytes_waiting: Counter[str] = Counter()
-        self._short, self._long = Turns(SHORT_TRIALS), Turns(LONG_TRIALS)
+        self._short, self._long = FairGate(SHORT_TRIALS), FairGate(LONG_TRIALS)
         self._closed = False
 
     @property
@@ -103,10 +103,10 @@ class GrammarChecker:
                 del counter[owner]
 
     async def _try(self, owner: str, key: bytes, data: bytes) -> Known:
-        async with self._short.turn(owner):
+        async with self._short.entered(owner):
             known = await self._verdict(data, SHORT_CPU_S), False
         if known[0] == _TOO_SLOW:
-            async with self._long.turn(owner):
+            async with self._long.entered(owner):
                 known = await self._verdict(data, CPU_S), True
         if key not in self._known:
             self._known[key] = known

@@ -22,12 +22,13 @@ from tools import floors
 ROOT = Path(__file__).parents[2]
 CODE = ROOT / "octavo"
 
-BASE = "errors types env log"
+BASE = "errors types env log fair"
 _MAY_IMPORT = {
     # the ground floor
     "errors": "",
     "types": "errors",
     "env": "errors",
+    "fair": "",
     "log": "errors env",
     "processes": "errors env",
     # what a model is, as files and numbers

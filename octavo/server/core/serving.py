@@ -16,9 +16,9 @@ import octavo
 from octavo.client.base import Client
 from octavo.client.conversation import Manner, Prompter
 from octavo.errors import ModelNotFound, Unavailable
+from octavo.fair import FairGate
 from octavo.server.core.account import Account
 from octavo.server.core.defaults import Defaults
-from octavo.server.core.fair import FairGate
 from octavo.server.core.inflight import InFlight
 from octavo.server.core.machine import Machine
 from octavo.server.core.metrics import ServerMetrics

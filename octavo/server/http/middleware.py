@@ -14,9 +14,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo.errors import ApiError, RequestError, Unavailable
+from octavo.fair import FairGate
 from octavo.server.core.account import Account
 from octavo.server.core.errors import ContentTooLarge, RequestTimeout, UnsupportedMediaType
-from octavo.server.core.fair import FairGate
 from octavo.server.http.deadline import Deadline
 from octavo.server.http.failures import Failure, account_of
 

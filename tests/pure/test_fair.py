@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octavo.server.core.fair import FairGate
+from octavo.fair import FairGate, RoundRobin
+
+
+def test_a_line_of_lines() -> None:
+    line: RoundRobin[str] = RoundRobin()
+    for item in ("a0", "a1", "a2", "b0", "c0", "b1"):
+        line.push(item[0], item)
+    assert len(line) == 6 and line.first() == "a0"
+    assert [line.pop() for _ in range(6)] == ["a0", "b0", "c0", "a1", "b1", "a2"]
+    with pytest.raises(IndexError):
+        line.pop()
 
 
 def order_of(gate: FairGate, keys: list[str]) -> list[str]:
