@@ -166,7 +166,7 @@ def run_doctor(config: EngineConfig) -> None:
     said = describe(config, hardware, files)
     facts, resolved = said.facts, said.resolved
     model = [
-        ("name", resolved.served_model_name),
+        ("name", ", ".join((resolved.served_model_name, *resolved.model_aliases))),
         ("file", str(files.path)),
         ("architecture", facts.architecture),
         ("shape", f"{facts.num_layers} layers, hidden {facts.hidden_size}, {facts.num_heads} heads, "

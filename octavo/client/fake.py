@@ -130,6 +130,7 @@ class FakeClient:
         fail_at: int | None = None,
         on_step: Callable[[], None] | None = None,
         model: str = "fake-model",
+        aliases: tuple[str, ...] = (),
     ) -> None:
         self.step_delay = step_delay
         self.fail_at = fail_at
@@ -143,7 +144,7 @@ class FakeClient:
             "max_num_seqs": max_num_seqs,
             "max_queued_requests": max_queued_requests,
         }
-        self._model = model
+        self._model, self._aliases = model, aliases
         self._running: dict[int, _Running] = {}
         self._steps = 0
         self._generated = 0
@@ -266,6 +267,7 @@ class FakeClient:
             instance=f"fake-{self.engine_restarts}",
             pid=os.getpid(),
             model=self._model,
+            aliases=self._aliases,
             model_path=f"/nowhere/{self._model}",
             block_size=16,
             num_blocks=1024,

@@ -116,9 +116,18 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     watchdog_timeout: Annotated[float, Meta(gt=0, description="Seconds before a step that hangs ends the engine.")] = (
         60.0
     )
-    served_model_name: Annotated[str, Meta(description="Name of the model in the API; default: from MODEL.")] | None = (
-        None
-    )
+    served_model_name: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Names of the model in the API: the first is the one in answers, requests may say any; "
+            "default: from MODEL."
+        ),
+    ] = ()
+    """In Python one name may be a plain string."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.served_model_name, str):
+            msgspec.structs.force_setattr(self, "served_model_name", (self.served_model_name,))
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -62,6 +62,8 @@ class ResolvedConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Two steps are in flight; never on the CPU, where nothing runs later than it is asked for."""
     load_format: Literal["auto", "dummy"] = "auto"
     served_model_name: str
+    model_aliases: tuple[str, ...] = ()
+    """Further names that requests may say."""
     reasons: list[str]
 
 
@@ -171,6 +173,7 @@ def resolve(config: EngineConfig, hardware: Hardware, facts: ModelFacts, model_n
     if config.load_format == "dummy":
         reasons.append("load_format dummy: random weights; what the model says means nothing")
     sizes = ON_CPU if gpu is None else ON_GPU
+    names = list(dict.fromkeys(config.served_model_name or (model_name,)))
     return ResolvedConfig(
         device=device,
         dtype=dtype,
@@ -191,6 +194,7 @@ def resolve(config: EngineConfig, hardware: Hardware, facts: ModelFacts, model_n
         gpu_memory_utilization=config.gpu_memory_utilization,
         enforce_eager=config.enforce_eager,
         async_scheduling=config.async_scheduling and gpu is not None,
-        served_model_name=config.served_model_name or model_name,
+        served_model_name=names[0],
+        model_aliases=tuple(names[1:]),
         reasons=reasons,
     )

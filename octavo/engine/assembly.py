@@ -55,6 +55,7 @@ def build_loop(
         instance=uuid.uuid4().hex,
         pid=os.getpid(),
         model=resolved.served_model_name,
+        aliases=resolved.model_aliases,
         model_path=files.address,
         max_model_len=scheduler.max_len,
         max_num_seqs=resolved.max_num_seqs,

@@ -76,7 +76,9 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     instance: str
     pid: int
     model: str
-    """The name under which the model is served by default."""
+    """The name under which the model is served, and which answers say."""
+    aliases: tuple[str, ...] = ()
+    """Further names that requests may say."""
     model_path: str
     """Address (modelfiles.files) of the folder or .gguf file whose tokenizer and templates the client loads."""
     max_model_len: int

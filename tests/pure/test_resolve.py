@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from fake_nvml import A10, GIB, H200, L4, P40, T4, cuda
 
+from octavo.client.arguments import engine_config
 from octavo.config.engine import EngineConfig
+from octavo.config.flags import load
 from octavo.config.hardware import Hardware, detect, usable_cores
 from octavo.config.resolve import resolve
 from octavo.config.sizes import parse_bytes
@@ -31,6 +33,16 @@ FACTS = ModelFacts(
     rope=RopeFacts(rotary_dim=16),
     tie_embeddings=True,
 )
+
+
+def test_a_model_may_have_several_names() -> None:
+    (config,) = load((EngineConfig,), {"served_model_name": ["a,b", "c", "a"]}, None, {})
+    resolved = resolve(config, HARDWARE, FACTS, "tiny")
+    assert (resolved.served_model_name, resolved.model_aliases) == ("a", ("b", "c"))
+    one: Any = "a,b"
+    resolved = resolve(EngineConfig(served_model_name=one), HARDWARE, FACTS, "tiny")
+    assert (resolved.served_model_name, resolved.model_aliases) == ("a,b", ())
+    assert engine_config("x", {"served_model_name": "n"}).served_model_name == ("n",)
 
 
 def test_defaults_have_reasons() -> None:

@@ -143,3 +143,23 @@ def test_processes_start_without_torch_and_little_else(modules: str) -> None:
     found = set(printed.split())
     assert not found & (unwanted | HEAVY)
     assert found.issuperset(modules.split(", ")) and len(found) < most
+
+
+def test_a_model_with_several_names() -> None:
+    async def test(api: Api) -> None:
+        listed = (await api.http.get("/v1/models")).json()["data"]
+        assert [(model["id"], model["root"]) for model in listed] == [("big", "big"), ("gpt-4o", "big"), ("a/b", "big")]
+        for name in ("big", "gpt-4o", "a/b"):
+            found = (await api.http.get(f"/v1/models/{name}")).json()
+            assert (found["id"], found["root"]) == (name, "big")
+            answer = (await api.post("/v1/completions", prompt="a", model=name, max_tokens=1)).json()
+            assert answer["model"] == "big"
+        message = error_of(await api.post("/v1/completions", prompt="a", model="b"), 404)["message"]
+        assert "'big'" in message and "'a/b'" in message
+        version = {"anthropic-version": "2023-06-01"}
+        listed = (await api.http.get("/v1/models", headers=version)).json()
+        assert [model["id"] for model in listed["data"]] == ["big", "gpt-4o", "a/b"]
+        assert (listed["first_id"], listed["last_id"]) == ("big", "a/b")
+        assert (await api.http.get("/v1/models/gpt-4o", headers=version)).json()["display_name"] == "gpt-4o"
+
+    run(test, model="big", aliases=("gpt-4o", "a/b"))

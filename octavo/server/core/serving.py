@@ -55,8 +55,13 @@ class Served:
 
     @property
     def name(self) -> str:
-        """Raises Unavailable as `info` does."""
+        """The one in answers. Raises Unavailable as `info` does."""
         return self.info.model
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that requests may say, the one in answers first. Raises Unavailable as `info` does."""
+        return (self.info.model, *self.info.aliases)
 
     def fingerprint(self) -> str:
         """Of what computes: while it stays the same, a seed gives the same answer."""
@@ -110,11 +115,11 @@ class Serving:
     responses: ResponseStores = field(default_factory=ResponseStores)
 
     def find(self, asked: str | None) -> Served:
-        """By its name. Raises ModelNotFound; Unavailable while no engine was ever attached."""
+        """By one of its names. Raises ModelNotFound; Unavailable while no engine was ever attached."""
         if asked is None:
             asked = self.models[0].name
         for served in self.models:
-            if asked == served.name:
+            if asked in served.names:
                 return served
-        names = " and ".join(repr(served.name) for served in self.models)
+        names = " and ".join(repr(name) for served in self.models for name in served.names)
         raise ModelNotFound(f"the model {asked[:100]!r} does not exist; this server has {names}", param="model")

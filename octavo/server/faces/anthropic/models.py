@@ -27,12 +27,13 @@ class AnthropicModelList(msgspec.Struct, kw_only=True):
     has_more: bool = False
 
 
-def model(served: Served, started: int) -> AnthropicModel:
+def model(served: Served, name: str, started: int) -> AnthropicModel:
+    """The entry of one of its names."""
     info = served.info
     created = datetime.fromtimestamp(started, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     return AnthropicModel(
-        id=info.model,
-        display_name=info.model,
+        id=name,
+        display_name=name,
         created_at=created,
         max_input_tokens=info.max_model_len,
         max_tokens=info.max_model_len,
@@ -40,5 +41,5 @@ def model(served: Served, started: int) -> AnthropicModel:
 
 
 def listed(serve: Serving) -> AnthropicModelList:
-    found = [model(served, serve.started) for served in serve.models]
+    found = [model(served, name, serve.started) for served in serve.models for name in served.names]
     return AnthropicModelList(data=found, first_id=found[0].id, last_id=found[-1].id)

@@ -12,19 +12,23 @@ from octavo.server.faces.openai.protocol.models import Model, ModelList
 from octavo.server.http.call import json_response, serving
 
 
-def _model(served: Served, started: int) -> Model:
-    return Model(id=served.name, created=started, root=served.name, max_model_len=served.info.max_model_len)
+def _model(served: Served, name: str, started: int) -> Model:
+    """The entry of one of its names."""
+    return Model(id=name, created=started, root=served.name, max_model_len=served.info.max_model_len)
 
 
 async def list_models(request: Request) -> Response:
     serve = serving(request)
     if is_spoken(request.scope):
         return json_response(anthropic.listed(serve))
-    return json_response(ModelList(data=[_model(served, serve.started) for served in serve.models]))
+    return json_response(
+        ModelList(data=[_model(served, name, serve.started) for served in serve.models for name in served.names])
+    )
 
 
 async def retrieve_model(request: Request) -> Response:
     serve = serving(request)
-    served = serve.find(request.path_params["model"])
-    found = anthropic.model(served, serve.started) if is_spoken(request.scope) else _model(served, serve.started)
-    return json_response(found)
+    name = request.path_params["model"]
+    served = serve.find(name)
+    entry = anthropic.model if is_spoken(request.scope) else _model
+    return json_response(entry(served, name, serve.started))
