@@ -33,7 +33,7 @@ def test_health_and_ready() -> None:
 def test_before_the_model_is_loaded_all_but_health_is_503_with_retry_after() -> None:
     async def main() -> None:
         app = create_app(FakeClient(), ServerConfig(), SITE)  # its lifespan never starts: nothing was ever attached
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
             assert (await http.get("/health")).status_code == 200
             ready = await http.get("/ready")
             assert ready.status_code == 503 and ready.json()["model_loaded"] is False and ready.headers["retry-after"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import select
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from octavo.config.sizes import parse_bytes
 from octavo.errors import ApiError, RequestError, Unavailable
 from octavo.server.core.errors import RequestTimeout
 from octavo.server.http.deadline import Deadline
+from octavo.server.http.http10 import unchunked
 
 logger = logging.getLogger("octavo.server")
 
@@ -34,6 +36,10 @@ MAX_PIPELINED = 8
 BYTES_PER_S = 2048
 """A reader that takes so much is slow, but reads."""
 RETRY_AFTER_S = 5
+FIRST_LOOK_S, LAST_LOOK_S = 0.05, 1.0
+"""After so long, then twice as long …, a connection whose client has said all it will is looked at: nothing else tells
+that it is gone."""
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 
@@ -86,6 +92,8 @@ class Connection(HttpToolsProtocol):
         """Received since anything came of it: the head's, then between two pieces of the body."""
         self._head_timer: Deadline | None = None
         self._write_timer: Deadline | None = None
+        self._look_timer: asyncio.TimerHandle | None = None
+        """Set: no more will come from the client, and it waits for answers."""
         self._refusal: ApiError | None = None
         self._refused = False
         self._unanswered: list[RequestResponseCycle] = []
@@ -101,6 +109,8 @@ class Connection(HttpToolsProtocol):
         self._stop_head_timer()
         if self._write_timer is not None:
             self._write_timer.cancel()
+        if self._look_timer is not None:
+            self._look_timer.cancel()
         for cycle in self._unanswered:
             cycle.disconnected = True
             cycle.message_event.set()
@@ -172,7 +182,7 @@ class Connection(HttpToolsProtocol):
         if self._head_was_read:
             self._head_was_read = False
             return
-        self._unanswered = [cycle for cycle in self._unanswered if not cycle.response_complete]
+        self._unanswered = self._open_cycles()
         if len(self._unanswered) > MAX_PIPELINED:
             raise ValueError("too many pipelined requests")
         if self.parser.get_http_version() not in ("1.0", "1.1"):
@@ -181,6 +191,8 @@ class Connection(HttpToolsProtocol):
         if self._unanswered:
             self.flow.resume_reading()  # the end of the connection is to be seen at once
         self._unanswered.append(self.cycle)
+        if self._is_http10(self.cycle):
+            self.cycle.waiting_for_100_continue = False  # its clients know no interim answers
 
     def on_body(self, body: bytes) -> None:
         """Runs for each chunk, of which there may be a million: as uvicorn's, without asking for web sockets."""
@@ -208,6 +220,47 @@ class Connection(HttpToolsProtocol):
 
     def _too_large(self) -> ApiError:
         return HeadTooLarge(f"the request's head is larger than the limit of {self.bounds.max_head} bytes")
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if self._is_http10(cycle):
+            app = unchunked(cycle, app)
+        super()._start_asgi_task(cycle, app)
+
+    @staticmethod
+    def _is_http10(cycle: RequestResponseCycle) -> bool:
+        return cycle.scope["http_version"] == "1.0"
+
+    def _open_cycles(self) -> list[RequestResponseCycle]:
+        """Of the requests that are not answered to their end."""
+        return [cycle for cycle in self._unanswered if not cycle.response_complete]
+
+    # -- a client that has said all it will
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """A client may close its side once it has asked, and read its answers (half-closed). One that has closed both
+        looks the same until something is sent to it, which its system then refuses. True: the transport stays open."""
+        waiting = self._open_cycles()
+        if not waiting or self._refused or waiting[-1].more_body or self.scheme == "https":  # TLS has no half of it
+            return None
+        if self._look_timer is None:
+            self._stop_head_timer()
+            waiting[-1].keep_alive = False
+            if not (waiting[0].response_started or self._is_http10(waiting[0])):
+                waiting[0].waiting_for_100_continue = False
+                self.transport.write(CONTINUE)  # any client passes over it
+            self._look_timer = self.loop.call_later(FIRST_LOOK_S, self._look, FIRST_LOOK_S)
+        return True
+
+    def _look(self, waited: float) -> None:
+        """A connection that was reset is told apart by its socket alone: the transport does not read any more."""
+        if self.transport.is_closing():
+            return
+        wait = min(2 * waited, LAST_LOOK_S)
+        self._look_timer = self.loop.call_later(wait, self._look, wait)
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket").fileno(), 0)
+        if poll.poll(0):
+            self.transport.abort()
 
     # -- time
 
@@ -255,7 +308,7 @@ class Connection(HttpToolsProtocol):
             return
         self._refused = True
         self._stop_head_timer()
-        waiting = [cycle for cycle in self._unanswered if not cycle.response_complete]
+        waiting = self._open_cycles()
         if any(cycle.response_started for cycle in waiting) or len(waiting) > 1:
             self.transport.abort()
             return
