@@ -37,6 +37,16 @@ class Endpoint:
     is_documented: bool = True
 
 
+def _of(method: str) -> Callable[..., Endpoint]:
+    def endpoint(path: str, handler: Handler, summary: str, **more: Any) -> Endpoint:
+        return Endpoint(method=method, path=path, handler=handler, summary=summary, **more)
+
+    return endpoint
+
+
+get, post, delete = _of("GET"), _of("POST"), _of("DELETE")
+
+
 @dataclass(frozen=True)
 class Site:
     endpoints: Sequence[Endpoint]
