@@ -86,6 +86,22 @@ def test_echo_with_logprobs_scores_the_prompt() -> None:
     run(test)
 
 
+@pytest.mark.parametrize("prompt", ["<|im_start|>a<|im_end|>b", [[256, 97, 257, 98]]])
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_echo_shows_special_tokens_and_its_offsets_count_them(prompt: Any, stream: bool) -> None:
+    async def test(api: Api) -> None:
+        response = await api.complete(prompt=prompt, echo=True, logprobs=0, max_tokens=2, stream=stream)
+        bodies = events(response.text)[:-1] if stream else [response.json()]
+        parts = [choice for body in bodies for choice in body["choices"]]
+        text = "".join(part["text"] for part in parts)
+        tokens = [token for part in parts for token in part["logprobs"]["tokens"]]
+        offsets = [offset for part in parts for offset in part["logprobs"]["text_offset"]]
+        assert text == "".join(tokens) == "<|im_start|>a<|im_end|>bHe"
+        assert all(text.startswith(token, at) for token, at in zip(tokens, offsets, strict=True))
+
+    run(test)
+
+
 def test_max_tokens_zero_only_scores() -> None:
     async def test(api: Api) -> None:
         body = (await api.complete(prompt=[[97, 98]], echo=True, logprobs=1, max_tokens=0)).json()

@@ -190,12 +190,13 @@ class _Choice:
         parts: list[CompletionLogprobs] = []
         if self._echo:  # once, before everything else
             self._echo = False
-            text = self._prompt_text() + text
+            shown = self._prompt_text()
+            text = shown + text
             found = work.prompt_logprobs(prompt_index)
             if self._logprobs is not None and found is not None:
-                parts.append(self._logprobs.build(self._prompt.token_ids, found))
+                parts.append(self._logprobs.echo(self._prompt.token_ids, found, shown))
         if self._logprobs is not None and delta.logprobs:
-            parts.append(self._logprobs.build([entry.token_id for entry in delta.logprobs], delta.logprobs))
+            parts.append(self._logprobs.build(delta.logprobs))
         ids = delta.token_ids if self._show_ids else []
         if not text and not parts and not ids and delta.finish_reason is None:
             return None
@@ -211,9 +212,10 @@ class _Choice:
         return choice
 
     def _prompt_text(self) -> str:
+        """As it was sent; of token ids all that they stand for, special tokens too."""
         if self._prompt.text is not None:
             return self._prompt.text
-        return self._tokenizer.decode(self._prompt.token_ids)
+        return self._tokenizer.decode(self._prompt.token_ids, skip_special_tokens=False)
 
 
 def joined(parts: Sequence[CompletionLogprobs]) -> CompletionLogprobs:

@@ -58,15 +58,42 @@ class CompletionLogprobsBuilder:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._offset = 0
 
-    def build(self, ids: Sequence[int], entries: Sequence[TokenLogprobs | None]) -> CompletionLogprobs:
-        """`ids` [n] with their entries [n]; None (the first token of an echoed prompt) gives null."""
+    def build(self, entries: Sequence[TokenLogprobs]) -> CompletionLogprobs:
+        """Of tokens of the output."""
+        offsets: list[int] = []
+        for entry in entries:
+            offsets.append(self._offset)
+            self._offset += len(self._decoder.decode(self._tokenizer.visible_bytes(entry.token_id, self._skip)))
+        return self._built([entry.token_id for entry in entries], entries, offsets)
+
+    def echo(self, ids: Sequence[int], entries: Sequence[TokenLogprobs | None], shown: str) -> CompletionLogprobs:
+        """Of the prompt, which comes first: `ids` [n] with their entries [n], None for the first token; `shown` is its
+        text. Tokens that the text lacks (a BOS put before it, the space of SentencePiece) take no room."""
         tokenizer = self._tokenizer
-        out = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        offsets: list[int] = []
+        at = 0
+        for token_id in ids:
+            offsets.append(at)
+            raw = tokenizer.token_bytes(token_id)
+            if token_id in tokenizer.special_ids:
+                text = raw.decode(errors="replace")
+                at += len(text) if shown.startswith(text, at) else 0
+                continue
+            text = decoder.decode(raw)
+            if at == 0 and text.startswith(" ") and not shown.startswith(" "):
+                text = text[1:]
+            at = min(at + len(text), len(shown))
+        self._offset = len(shown)
+        return self._built(ids, entries, offsets)
+
+    def _built(
+        self, ids: Sequence[int], entries: Sequence[TokenLogprobs | None], offsets: list[int]
+    ) -> CompletionLogprobs:
+        out = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=offsets)
         for token_id, entry in zip(ids, entries, strict=True):
             text = self._text(token_id)
             out.tokens.append(text)
-            out.text_offset.append(self._offset)
-            self._offset += len(self._decoder.decode(tokenizer.visible_bytes(token_id, self._skip)))
             if entry is None:
                 out.token_logprobs.append(None)
                 out.top_logprobs.append(None)
