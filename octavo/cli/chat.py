@@ -185,18 +185,22 @@ def _converse(chat: Chat, screen: Screen, options: ChatOptions) -> None:
 
     source = Input(env.cache_dir() / "chat-history" if options.history else None)
     state: _Next | None = _Next()
-    while state is not None:
-        try:
-            typed = source.read(state.begun)
-            state = _Next()
-            state = _turn(chat, screen, typed)
-        except EOFError:
-            return
-        except KeyboardInterrupt:  # may be meant for an answer that has just ended: leave at the second
-            if state is not None and state.interrupted:
+    with terminal.interruptible(twice=False) as between:  # the input line's own Ctrl-C is a key
+        while state is not None:
+            try:
+                if between.pressed:
+                    between.pressed = False
+                    raise KeyboardInterrupt
+                typed = source.read(state.begun)
+                between.pressed = False  # a message was typed since
+                state = _turn(chat, screen, typed)
+            except EOFError:
                 return
-            state = _Next(interrupted=True)
-            screen.note("Ctrl-C once more, Ctrl-D or /exit leaves")
+            except KeyboardInterrupt:  # may be meant for an answer that has just ended: leave at the second
+                if state is not None and state.interrupted:
+                    return
+                state = _Next(interrupted=True)
+                screen.note("Ctrl-C once more, Ctrl-D or /exit leaves")
 
 
 def _turn(chat: Chat, screen: Screen, typed: str) -> _Next | None:

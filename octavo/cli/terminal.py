@@ -102,16 +102,17 @@ class Stop:
 
 
 @contextmanager
-def interruptible() -> Iterator[Stop]:
-    """The first Ctrl-C only sets the flag, so that nothing is cut in two; the second raises KeyboardInterrupt."""
+def interruptible(*, twice: bool = True) -> Iterator[Stop]:
+    """The first Ctrl-C only sets the flag, so that nothing is cut in two; the second, if `twice`, raises
+    KeyboardInterrupt."""
     stop = Stop()
     before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
+    if threading.current_thread() is not threading.main_thread() or not callable(before):  # it may be ignored
         yield stop
         return
 
     def note(number: int, frame: FrameType | None) -> None:
-        if stop.pressed:
+        if stop.pressed and twice:
             raise KeyboardInterrupt
         stop.pressed = True
 

@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import signal
 import stat
 import struct
 import subprocess
@@ -16,9 +17,14 @@ import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from tiny import write_tiny_model
+
+from octavo.cli import chat, lines
+from octavo.config.commands import ChatOptions
 
 PATIENCE_S = 90.0
 PROMPT = "«prompt»"
@@ -164,6 +170,35 @@ def test_ctrl_c_ends_the_answer_then_the_chat_and_leaves_the_terminal_as_it_was(
     assert termios.tcgetattr(terminal.fd)[3] & (lines | termios.NOFLSH) == lines
     assert terminal.written.rfind(b"\x1b[?25h") > terminal.written.rfind(b"\x1b[?25l")  # the cursor is shown
     assert "Traceback" not in terminal.text
+
+
+def test_ctrl_c_between_two_prompts_is_one_at_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There SIGINT is a signal and not a key: it cuts nothing in two and ends nothing by itself."""
+    reads, notes, pressing = [], [], iter([True, False, True, True])
+    typed = iter(["/stats", "/stats", "/stats", "/stats", "/stats"])
+
+    class Scripted:
+        def __init__(self, history: Path | None) -> None:
+            pass
+
+        def read(self, begun: str) -> str:
+            reads.append(begun)
+            if len(reads) == 4:
+                raise KeyboardInterrupt  # the key, at the prompt after the one that was pressed between two
+            return next(typed)
+
+    def command(name: str, rest: str) -> bool:
+        if next(pressing):
+            signal.raise_signal(signal.SIGINT)
+        return True
+
+    monkeypatch.setattr(lines, "Input", Scripted)
+    before = signal.getsignal(signal.SIGINT)
+    screen = SimpleNamespace(note=lambda text, style="dim": notes.append(text))
+    talker = SimpleNamespace(command=command)
+    chat._converse(cast(chat.Chat, talker), cast(chat.Screen, screen), ChatOptions(history=False))
+    assert signal.getsignal(signal.SIGINT) is before
+    assert len(reads) == 4 and notes.count("Ctrl-C once more, Ctrl-D or /exit leaves") == 2
 
 
 def test_piped_in_and_out_there_is_the_answer_alone(model: Path, tmp_path: Path) -> None:
