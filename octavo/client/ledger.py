@@ -66,6 +66,7 @@ class _Sent:
 
     request: Request
     own_id: int
+    owner: str
 
 
 class Ledger:
@@ -86,15 +87,21 @@ class Ledger:
     # -- requests
 
     def enter(self, request: Request, limit: int | None = None) -> None:
-        """Record a request and send its sequences. `limit`: most sequences that may be in flight.
+        """Record a request and send its sequences. `limit`: sequences in flight beyond which an owner has no more
+        than its share: what every owner with some in flight may have of them.
         Raises QueueFull, Unavailable; then nothing of it stays."""
         adds = request.unfinished()
-        if limit is not None and len(self._sent) + len(adds) > limit:
-            raise QueueFull(f"{len(self._sent)} sequences are running or waiting: the queue is full", retry_after=1)
+        if limit is not None and len(self._sent) + len(adds) > limit and adds:
+            self._check_share(adds[0].owner, len(adds), limit)
         entry = self._requests[request] = _Entry(f"{self._name}-{next(self._keys)}")
         if not self._transmit(request, entry, adds):
             self.leave(request)
             raise Unavailable("the engine is not reachable", retry_after=1)
+
+    def _check_share(self, owner: str, num_more: int, limit: int) -> None:
+        counts = Counter(sent.owner for sent in self._sent.values())
+        if counts[owner] + num_more > limit // len(counts.keys() | {owner}):
+            raise QueueFull(f"{len(self._sent)} sequences are running or waiting: the queue is full", retry_after=1)
 
     def leave(self, request: Request) -> None:
         """Drop what is left of a request; its engine aborts it. Idempotent."""
@@ -175,7 +182,7 @@ class Ledger:
         entry.engine = engine = self._least_busy()
         for add in adds:
             id = next(self._ids)
-            self._sent[id] = _Sent(request, add.id)
+            self._sent[id] = _Sent(request, add.id, add.owner)
             if not engine.send(msgspec.structs.replace(add, id=id, key=entry.key)):
                 return False
         return True

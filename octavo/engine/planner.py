@@ -3,8 +3,9 @@
 Owned and called by engine/scheduler.py, which knows the clients and the results. Rules, in their order:
 1. Whoever lacks one token (decode) gets it; while prompts wait for computation a quarter of the budget is theirs. How
    much of their share they use beside decoding streams is up to pace.py.
-2. Prompts that one step can finish go by priority, then age. One that takes several steps ("long") gets at least half
-   of what is left, and all that the short ones do not need: neither kind can block the other, the oldest gets on.
+2. Prompts that one step can finish go by priority, then age; into rows by priority, then owner by owner. One that takes
+   several steps ("long") gets at least half of what is left, and all that the short ones do not need: neither kind can
+   block the other, the oldest gets on.
 3. Pages that run out are taken from the running request with the lowest priority, then the youngest (preemption by
    recompute). Admission never preempts, and leaves the pages that running prompts still need.
 
@@ -15,7 +16,9 @@ has a place in the plan being made cannot be preempted by it.
 from __future__ import annotations
 
 import heapq
+import itertools
 from bisect import bisect_left
+from collections.abc import Set
 from dataclasses import dataclass, field
 
 from octavo.engine import journal
@@ -106,6 +109,13 @@ class Planner:
     @property
     def num_free_rows(self) -> int:
         return len(self._free_rows)
+
+    def is_full(self, owner: str, coming: Set[Request]) -> bool:
+        """No more may wait for this owner. `coming`: those that are to be queued, and have their places already."""
+        if not self.queue.full(self.num_free_rows - len(coming)):
+            return False
+        num_rows = self.num_free_rows + len(self.running)
+        return self.queue.exceeds_share(owner, num_rows, itertools.chain(self.running, coming))
 
     def make(self, index: int, now: float) -> Flight | None:
         """The next plan; None when nothing can be computed now."""
@@ -303,7 +313,7 @@ class Planner:
         promised = lacking + len(self.running)
         while flight.left > 0 and self._free_rows:
             request = self.queue.first(pass_long=False)
-            if request is not None and flight.long is not None and request.order > flight.long.order:
+            if request is not None and flight.long is not None and _is_behind(request, flight.long):
                 request = self.queue.first(pass_long=True)
             if request is None:
                 break
@@ -323,7 +333,7 @@ class Planner:
         return self.cache.lookup(request.keys[:full], request.root, request.token_ids)
 
     def _admit(self, flight: Flight, request: Request, hits: list[int], now: float) -> None:
-        self.queue.remove(request)
+        self.queue.serve(request)
         self.pool.retain(hits)
         request.block_ids = hits
         request.num_registered = len(hits)
@@ -368,3 +378,12 @@ class Planner:
 
     def _pages(self, tokens: int) -> int:
         return -(-tokens // self._block_size)
+
+
+def _is_behind(request: Request, long: Request) -> bool:
+    """Whether a waiting request comes after the long one that is being computed; of another owner's new ones of the
+    same priority each does, whenever it arrived."""
+    is_new = request.first_scheduled is None
+    if is_new and request.priority == long.priority and request.add.owner != long.add.owner:
+        return True
+    return request.order > long.order

@@ -108,8 +108,7 @@ class Scheduler:
             return [(client, Failed(add.id, "duplicate_id", message))]
         failed = refused(add, self.config.vocab_size, self.max_len)
         resumed = bool(add.output_ids)  # accepted before an engine restart: it stays accepted
-        spare = self._planner.num_free_rows - len(self._compiling)
-        if failed is None and not resumed and self._planner.queue.full(spare):
+        if failed is None and not resumed and self._planner.is_full(add.owner, self._compiling):
             message = f"{self.num_waiting} requests are waiting already; try again later"
             failed = Failed(add.id, "queue_full", message)
         if failed is not None:

@@ -108,7 +108,8 @@ class Driver:
         grammar = pick.choice([None, None, None, pick.choice(GRAMMARS)])
         seed, stop_ids = pick.choice([0, pick.randrange(99)]), pick.choice([[], [STOP]])
         key = pick.choice(["", "", f"key {self._next_id}", pick.choice(SUSPECTS)])
-        add = Add(self._next_id, prompt, params, seed, stop_ids, grammar=grammar, key=key)
+        owner = pick.choice(["", "", "one", "two"])
+        add = Add(self._next_id, prompt, params, seed, stop_ids, grammar=grammar, key=key, owner=owner)
         whole, _ = expected(add, max_len)
         if whole and pick.random() < 0.2:  # as after a restart of the engine
             add = msgspec.structs.replace(add, output_ids=whole[: pick.randint(1, len(whole))])

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from fake_model import VOCAB, FakeExecutor, expected
 
+from octavo.engine.queue import WaitingQueue
 from octavo.engine.scheduler import Reply, Scheduler, SchedulerConfig
 from octavo.types import Metrics, SamplingParams
 from octavo.wire.messages import Add, Failed, TokenOutput
@@ -39,7 +40,7 @@ class House:
         self.finals: dict[int, TokenOutput | Failed] = {}
 
     def add(self, id: int, prompt: list[int], **fields: Any) -> list[Reply]:
-        outer = {k: fields.pop(k) for k in ("seed", "stop_ids", "bad_word_ids", "output_ids") if k in fields}
+        outer = {k: fields.pop(k) for k in ("seed", "stop_ids", "bad_word_ids", "output_ids", "owner") if k in fields}
         fields.setdefault("max_tokens", 4)
         self.last = Add(id, prompt, SamplingParams(**fields), **({"seed": 0} | outer))
         replies = self.scheduler.add(C, self.last, self.now)
@@ -340,6 +341,29 @@ def test_the_queue_is_bounded_beyond_the_free_rows() -> None:
     assert sorted(house.tokens) == [0, 1, 2, 3, 7]
 
 
+def test_one_owner_cannot_fill_the_queue_for_another() -> None:
+    house = House(max_num_seqs=1, max_queued_requests=3)
+    assert all(house.add(id, [1], owner="crowd") == [] for id in range(4))
+    assert failed(house.add(4, [1], owner="crowd")).code == "queue_full"
+    assert house.add(5, [1], owner="late") == house.add(6, [1], owner="late") == []  # half of the row and three places
+    assert failed(house.add(7, [1], owner="late")).code == "queue_full"
+    house.run()
+    ended = [id for id, final in house.finals.items() if isinstance(final, TokenOutput)]
+    assert ended == [0, 5, 1, 6, 2, 3]
+
+
+def test_a_long_prompt_of_another_owner_waits_for_the_one_being_computed() -> None:
+    house = House(max_num_seqs=4, max_num_batched_tokens=8)
+    house.add(0, [1] * 30, owner="crowd")
+    house.add(1, [2] * 30, owner="crowd")
+    house.add(2, [3] * 30, owner="late")
+    house.add(3, [4], owner="third")
+    house.step()
+    assert [r.id for r in house.scheduler._planner.running] == [0, 3]
+    house.run()
+    assert [id for id in house.finals if id != 3] == [0, 2, 1]
+
+
 def test_a_stream_that_goes_on_after_a_restart_passes_the_full_queue() -> None:
     house = House(max_num_seqs=1, max_queued_requests=1)
     assert house.add(0, [1]) == house.add(1, [1]) == []
@@ -347,6 +371,11 @@ def test_a_stream_that_goes_on_after_a_restart_passes_the_full_queue() -> None:
     assert house.add(3, [1], output_ids=[5, 6]) == []
     house.run()
     assert sorted(house.tokens) == [0, 1, 3]
+
+
+def num_standing(queue: WaitingQueue) -> int:
+    """Requests in all lines, the dead too."""
+    return sum(len(entries) for line in queue._lines.values() for entries in line.entries)
 
 
 def test_aborted_waiters_do_not_pile_up() -> None:
@@ -357,9 +386,9 @@ def test_aborted_waiters_do_not_pile_up() -> None:
         house.add(id, [1])
     house.scheduler.abort(C, range(500, 1000))  # from behind: their places in line stay for a while
     queue = house.scheduler._planner.queue
-    assert len(queue) == 499 and len(queue._short) <= 2 * 499 + 16
+    assert len(queue) == 499 and num_standing(queue) <= 2 * 499 + 16
     house.scheduler.abort(C, range(499, 1, -1))
-    assert len(queue) == 1 and len(queue._short) <= 2 * 1 + 16
+    assert len(queue) == 1 and num_standing(queue) <= 2 * 1 + 16
     house.run()
     assert list(house.finals) == [0, 1]
 

@@ -50,9 +50,10 @@ class _Engine:
 class _Request:
     """`enough`: tokens after which a sequence ends at a stop string."""
 
-    def __init__(self, max_tokens: list[int], enough: int | None = None) -> None:
+    def __init__(self, max_tokens: list[int], enough: int | None = None, owner: str = "") -> None:
         self.error: ApiError | None = None
         self.enough = enough
+        self.owner = owner
         self.adds = {
             i: Add(i, [7], SamplingParams(max_tokens=count), 0, output_ids=[]) for i, count in enumerate(max_tokens)
         }
@@ -65,7 +66,7 @@ class _Request:
 
     def unfinished(self) -> list[Add]:
         return [
-            Add(i, add.prompt_ids, add.params, add.seed, output_ids=list(self.tokens[i]))
+            Add(i, add.prompt_ids, add.params, add.seed, output_ids=list(self.tokens[i]), owner=self.owner)
             for i, add in self.adds.items()
             if i not in self.ended
         ]
@@ -215,6 +216,18 @@ def test_refuses_when_full_or_detached() -> None:
         setting.ledger.enter(late)
     assert len(setting.ledger) == 1
     assert late.error is None
+
+
+def test_an_owner_with_less_than_its_share_is_taken_when_all_is_full() -> None:
+    ledger = _Setting().ledger
+    ledger.enter(_Request([5] * 6, owner="crowd"), limit=6)
+    for owner in ("late", "late", "late", "third", "third"):  # a half each, then a third
+        ledger.enter(_Request([5], owner=owner), limit=6)
+    for owner in ("crowd", "late", "third"):
+        with pytest.raises(QueueFull):
+            ledger.enter(_Request([5], owner=owner), limit=6)
+    with pytest.raises(QueueFull):
+        ledger.enter(_Request([5, 5], owner="fourth"), limit=6)
 
 
 def test_fail_all_ends_everything() -> None:
