@@ -15,7 +15,9 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from octavo.client.fake import FakeClient
+from octavo.server.core.inflight import InFlight
 from octavo.server.core.metrics import ServerMetrics
+from octavo.server.core.serving import Served, Serving
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 NAME = re.compile(r"\b(?:octavo:|process_)\w+")
@@ -30,6 +32,7 @@ def exposed() -> dict[str, set[str]]:
         client = FakeClient()
         await client.start()
         metrics = ServerMetrics(client)
+        Serving((Served(client, metrics),), InFlight(1.0), metrics, started=0)
         metrics._http.labels("POST", "/v1/completions", "200")
         metrics._http_time.labels("/v1/completions")
         body, _ = metrics.exposition()

@@ -335,3 +335,27 @@ def test_key_file_must_be_readable(tmp_path: Path) -> None:
 def test_key_that_no_header_can_carry(key: str) -> None:
     with pytest.raises(ConfigError, match="--api-key: a key is printable ASCII"):
         api_keys(ServerConfig(api_key=(key,)))
+
+
+def test_the_engine_is_told_whose_each_request_is() -> None:
+    """T-FAIR: what waits is taken key by key, so the key has to reach the engine."""
+
+    async def test(api: Api) -> None:
+        owners: list[str] = []
+        enter = api.engine._ledger.enter
+
+        def spy(request: Any, limit: int | None = None) -> None:
+            owners.extend(add.owner for add in request.unfinished())
+            enter(request, limit)
+
+        api.engine._ledger.enter = spy  # type: ignore[method-assign]
+        for key in (*KEYS, KEYS[0]):
+            headers = {"authorization": f"Bearer {key}"}
+            for path in ("/v1/completions", "/v1/responses"):
+                body = {"prompt": "a", "max_tokens": 1} if "comp" in path else {"input": "a", "max_output_tokens": 1}
+                assert (await api.http.post(path, json=body, headers=headers)).status_code == 200
+        first, _, second, *_ = owners
+        assert owners == [first, first, second, second, first, first] and first != second and first and second
+        assert not any(key in owner for key in KEYS for owner in owners)
+
+    run(test, GUARDED)

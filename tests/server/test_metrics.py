@@ -280,6 +280,18 @@ request_generation_tokens_bucket request_params_n_bucket request_params_max_toke
 """.split()  # noqa: SIM905
 
 
+def test_what_the_server_holds_is_shown() -> None:
+    async def test(api: Api) -> None:
+        assert {v for k, v in (await scraped(api)).items() if k[0].startswith("octavo:stored")} == {0}
+        body = {"input": "a", "max_output_tokens": 2}
+        assert (await api.http.post("/v1/responses", json=body)).status_code == 200
+        found = await scraped(api)
+        assert found["octavo:stored_responses",] == 1 and found["octavo:stored_response_bytes",] > 100
+        assert found["octavo:threads_waiting",] == 0
+
+    run(test)
+
+
 def test_vllms_names_are_there_from_the_first_scrape_and_carry_the_model() -> None:
     async def test(api: Api) -> None:
         text = (await api.http.get("/metrics")).text

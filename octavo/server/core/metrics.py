@@ -109,6 +109,19 @@ class _EngineCollector(Collector):
             yield gauge
 
 
+class _HeldCollector(Collector):
+    """What the server itself holds, read when scraped."""
+
+    def __init__(self, metrics: ServerMetrics) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[Metric]:
+        for name, text, value in self._metrics.held:
+            gauge = GaugeMetricFamily(f"octavo:{name}", text, labels=["model_name"])
+            gauge.add_metric([self._metrics.model], value())
+            yield gauge
+
+
 class Tokens(Collector):
     """The tokens of all streams and the time between them, in plain numbers: it is told of every token, and labelled
     metrics of the library take longer for that than all of a token's text."""
@@ -160,6 +173,8 @@ class ServerMetrics:
         self.client = client
         self.registry = CollectorRegistry()
         self._shown: set[str] = set()
+        self.held: list[tuple[str, str, Callable[[], int]]] = []
+        """Gauges of what others own: name, meaning, value."""
         label = ["model_name"]
 
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
@@ -198,6 +213,7 @@ class ServerMetrics:
         self._checks = counter("grammar_checks", "Constraints checked before a request is taken", [*label, "result"])
         self._check_time = histogram("grammar_check_seconds", "Time of such a check", _CHECKS)
         self.registry.register(_EngineCollector(self))
+        self.registry.register(_HeldCollector(self))
         ProcessCollector(registry=self.registry)
 
     @property

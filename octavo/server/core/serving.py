@@ -114,6 +114,18 @@ class Serving:
     defaults: Defaults = field(default_factory=lambda: Defaults(SamplingParams()))
     responses: ResponseStores = field(default_factory=ResponseStores)
 
+    def __post_init__(self) -> None:
+        responses, models = self.responses, self.models
+        self.metrics.held += (
+            ("stored_responses", "Responses that are kept", lambda: responses.num_responses),
+            ("stored_response_bytes", "Memory of kept responses", lambda: responses.num_bytes),
+            (
+                "threads_waiting",
+                "Requests that wait for a thread that renders or tokenizes",
+                lambda: sum(served.threads.num_waiting for served in models),
+            ),
+        )
+
     def find(self, asked: str | None) -> Served:
         """By one of its names. Raises ModelNotFound; Unavailable while no engine was ever attached."""
         if asked is None:
