@@ -45,7 +45,7 @@ _HOPELESS_DEPTH = 10_000
 
 INLINE_BYTES = 1 << 16
 """Shorter bodies are decoded at once."""
-MAX_STRINGS, MAX_CONTAINERS, MAX_VALUES, MAX_ESCAPES = 100_000, 50_000, 1_000_000, 2_000_000
+MAX_STRINGS, MAX_CONTAINERS, MAX_VALUES, MAX_ESCAPES = 100_000, 50_000, 1_000_000, 4_000_000
 """In one body; each bound is 10 to 20 ms of decoding."""
 _PIECE = 1 << 14
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*("|\\?\Z)', re.DOTALL)
