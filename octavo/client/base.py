@@ -27,6 +27,8 @@ class Prompt(msgspec.Struct, kw_only=True):
     """How the output's text divides into reasoning, content and tool calls; None: all of it is content."""
     is_conversation: bool = False
     """It comes from messages: where nobody says how to sample, the unlikely tokens are left out (client/prepare.py)."""
+    logprobs_of_all: bool = False
+    """Deltas bring the log-probabilities of all their `token_ids`, not only of those that the text shows."""
     pooling: Pooling | None = None
     """An embedding of the prompt is wanted, and no output."""
     request_id: str = ""

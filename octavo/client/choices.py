@@ -83,7 +83,11 @@ class RequestState:
         self.done = False
         stops = StopStrings(params.stop_strings())
         self._sequences = {
-            add.id: _Sequence(add, ChoiceStream(tokenizer, add.params, index, prompt.channels, stops), index)
+            add.id: _Sequence(
+                add,
+                ChoiceStream(tokenizer, add.params, index, prompt.channels, stops, prompt.logprobs_of_all),
+                index,
+            )
             for index, add in enumerate(adds)
         }
         self._select = len(adds) > params.n

@@ -53,6 +53,8 @@ class Conversation:
     structured_place: Place = STRUCTURED
     """The field that errors of `params.structured_outputs` name."""
     request_id: str = ""
+    logprobs_of_all: bool = False
+    """As Prompt has it."""
 
     @property
     def callable_tools(self) -> list[Tool]:
@@ -105,6 +107,7 @@ class Prompter:
             channels=channels,
             request_id=conversation.request_id,
             is_conversation=True,
+            logprobs_of_all=conversation.logprobs_of_all,
         )
 
     def encode(self, conversation: Conversation, max_tokens: int | None = None) -> list[int]:

@@ -33,7 +33,8 @@ class ChoiceStream:
 
     Deltas carry all token ids as they come, but logprobs only of tokens whose text is shown, when it is shown: those
     of the stop token, of skipped special tokens and of a cut-off stop string never appear there, so that the joined
-    tokens of the logprobs are the text. `output_ids` and `output_logprobs` hold every token.
+    tokens of the logprobs are the text; with `logprobs_of_all` there is one entry for each id, when the id comes.
+    `output_ids` and `output_logprobs` hold every token.
 
     As in vLLM, `stop_reason` is the stop string, or the id when it is among `stop_token_ids`; None for end of sequence.
     """
@@ -45,6 +46,7 @@ class ChoiceStream:
         index: int = 0,
         channels: Channels | None = None,
         stops: StopStrings | None = None,
+        logprobs_of_all: bool = False,
     ) -> None:
         """`stops`: those of `params`, when another choice has them already."""
         self.output_ids: list[int] = []
@@ -56,6 +58,7 @@ class ChoiceStream:
         self._tokenizer = tokenizer
         self._params = params
         self._index = index
+        self._logprobs_of_all = logprobs_of_all
         self.channelled = None if channels is None else ChannelledText(tokenizer, channels)
         kept = frozenset[int]() if self.channelled is None else self.channelled.kept
         self._detokenizer = Detokenizer(
@@ -114,7 +117,7 @@ class ChoiceStream:
             index=self._index,
             text=text,
             token_ids=self.output_ids[count_before:],
-            logprobs=self._release_logprobs() if self._params.logprobs is not None else None,
+            logprobs=self._new_logprobs(count_before) if self._params.logprobs is not None else None,
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
         )
@@ -171,7 +174,10 @@ class ChoiceStream:
         shown = self._match(text) if self.channelled is None else self._route(self.channelled.finish(text, cut))
         return shown + self._stops.flush()
 
-    def _release_logprobs(self) -> list[TokenLogprobs]:
+    def _new_logprobs(self, count_before: int) -> list[TokenLogprobs]:
+        """Of what has come after so many tokens, or of the text that is shown because of it."""
+        if self._logprobs_of_all:
+            return self.output_logprobs[count_before:]
         released: list[TokenLogprobs] = []
         while self._waiting and self._waiting[0].start < self._shown_len:
             released.append(self._waiting.popleft().logprobs)

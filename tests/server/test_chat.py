@@ -195,3 +195,39 @@ def test_fields_that_change_nothing_are_accepted() -> None:
             assert response.status_code == 200, (fields, response.text)
 
     run(test)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_token_ids_on_request(stream: bool) -> None:
+    async def test(api: Api) -> None:
+        asked = {"return_token_ids": True, "return_tokens_as_token_ids": True, "logprobs": True, "top_logprobs": 1}
+        response = await api.chat(**asked, n=2, max_tokens=100, stream=stream)
+        bodies = events(response.text)[:-1] if stream else [response.json()]
+        given = [body.get("prompt_token_ids") for body in bodies]
+        assert api.engine.tokenizer.decode(given[0], skip_special_tokens=False).endswith("<|im_start|>assistant\n")
+        assert given[1:] == [None] * (len(bodies) - 1)
+        for index in range(2):
+            parts = [choice for body in bodies for choice in body["choices"] if choice["index"] == index]
+            ids = [i for part in parts for i in part.get("token_ids", ())]
+            assert ids == [*TEXT.encode(), 257]
+            entries = [entry for part in parts for entry in (part["logprobs"] or {"content": ()})["content"]]
+            assert [entry["token"] for entry in entries] == [f"token_id:{i}" for i in ids]
+            assert all(top["token"].startswith("token_id:") for entry in entries for top in entry["top_logprobs"])
+            assert all(
+                len(part["token_ids"]) == len(part["logprobs"]["content"]) for part in parts if part.get("token_ids")
+            )
+        plain = (await api.chat(max_tokens=3)).json()
+        assert "prompt_token_ids" not in plain and "token_ids" not in plain["choices"][0]
+
+    run(test)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_token_ids_hold_those_that_show_nothing(stream: bool) -> None:
+    async def test(api: Api) -> None:
+        response = await api.chat(return_token_ids=True, stop="fake", max_tokens=100, stream=stream)
+        bodies = events(response.text)[:-1] if stream else [response.json()]
+        ids = [i for body in bodies for choice in body["choices"] for i in choice.get("token_ids", ())]
+        assert bytes(ids).decode() == TEXT[: TEXT.index("fake") + 4]
+
+    run(test)

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from server_harness import TEXT, Api, error_of, events, run
 
+from octavo.client.fake import IM_END
+
 
 def test_answer_has_the_shape_of_openai() -> None:
     async def test(api: Api) -> None:
@@ -301,5 +303,29 @@ def test_a_negative_seed_is_drawn() -> None:
 
         assert await said(7) == await said(7)
         assert len({await said(-1) for _ in range(8)}) > 1
+
+    run(test)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("fields", [{}, {"stop": "fake"}, {"n": 2, "best_of": 3}])
+def test_ids_and_log_probabilities_agree(stream: bool, fields: dict[str, Any]) -> None:
+    """The end of sequence, and what a stop string cut off, is in both or in neither."""
+    if stream and "best_of" in fields:
+        return
+
+    async def test(api: Api) -> None:
+        for ids_too in (True, False):
+            response = await api.complete(logprobs=0, max_tokens=100, return_token_ids=ids_too, stream=stream, **fields)
+            bodies = events(response.text)[:-1] if stream else [response.json()]
+            parts = [choice for body in bodies for choice in body["choices"] if choice["index"] == 0]
+            tokens = [token for part in parts for token in part["logprobs"]["tokens"]]
+            text = "".join(part["text"] for part in parts)
+            if not ids_too:
+                assert len(tokens) == len(text.encode())
+                continue
+            ids = [i for part in parts for i in part["token_ids"]]
+            assert [api.engine.tokenizer.token_text(i) for i in ids] == tokens
+            assert len(ids) > len(text.encode()) and (ids[-1] == IM_END) == ("stop" not in fields)
 
     run(test)

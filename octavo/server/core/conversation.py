@@ -29,7 +29,8 @@ class Answer:
     reasoning: str = ""
     tool_calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
-    """Of the content's tokens."""
+    """Of the content's tokens, or of all."""
+    token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
 
@@ -53,6 +54,7 @@ def answers(arrived: list[Arrived], n: int) -> list[Answer]:
         answer.content += delta.text
         answer.reasoning += delta.reasoning
         answer.logprobs += delta.logprobs or ()
+        answer.token_ids += delta.token_ids
         calls[delta.index] += delta.tool_calls
         if delta.finish_reason is not None:
             answer.finish_reason, answer.stop_reason = delta.finish_reason, delta.stop_reason

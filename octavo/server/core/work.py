@@ -37,6 +37,7 @@ class Work:
         self, metrics: ServerMetrics, prompts: Sequence[Prompt], params: SamplingParams, account: Account
     ) -> None:
         self.prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
+        self.prompt_ids = [prompt.token_ids for prompt in prompts]
         self._metrics = metrics
         self._tokens = metrics.tokens
         self._account = account

@@ -91,18 +91,22 @@ def _whole(
             ChatChoice(
                 index=index,
                 message=_message(asked, answer),
-                logprobs=_logprobs(tokenizer, answer) if asked.logprobs else None,
+                logprobs=_logprobs(tokenizer, asked, answer) if asked.logprobs else None,
                 finish_reason=_reason(asked, answer.finish_reason) or "stop",
                 stop_reason=answer.stop_reason,
+                token_ids=answer.token_ids if asked.return_token_ids else UNSET,
             )
         )
+    if asked.return_token_ids:
+        whole.prompt_token_ids = work.prompt_ids[0]
     if asked.prompt_logprobs is not None and (entries := work.prompt_logprobs(0)) is not None:
         whole.prompt_logprobs = encoded(prompt_logprobs(tokenizer, entries))
     return whole
 
 
-def _logprobs(tokenizer: Tokenizer, answer: Answer) -> ChatLogprobs:
-    return lists_encoded(ChatLogprobsBuilder(tokenizer).build(answer.logprobs, final=True))
+def _logprobs(tokenizer: Tokenizer, asked: ChatCompletionRequest, answer: Answer) -> ChatLogprobs:
+    builder = ChatLogprobsBuilder(tokenizer, as_ids=asked.return_tokens_as_token_ids)
+    return lists_encoded(builder.build(answer.logprobs, final=True))
 
 
 def _message(asked: ChatCompletionRequest, answer: Answer) -> ResponseMessage:
@@ -126,12 +130,12 @@ def _reason(asked: ChatCompletionRequest, reason: FinishReason | None) -> ChatFi
 class _Streamed:
     """How far one choice of a stream has come."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, as_ids: bool) -> None:
         self.begun = False
         self.waiting: list[TokenLogprobs] = []
         """Log-probabilities whose text has not come yet."""
         self.template: Template | None = None
-        self._builder = ChatLogprobsBuilder(tokenizer)
+        self._builder = ChatLogprobsBuilder(tokenizer, as_ids=as_ids)
 
     def logprobs(self, final: bool) -> ChatLogprobs | None:
         entries, self.waiting = self.waiting, []
@@ -150,8 +154,10 @@ class _Chunks(Writer):
         self._header = header
         self._work = work
         self._tally = UsageTally(asked.stream_options, work.prompt_tokens)
-        self._choices = [_Streamed(served.client.tokenizer) for _ in range(asked.n)]
-        self._plain = not asked.logprobs and not self._tally.continuous
+        as_ids = asked.return_tokens_as_token_ids
+        self._choices = [_Streamed(served.client.tokenizer, as_ids=as_ids) for _ in range(asked.n)]
+        self._plain = not (asked.logprobs or asked.return_token_ids or self._tally.continuous)
+        self._prompt_ids_due = asked.return_token_ids
         self._asked = asked
 
     def chunk(self, prompt_index: int, delta: Delta) -> bytes:
@@ -171,13 +177,20 @@ class _Chunks(Writer):
         self._tally.add(len(delta.token_ids))
         final = delta.finish_reason is not None
         choice.waiting += delta.logprobs or ()
-        for said in self._said(delta):
-            shown = choice.logprobs(final) if said.content is not UNSET else None
-            out += self._event([ChatChunkChoice(index=index, delta=said, logprobs=shown)])
+        by_id = self._asked.return_token_ids
+        parts = [ChatChunkChoice(index=index, delta=said) for said in self._said(delta)]
         if final:
-            last = ChatChunkChoice(index=index, delta=ChatDelta(), logprobs=choice.logprobs(final))
+            last = ChatChunkChoice(index=index, delta=ChatDelta())
             last.finish_reason, last.stop_reason = _reason(self._asked, delta.finish_reason), delta.stop_reason
-            out += self._event([last])
+            parts.append(last)
+        elif by_id and not parts and delta.token_ids:  # tokens that show nothing, or not yet
+            parts.append(ChatChunkChoice(index=index, delta=ChatDelta()))
+        for number, part in enumerate(parts):
+            if by_id:
+                part.token_ids = [] if number else delta.token_ids
+            if by_id or part.delta.content is not UNSET or part.finish_reason is not None:
+                part.logprobs = choice.logprobs(final)
+            out += self._event([part])
         return out
 
     def _said(self, delta: Delta) -> Iterator[ChatDelta]:
@@ -209,4 +222,7 @@ class _Chunks(Writer):
         chunk = ChatCompletionChunk(id=header.id, created=header.created, model=header.model, choices=choices)
         chunk.system_fingerprint = header.fingerprint
         chunk.usage = self._tally.of_chunk if usage is None else usage
+        if self._prompt_ids_due:
+            self._prompt_ids_due = False
+            chunk.prompt_token_ids = self._work.prompt_ids[0]
         return event(_encode(chunk))

@@ -130,18 +130,22 @@ async def _tokenized(call: Call[CompletionRequest], given: list[str | list[int]]
     asked, served = call.asked, call.served
     texts = [prompt for prompt in given if isinstance(prompt, str)]
     if not texts:
-        return [Prompt(token_ids=prompt, grammar=grammar) for prompt in given if not isinstance(prompt, str)]
+        return [_prompt(asked, prompt, None, grammar) for prompt in given if not isinstance(prompt, str)]
     limit = served.info.max_model_len
     add, parse = asked.add_special_tokens, asked.parse_special
     encoded = iter(
         await served.encode(texts, call.account, add_special_tokens=add, parse_special=parse, max_tokens=limit)
     )
     return [
-        Prompt(token_ids=next(encoded), text=prompt, grammar=grammar)
+        _prompt(asked, next(encoded), prompt, grammar)
         if isinstance(prompt, str)
-        else Prompt(token_ids=prompt, grammar=grammar)
+        else _prompt(asked, prompt, None, grammar)
         for prompt in given
     ]
+
+
+def _prompt(asked: CompletionRequest, ids: list[int], text: str | None, grammar: str | None) -> Prompt:
+    return Prompt(token_ids=ids, text=text, grammar=grammar, logprobs_of_all=asked.return_token_ids)
 
 
 def _charge_echo(account: Account, asked: CompletionRequest, prompts: list[Prompt]) -> None:

@@ -31,8 +31,10 @@ class ChatLogprobsBuilder:
     """Of one choice, chunk by chunk: one entry per token of the content. A code point of several tokens is the text of
     the last of them, so that the joined tokens are the content; `bytes` say what each brought."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, as_ids: bool = False) -> None:
+        """`as_ids`: tokens are given as `token_id:ID`, which no other token can be mistaken for."""
         self._tokenizer = tokenizer
+        self._as_ids = as_ids
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def build(self, entries: Sequence[TokenLogprobs], final: bool) -> ChatLogprobs:
@@ -41,9 +43,16 @@ class ChatLogprobsBuilder:
         for number, entry in enumerate(entries, 1):
             raw = self._tokenizer.token_bytes(entry.token_id)
             text = self._decoder.decode(raw, final=final and number == len(entries))
-            top = [_top(self._tokenizer, t.token_id, t.logprob) for t in entry.top]
+            if self._as_ids:
+                text = _id_text(entry.token_id)
+            top = [self._top(t.token_id, t.logprob) for t in entry.top]
             content.append(LogprobEntry(token=text, logprob=_finite(entry.logprob), bytes=list(raw), top_logprobs=top))
         return ChatLogprobs(content=content)
+
+    def _top(self, token_id: int, logprob: float) -> TopLogprobEntry:
+        raw = self._tokenizer.token_bytes(token_id)
+        text = _id_text(token_id) if self._as_ids else raw.decode(errors="replace")
+        return TopLogprobEntry(token=text, logprob=_finite(logprob), bytes=list(raw))
 
 
 class CompletionLogprobsBuilder:
@@ -141,11 +150,6 @@ def lists_encoded(logprobs: L) -> L:
 
 def _id_text(token_id: int) -> str:
     return f"token_id:{token_id}"
-
-
-def _top(tokenizer: Tokenizer, token_id: int, logprob: float) -> TopLogprobEntry:
-    raw = tokenizer.token_bytes(token_id)
-    return TopLogprobEntry(token=raw.decode(errors="replace"), logprob=_finite(logprob), bytes=list(raw))
 
 
 def _finite(value: float) -> float:

@@ -26,6 +26,7 @@ def conversation(asked: ChatCompletionRequest) -> Conversation:
         add_generation_prompt=asked.add_generation_prompt,
         continue_final_message=asked.continue_final_message,
         template_kwargs=template_kwargs(kwargs, asked.reasoning_effort),
+        logprobs_of_all=asked.return_token_ids,
         structured_place=Place(asked.constraint()[1]),
     )
 

@@ -27,8 +27,6 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True, omit_defau
     best_of: (
         Annotated[int, Meta(ge=0, le=128, description="Candidates, of which the n best are returned; 0: n.")] | None
     ) = None
-    return_token_ids: Annotated[bool, Meta(description="Ids of prompt and output beside the text.")] = False
-    return_tokens_as_token_ids: Annotated[bool, Meta(description="Tokens of logprobs as `token_id:ID`.")] = False
     suffix: Annotated[Any, Meta(description="Not supported.")] = None
     add_special_tokens: Annotated[bool, Meta(description="Put BOS before a text prompt, if the model has one.")] = True
     parse_special: Annotated[bool, Meta(description="Strings of special tokens in a prompt are those tokens.")] = True

@@ -90,6 +90,10 @@ class GenerationRequest(SamplingParams, frozen=True, kw_only=True, omit_defaults
     stream_options: StreamOptions | None = None
     echo: Annotated[bool, Meta(description="Completions: the answer begins with the prompt.")] = False
     user: str | None = None
+    return_token_ids: Annotated[
+        bool, Meta(description="Ids of prompt and output beside the text; logprobs have an entry for each.")
+    ] = False
+    return_tokens_as_token_ids: Annotated[bool, Meta(description="Tokens of logprobs as `token_id:ID`.")] = False
     logit_bias: Annotated[dict[str, float], Meta(description="Added to the logits of token ids.")] | None = None  # type: ignore[assignment]
 
     response_format: Annotated[ResponseFormat, Meta(description="What the output must match.")] | None = None
