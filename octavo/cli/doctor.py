@@ -5,6 +5,7 @@ Invariant: what is counted and what is only estimated are told apart.
 
 from __future__ import annotations
 
+import os
 import platform
 from importlib.metadata import version
 
@@ -14,6 +15,7 @@ from rich.text import Text
 
 from octavo import __version__, env
 from octavo.cli.fetch import fetch_with_progress
+from octavo.cli.table import numbers_by_type
 from octavo.config.decide import count_weights, decide, describe, weight_bytes
 from octavo.config.engine import EngineConfig
 from octavo.config.gpus import Cuda, Gpu, dotted
@@ -93,7 +95,7 @@ def memory_plan(
     """Rows of the plan: what weights and pages take, and what that holds. `packed`: quantized weights stay so. `gpu`:
     the one to compute on; None: the CPU."""
     weights, per_token = weight_bytes(resolved, weights_by_type, packed), kv_bytes_per_token(resolved, facts)
-    forms = ", ".join(f"{count / 1e6:,.1f} M {kind}" for kind, count in sorted(weights_by_type.items()))
+    forms = numbers_by_type(weights_by_type)
     rows = [
         ("weights", f"{weights / MIB:,.0f} MiB: {forms}, " + ("packed" if packed else f"as {resolved.dtype}")),
         (
@@ -116,14 +118,14 @@ def _on_host(resolved: ResolvedConfig, weights: int, per_token: int) -> list[tup
         pages = host_pages(resolved, page, weights, 0)
     except OutOfMemory as error:
         return [("fits", f"no: {error.message}")]
-    why = "as given" if resolved.kv_cache_memory else f"of what the budget leaves {CPU_SHARE:.0%}, {_LIMIT}"
+    why = "as given" if resolved.kv_cache_memory else f"{CPU_SHARE:.0%} of what the budget leaves, {_LIMIT}"
     return [
-        ("KV pages", f"{pages * page / MIB:,.0f} MiB, {why}: {pages * resolved.block_size:,} tokens"),
-        ("fits", "yes, but for what the largest step takes, which is measured at start"),
+        ("KV pages", f"{pages * page / MIB:,.0f} MiB, {pages * resolved.block_size:,} tokens: {why}"),
+        ("fits", "yes, if the largest step does: what that takes is measured at start"),
     ]
 
 
-_LIMIT = f"at most {CPU_DEFAULT_LIMIT // MIB} MiB and one sequence at least; --kv-cache-memory sets it"
+_LIMIT = f"at most {CPU_DEFAULT_LIMIT // MIB} MiB, at least one sequence; --kv-cache-memory sets it"
 
 
 def _on_gpu(
@@ -159,6 +161,8 @@ def _on_gpu(
 def run_doctor(config: EngineConfig) -> None:
     """Print hardware, model, choices with reasons, kernels and memory plan. Loads no weights."""
     console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 1000  # a file has no edge, and what is broken into lines cannot be searched
     hardware = detect()
     console.print(_table("Hardware", hardware_rows(hardware)), "")
     choose_device(config, hardware)  # a model need not be fetched to learn that there is no such GPU

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from octavo.cli.table import table
+from octavo.cli.table import numbers_by_type, table
 from octavo.config.engine import EngineConfig
 from octavo.config.suggest import did_you_mean
 from octavo.errors import ConfigError
@@ -57,15 +57,18 @@ def run_show(config: EngineConfig, *, as_json: bool) -> None:
     files = find(config)
     if files is None:
         known = [*DEMOS, *(model.name for model in inventory())]
-        hint = (
-            config.model not in known and did_you_mean(config.model, known)
-        ) or f"; `octavo pull {config.model}` fetches it"
+        can_be_fetched = config.model in DEMOS or "/" in config.model
+        hint = (config.model not in known and did_you_mean(config.model, known)) or (
+            f"; `octavo pull {config.model}` fetches it"
+            if can_be_fetched
+            else "; `octavo list` lists the models that are"
+        )
         raise ConfigError(f"{config.model} is not here{hint}")
     about = _about(files, read_facts(files))
     if as_json:
         print(msgspec.json.encode(about).decode())
         return
-    weights = ", ".join(f"{count / 1e6:,.1f} M {kind}" for kind, count in sorted(about["weights"].items()))
+    weights = numbers_by_type(about["weights"])
     sampling = ", ".join(f"{name} {value:g}" for name, value in about["sampling"].items())
     rows = [
         ("name", about["name"]),

@@ -31,4 +31,8 @@ class LoadingLog:
             return
         self._next = now + LINE_EVERY
         rate = done / (now - self._began)
-        logger.info("loading weights: %.0f%% of %.1f GB, %.1f GB/s", 100 * done / total, total / 1e9, rate / 1e9)
+        unit, name, digits = (1e9, "GB", 1) if total >= 1e9 else (1e6, "MB", 0)
+        logger.info(
+            "loading weights: %.0f%% of %.*f %s, %.*f %s/s",
+            *(100 * done / total, digits, total / unit, name, digits, rate / unit, name),
+        )

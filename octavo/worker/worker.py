@@ -125,8 +125,8 @@ class Worker:
                 f"weights {model.nbytes / kv.MIB:.0f} MiB in {loaded - began:.1f} s",
                 *notes,
                 f"set up in {time.monotonic() - loaded:.1f} s",
-                f"KV pages {kv_bytes / kv.MIB:.0f} MiB ({resolved.kv_cache_dtype}): {blocks} of {resolved.block_size} "
-                "tokens",
+                f"KV pages {kv_bytes / kv.MIB:.0f} MiB ({resolved.kv_cache_dtype}): {blocks} pages of "
+                f"{resolved.block_size} tokens",
             ],
         )
 

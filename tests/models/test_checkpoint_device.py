@@ -348,19 +348,21 @@ def test_progress_goes_from_nothing_to_all(every_kind: ModelFiles, device: FakeD
     assert done[-1] > sum(9 * 1024 // 32 * form.nbytes // (form.block // 32) for form in BLOCK_FORMATS.values())
 
 
-def test_progress_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("total", "said"),
+    [
+        (16_060_000_000, ["12% of 16.1 GB, 1.8 GB/s", "46% of 16.1 GB, 1.8 GB/s", "80% of 16.1 GB, 1.8 GB/s"]),
+        (98_400_000, ["12% of 98 MB, 11 MB/s", "46% of 98 MB, 11 MB/s", "80% of 98 MB, 11 MB/s"]),
+    ],
+)
+def test_progress_in_the_log(caplog: pytest.LogCaptureFixture, total: int, said: list[str]) -> None:
     now = 100.0
     with caplog.at_level(logging.INFO, "octavo"):
         tell = LoadingLog(clock=lambda: now)
-        total = 16_060_000_000
         for step in range(1, 101):
             now = 100.0 + step * 0.09
             tell(total * step // 100, total)
-    assert [record.getMessage() for record in caplog.records] == [
-        "loading weights: 12% of 16.1 GB, 1.8 GB/s",
-        "loading weights: 46% of 16.1 GB, 1.8 GB/s",
-        "loading weights: 80% of 16.1 GB, 1.8 GB/s",
-    ]
+    assert [record.getMessage() for record in caplog.records] == [f"loading weights: {line}" for line in said]
 
 
 def test_a_short_load_says_nothing(caplog: pytest.LogCaptureFixture) -> None:

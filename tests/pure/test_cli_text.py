@@ -22,11 +22,15 @@ from octavo.cli import processes, terminal
 from octavo.cli.app import main
 from octavo.cli.complete import read_prompts
 from octavo.cli.lines import KEPT, FileHistory, is_open, message
-from octavo.cli.table import table
+from octavo.cli.table import numbers_by_type, table
 from octavo.cli.talk import COMMANDS, command, cut_note, help_text, misspelled, split_finished
 from octavo.errors import ConfigError
 from octavo.supervisor.title import Title, read_title
 from octavo.types import Metrics
+
+
+def test_numbers_of_each_type() -> None:
+    assert numbers_by_type({"Q4_1": 106_200_000, "F32": 35_136}) == "35 k F32, 106.2 M Q4_1"
 
 
 @given(st.text(alphabet="a`\n ~#", max_size=80))
@@ -274,6 +278,7 @@ MISTAKES = [
     (["rm", "smolm"], "no model 'smolm' in the cache"),
     (["rm"], "missing argument"),
     (["show", "org/name"], "org/name is not here; `octavo pull org/name` fetches it"),
+    (["show", "nothing"], "nothing is not here; `octavo list` lists the models that are"),
     (["show", "smolm2-135m"], "smolm2-135m is not here; did you mean smollm2-135m?"),
 ]
 

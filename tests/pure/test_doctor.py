@@ -44,8 +44,8 @@ def test_pages(options: dict[str, str], nbytes: int) -> None:
     found = plan(True, **options)
     assert found["KV per token"].startswith(f"{nbytes / 1024:,.1f} KiB")
     given = plan(True, kv_cache_memory="1MiB", **options)
-    assert given["KV pages"] == f"1 MiB, as given: {MIB // (16 * nbytes) * 16:,} tokens"
-    assert given["fits"].startswith("yes, but for what the largest step takes")
+    assert given["KV pages"] == f"1 MiB, {MIB // (16 * nbytes) * 16:,} tokens: as given"
+    assert given["fits"].startswith("yes, if the largest step does")
     assert "at most 224 MiB" in found["KV pages"] and "--kv-cache-memory sets it" in found["KV pages"]
     assert plan(True, kv_cache_memory="1KiB", **options)["fits"].startswith("no: --kv-cache-memory")
 
