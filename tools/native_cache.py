@@ -41,12 +41,24 @@ def key(checkout: Path) -> str:
             digest.update(len(data).to_bytes(8, "little") + data)
 
     sources = sorted(path for path in (checkout / "csrc").rglob("*") if path.is_file())
-    for path in (*sources, checkout / "pyproject.toml", checkout / "requirements-build.txt"):
+    for path in (*sources, checkout / "requirements-build.txt"):
         add(path.relative_to(checkout).as_posix(), path.read_bytes())
+    add(how_to_build((checkout / "pyproject.toml").read_text()))
     compiler = subprocess.run([os.environ.get("CXX", "c++"), "--version"], capture_output=True, check=True).stdout
     add(compiler, sys.version, sysconfig.get_platform(), str(sysconfig.get_config_var("EXT_SUFFIX")))
     add(platform.machine(), *platform.libc_ver(), *(f"{name}={os.environ.get(name, '')}" for name in FLAGS))
     return digest.hexdigest()
+
+
+def how_to_build(pyproject: str) -> str:
+    """The tables that say how the module is built, by line: a new dependency or rule of style compiles nothing anew."""
+    kept, wanted = [], False
+    for line in pyproject.splitlines():
+        if line.startswith("["):
+            wanted = line.lstrip("[").startswith(("build-system]", "tool.scikit-build]", "tool.scikit-build."))
+        if wanted:
+            kept.append(line)
+    return "\n".join(kept)
 
 
 def take(checkout: Path, entry: Path) -> bool:

@@ -125,8 +125,17 @@ def test_what_a_compiler_would_make_otherwise_is_not_taken(
     elif changed == "CXXFLAGS":
         monkeypatch.setenv("CXXFLAGS", "-O0")
     else:
-        (checkout / changed).write_text("changed")
+        (checkout / changed).write_text("[tool.scikit-build]\nchanged = true\n")
     assert native_cache.main("take", checkout) == 1
+
+
+def test_a_project_file_that_builds_the_same_is_the_same(checkout: Path) -> None:
+    module(checkout).write_bytes(b"built")
+    built = "[tool.scikit-build]\na = 1\n[[tool.scikit-build.overrides]]\nb = 2\n"
+    (checkout / "pyproject.toml").write_text(built + "[tool.ruff]\nline-length = 120\n")
+    assert native_cache.main("keep", checkout) == 0
+    (checkout / "pyproject.toml").write_text("[project]\ndependencies = []\n" + built)
+    assert native_cache.main("take", checkout) == 0
 
 
 @pytest.mark.parametrize("damage", ["cut off", "changed", "no sum", "empty", "two"])
