@@ -12,6 +12,7 @@ from engine_models import model_folder
 from engine_work import RESUME, START, Figure, Scene
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tests" / "procs"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tests" / "pure"))
 from served import Octavo, wait_until
 
 STREAMS, TOKENS = 8, 900

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "procs")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "procs"), str(ROOT / "tests" / "pure")]
 
 from served import Octavo, wait_until  # noqa: E402
 from unharmed import unharmed  # noqa: E402

@@ -27,6 +27,7 @@ _REF = "#/components/schemas/{name}"
 _WHY = {
     400: "The request is wrong; `param` names the field.",
     401: "The API key is missing or wrong.",
+    403: "Without keys: Host is none of the server's names, or a web page of another site asked.",
     404: "There is no such model.",
     408: "The body did not come in time.",
     413: "The body is larger than the server takes.",
@@ -171,9 +172,7 @@ def _responses(endpoint: Endpoint) -> dict[str, Any]:
 
 def _statuses(endpoint: Endpoint) -> set[int]:
     """Which failures can come, by what the route does."""
-    found = {500}
-    if not endpoint.is_open:
-        found |= {401, 429}
+    found = {500} if endpoint.is_open else {401, 403, 429, 500}
     if endpoint.asked is not None:
         found |= {400, 408, 413, 415}
     if endpoint.needs_model:
