@@ -62,7 +62,8 @@ def lines(octavo: Octavo) -> list[dict[str, Any]]:
 def post(octavo: Octavo, request_id: str, **fields: Any) -> int:
     connection = http.client.HTTPConnection("127.0.0.1", octavo.port, timeout=PATIENCE_S)
     body = {"prompt": "abc", "max_tokens": 5, "temperature": 0, "ignore_eos": True, **fields}
-    connection.request("POST", "/v1/completions", json.dumps(body), {"x-request-id": request_id})
+    headers = {"x-request-id": request_id, "content-type": "application/json"}
+    connection.request("POST", "/v1/completions", json.dumps(body), headers)
     response = connection.getresponse()
     response.read()
     connection.close()

@@ -15,6 +15,7 @@ from fake_nvml import A10, H200, L4, P40, T4, FakeNvml, cuda
 from test_resolve import FACTS, HARDWARE
 
 from octavo.config import gpus
+from octavo.config.decide import Decision
 from octavo.config.engine import EngineConfig
 from octavo.config.gpus import Cuda, Gpu, find_gpus, torch_cuda
 from octavo.config.resolve import resolve
@@ -160,7 +161,9 @@ def test_an_engine_keeps_its_gpu_over_restarts(monkeypatch: pytest.MonkeyPatch) 
     hardware = replace(HARDWARE, cuda=cuda(H200))
     monkeypatch.setattr(supervisor, "detect", lambda: hardware)
     monkeypatch.setattr(supervisor, "fetch", lambda config, progress: ModelFiles("tiny", Path("nowhere")))
-    monkeypatch.setattr(supervisor, "read_facts", lambda files: FACTS)
+    monkeypatch.setattr(
+        supervisor, "decide", lambda config, machine, _files: Decision(FACTS, resolve(config, machine, FACTS, "tiny"))
+    )
     config = supervisor._check_model(EngineConfig(), as_log=False)[1]
     assert config.device == "cuda:0"
     lost = replace(hardware, cuda=cuda(LOST))

@@ -213,7 +213,7 @@ def test_what_is_wrong_is_refused_by_its_name(fields: dict[str, Any], named: str
 
 def test_every_failure_of_the_routes_has_their_form() -> None:
     async def test(api: Api) -> None:
-        key = {"x-api-key": "k"}
+        key = {"x-api-key": "k", "content-type": "application/json"}
         body = {"model": "fake-model", "max_tokens": 4, "messages": HI}
         assert "API key" in refused(await api.http.post(MESSAGES, json=body), 401, "authentication_error")
         assert (await api.http.post(MESSAGES, json=body, headers=key)).status_code == 200
