@@ -28,7 +28,7 @@ MESSAGES = {"messages": [{"role": "user", "content": "hi"}]}
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Victim]:
-    with victim(ServerConfig(drain_timeout=1, body_timeout=120)) as found:
+    with victim(ServerConfig(drain_timeout=1, body_timeout=120), is_traced=False) as found:
         yield found
 
 

@@ -61,7 +61,9 @@ server.run(sockets=[socket.socket(fileno={fd})])
 class Victim:
     """One server process."""
 
-    def __init__(self, config: ServerConfig, **fake: Any) -> None:
+    def __init__(self, config: ServerConfig, is_traced: bool = True, **fake: Any) -> None:
+        """`is_traced`: coverage may follow it; processor time that is measured is to be its own."""
+        env = {name: value for name, value in os.environ.items() if is_traced or not name.startswith("COVERAGE_")}
         self.is_tls = config.ssl_certfile is not None
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (closed in `close`)
         with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
@@ -71,7 +73,7 @@ class Victim:
                 [sys.executable, "-c", code],
                 pass_fds=(listener.fileno(),),
                 stderr=self._log,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={**env, "OMP_NUM_THREADS": "1"},
             )
         self.ps = psutil.Process(self.process.pid)
 
