@@ -1,167 +1,201 @@
-"""One request in a client: its prompt and the n (or best_of) sequences that the engine generates for it.
+"""One request in a client: its prompt and the n (or best_of) choices that the engine generates for it.
 
-Whoever holds the connection to the engine feeds it the engine's messages, sends the aborts it wants and, after an
-engine restart, the Adds of `unfinished`. Transport-agnostic: no sockets, no loop. Invariant: each choice ends with
-exactly one Delta that has a finish_reason, unless the request failed or was aborted.
+Whoever reads it follows it. Transport-agnostic: no sockets, no loop; the ledger knows its choices as sequences.
+Invariant: each choice ends with exactly one Delta that has a finish_reason, unless the request failed or was aborted.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 
-from octavo.client.base import Prompt
+from octavo.client.base import Listener, Prompt
+from octavo.client.ledger import Sequence
 from octavo.client.stream import ChoiceStream
-from octavo.errors import ApiError, error_from_wire
+from octavo.errors import ApiError
 from octavo.text.stops import StopStrings
 from octavo.text.tokenizer import Tokenizer
 from octavo.types import CompletionOutput, Delta, Metrics, RequestOutput, SamplingParams, TokenLogprobs
-from octavo.wire.messages import Add, Failed, TokenOutput
+from octavo.wire.messages import Add, TokenOutput
 
 
-@dataclass
-class _Sequence:
-    """What has come of one Add."""
+class Choice(ChoiceStream):
+    """One sequence of a request: what it was sent as, and what has come of it."""
 
-    add: Add
-    stream: ChoiceStream
-    index: int
-    shown_logprobs: list[TokenLogprobs] = field(default_factory=list)
-    aborted: bool = False
-    metrics: Metrics | None = None
-    first_token_at: float | None = None
+    def __init__(self, prompt: Prompt, add: Add, index: int, tokenizer: Tokenizer, stops: StopStrings) -> None:
+        super().__init__(tokenizer, add.params, index, prompt.channels, stops, prompt.logprobs_of_all)
+        self.index = index
+        self.aborted = False
+        self.metrics: Metrics | None = None
+        self.shown_logprobs: list[TokenLogprobs] = []
+        """Of all its deltas, gathered where it competes with others."""
+        self._add = add
+        self._first_token_at: float | None = None
 
     @property
-    def finished(self) -> bool:
-        return self.aborted or self.stream.finished
+    def ended(self) -> bool:
+        return self.aborted or self.finish_reason is not None
+
+    @property
+    def add(self) -> Add:
+        """As a new engine needs it to go on where the lost one stopped."""
+        return msgspec.structs.replace(self._add, output_ids=self._add.output_ids + self.output_ids)
+
+    def take(self, request: RequestState, message: TokenOutput) -> bool:
+        """Takes what the engine made of it and hands on what a reader is to be given now. → a stop string ended it,
+        which the engine does not know. What comes after the end (it crossed its Abort) is ignored."""
+        if self.aborted or self.finish_reason is not None:
+            return False
+        if message.metrics is not None or message.prompt_logprobs is not None or message.embedding is not None:
+            self.metrics = message.metrics or self.metrics
+            request.prompt_logprobs = message.prompt_logprobs or request.prompt_logprobs
+            request.embedding = message.embedding or request.embedding
+        if self._first_token_at is None and message.token_ids:
+            self._first_token_at = time.perf_counter()
+        delta = self.push(message)
+        if self.stopped_by_text:
+            self.metrics = self._measured()
+        if request.selects or self.finish_reason is not None:
+            request.took(self, delta)
+        elif delta.text or delta.token_ids:
+            request.listener.on_delta(request.index, delta)
+        return self.stopped_by_text
 
     @property
     def mean_logprob(self) -> float:
-        entries = self.stream.output_logprobs
+        entries = self.output_logprobs
         return sum(entry.logprob for entry in entries) / max(len(entries), 1)
 
     def output(self, index: int, with_logprobs: bool) -> CompletionOutput:
-        logprobs = self.stream.output_logprobs
+        logprobs = self.output_logprobs
         return CompletionOutput(
             index=index,
-            text=self.stream.text,
-            token_ids=self.stream.output_ids,
-            finish_reason="abort" if self.aborted else self.stream.finish_reason,
-            stop_reason=self.stream.stop_reason,
-            reasoning="" if self.stream.channelled is None else self.stream.channelled.reasoning,
-            tool_calls=[] if self.stream.channelled is None else self.stream.channelled.tool_calls,
+            text=self.text,
+            token_ids=self.output_ids,
+            finish_reason="abort" if self.aborted else self.finish_reason,
+            stop_reason=self.stop_reason,
+            reasoning="" if self.channelled is None else self.channelled.reasoning,
+            tool_calls=[] if self.channelled is None else self.channelled.tool_calls,
             logprobs=logprobs if with_logprobs else None,
             cumulative_logprob=sum(entry.logprob for entry in logprobs) if with_logprobs else None,
         )
 
     def whole(self, index: int, with_logprobs: bool) -> Delta:
         """All of it as one delta."""
-        channelled = self.stream.channelled
         return Delta(
             index=index,
-            text=self.stream.text,
-            token_ids=self.stream.output_ids,
-            reasoning="" if channelled is None else channelled.reasoning,
-            tool_calls=[] if channelled is None else channelled.calls,
+            text=self.text,
+            token_ids=self.output_ids,
+            reasoning="" if self.channelled is None else self.channelled.reasoning,
+            tool_calls=[] if self.channelled is None else self.channelled.calls,
             logprobs=self.shown_logprobs if with_logprobs else None,
-            finish_reason=self.stream.finish_reason,
-            stop_reason=self.stream.stop_reason,
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+        )
+
+    def _measured(self) -> Metrics:
+        """Ended at a stop string it is aborted, so the engine sends no final metrics: they are measured here."""
+        since_first = (time.perf_counter() - (self._first_token_at or time.perf_counter())) * 1e3
+        tokens = len(self.output_ids)
+        later = tokens - 1
+        return msgspec.structs.replace(
+            self.metrics or Metrics(),
+            completion_tokens=tokens,
+            decode_ms=since_first if later > 0 else 0.0,
+            decode_iterations=max(later, 0),
+            tokens_per_second=later / since_first * 1e3 if later > 0 and since_first > 0 else 0.0,
         )
 
 
+class _Nobody:
+    def on_delta(self, _index: int, _delta: Delta) -> None:
+        pass
+
+    def on_end(self, _index: int, _error: ApiError | None) -> None:
+        pass
+
+
+_NOBODY = _Nobody()
+
+
 class RequestState:
-    """`adds` are those of `prepare.sequences`, with the ids under which they were sent. With best_of > n nothing is
+    """`adds` are those of `prepare.sequences`; the `listener` knows the request as `index`. With best_of > n nothing is
     shown before all candidates have ended; then come the n with the highest mean log-probability."""
 
-    def __init__(self, prompt: Prompt, params: SamplingParams, adds: list[Add], tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        adds: list[Add],
+        tokenizer: Tokenizer,
+        listener: Listener,
+        index: int = 0,
+    ) -> None:
         self.prompt = prompt
         self.params = params
+        self.listener = listener
+        self.index = index
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None
         self.embedding: bytes | None = None
         self.done = False
+        self.selects = len(adds) > params.n
         stops = StopStrings(params.stop_strings())
-        self._sequences = {
-            add.id: _Sequence(
-                add,
-                ChoiceStream(tokenizer, add.params, index, prompt.channels, stops, prompt.logprobs_of_all),
-                index,
-            )
-            for index, add in enumerate(adds)
-        }
-        self._select = len(adds) > params.n
-        self._chosen: list[_Sequence] = [] if self._select else list(self._sequences.values())
-        self._aborts: list[int] = []
+        self._choices = [Choice(prompt, add, number, tokenizer, stops) for number, add in enumerate(adds)]
+        self._chosen: list[Choice] = [] if self.selects else self._choices
+        self._told = False
+        """The listener has heard the end."""
 
-    @property
-    def ids(self) -> list[int]:
-        """Ids of all its sequences, finished or not."""
-        return list(self._sequences)
+    # -- the ledger's side
 
-    def on_message(self, message: TokenOutput) -> list[Delta]:
-        """Takes one message of the engine for one of its ids; → what a reader is to be given now. Messages for a
-        sequence that has ended (they crossed its Abort) are ignored."""
-        sequence = self._sequences[message.id]
-        stream = sequence.stream
-        if self.done or sequence.aborted or stream.finish_reason is not None:
-            return []
-        if message.prompt_logprobs is not None:
-            self.prompt_logprobs = message.prompt_logprobs
-        if message.embedding is not None:
-            self.embedding = message.embedding
-        if message.metrics is not None:
-            sequence.metrics = message.metrics
-        if sequence.first_token_at is None and message.token_ids:
-            sequence.first_token_at = time.perf_counter()
-        delta = stream.push(message)
-        if stream.finish_reason is not None:
-            if stream.stopped_by_text:
-                self._aborts.append(message.id)
-                _complete_metrics(sequence)
-            self.done = all(s.finished for s in self._sequences.values())
-        if not self._select:
-            return [delta]
-        sequence.shown_logprobs += delta.logprobs or []
-        return self._select_best() if self.done else []
+    def unfinished(self) -> list[Sequence]:
+        return [Sequence(choice.add, partial(choice.take, self)) for choice in self._choices if not choice.ended]
 
-    def on_failed(self, message: Failed) -> ApiError:
-        """One sequence failed, so the request did: the others are to be aborted. → the error to raise."""
-        self._sequences[message.id].aborted = True
-        self.abort()
-        return error_from_wire(message.code, message.message, message.param)
+    def failed(self, error: ApiError) -> None:
+        self._abort()
+        self._end(error)
 
-    def abort(self) -> None:
-        """The reader is gone: everything unfinished is to be aborted."""
-        self._aborts += [id for id, sequence in self._sequences.items() if not sequence.finished]
-        for sequence in self._sequences.values():
-            sequence.aborted = not sequence.stream.finished
+    # -- the choices'
+
+    def took(self, choice: Choice, delta: Delta) -> None:
+        """A delta that is the last of its choice, or waits for the best to be known."""
+        self.done = all(each.ended for each in self._choices)
+        if not self.selects:
+            self.listener.on_delta(self.index, delta)
+        else:
+            choice.shown_logprobs += delta.logprobs or []
+            for best in self._select_best() if self.done else ():
+                self.listener.on_delta(self.index, best)
+        if self.done:
+            self._end(None)
+
+    # -- the reader's
+
+    def left(self) -> None:
+        """Nobody reads it any more: the listener hears nothing more, and is not kept by it."""
+        self._abort()
+        self.listener = _NOBODY
+
+    def _abort(self) -> None:
+        for choice in self._choices:
+            choice.aborted = choice.finish_reason is None
         self.done = True
 
-    def take_aborts(self) -> list[int]:
-        """Ids to send as Abort now; each is given once."""
-        aborts = self._aborts
-        if aborts:
-            self._aborts = []
-        return aborts
-
-    def unfinished(self) -> list[Add]:
-        """Adds that let a new engine go on where the lost one stopped: unfinished sequences, tokens so far."""
-        return [
-            msgspec.structs.replace(sequence.add, output_ids=sequence.add.output_ids + sequence.stream.output_ids)
-            for sequence in self._sequences.values()
-            if not sequence.finished
-        ]
+    def _end(self, error: ApiError | None) -> None:
+        if not self._told:
+            self._told = True
+            self.listener.on_end(self.index, error)
 
     @property
     def metrics(self) -> Metrics:
         """Of the whole request: the prompt once, completion tokens of all sequences; they run side by side, so times
         are those of the slowest and speeds add up. Complete once `done`."""
-        each = [s.metrics for s in self._sequences.values() if s.metrics is not None] or [Metrics()]
+        each = [choice.metrics for choice in self._choices if choice.metrics is not None] or [Metrics()]
         return Metrics(
             prompt_tokens=len(self.prompt.token_ids),
-            completion_tokens=sum(len(sequence.stream.output_ids) for sequence in self._sequences.values()),
-            reasoning_tokens=sum(s.stream.reasoning_tokens for s in self._sequences.values()),
+            completion_tokens=sum(len(choice.output_ids) for choice in self._choices),
+            reasoning_tokens=sum(choice.reasoning_tokens for choice in self._choices),
             cached_tokens=each[0].cached_tokens,
             queue_ms=min(m.queue_ms for m in each),
             prefill_ms=max(m.prefill_ms for m in each),
@@ -178,27 +212,13 @@ class RequestState:
         return RequestOutput(
             prompt=self.prompt.text,
             prompt_token_ids=self.prompt.token_ids,
-            outputs=[sequence.output(index, with_logprobs) for index, sequence in enumerate(self._chosen)],
+            outputs=[choice.output(number, with_logprobs) for number, choice in enumerate(self._chosen)],
             metrics=self.metrics,
             prompt_logprobs=self.prompt_logprobs,
         )
 
     def _select_best(self) -> list[Delta]:
-        best = sorted(self._sequences.values(), key=lambda s: (-s.mean_logprob, s.index))
+        best = sorted(self._choices, key=lambda choice: (-choice.mean_logprob, choice.index))
         self._chosen = best[: self.params.n]
         with_logprobs = self.params.logprobs is not None
-        return [sequence.whole(index, with_logprobs) for index, sequence in enumerate(self._chosen)]
-
-
-def _complete_metrics(sequence: _Sequence) -> None:
-    """A sequence that ended at a stop string is aborted, so the engine sends no final metrics: measured here."""
-    since_first = (time.perf_counter() - (sequence.first_token_at or time.perf_counter())) * 1e3
-    tokens = len(sequence.stream.output_ids)
-    later = tokens - 1
-    sequence.metrics = msgspec.structs.replace(
-        sequence.metrics or Metrics(),
-        completion_tokens=tokens,
-        decode_ms=since_first if later > 0 else 0.0,
-        decode_iterations=max(later, 0),
-        tokens_per_second=later / since_first * 1e3 if later > 0 and since_first > 0 else 0.0,
-    )
+        return [choice.whole(number, with_logprobs) for number, choice in enumerate(self._chosen)]

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-import msgspec
-
 from octavo.client.base import Listener, Prompt
 from octavo.client.choices import RequestState
 from octavo.client.ledger import Ledger
@@ -18,42 +16,21 @@ from octavo.client.news import News
 from octavo.errors import ApiError
 from octavo.text.tokenizer import Tokenizer
 from octavo.types import Delta, SamplingParams
-from octavo.wire.messages import Add, TokenOutput
+from octavo.wire.messages import Add
 
 
 class LedgerGeneration(RequestState):
-    """Implements client.base.Generation and ledger.Request. `adds`: from `prepare.sequences`."""
+    """Implements client.base.Generation and ledger.Request."""
 
     def __init__(
         self, prompt: Prompt, params: SamplingParams, adds: list[Add], tokenizer: Tokenizer, ledger: Ledger
     ) -> None:
-        own = [msgspec.structs.replace(add, id=index) for index, add in enumerate(adds)]
-        super().__init__(prompt, params, own, tokenizer)
-        self._ledger = ledger
         self._waiting = _Waiting()
-        self._listener: Listener = self._waiting
-        self._index = 0
-        """As what the listener knows this request."""
-        self._ended = False
-
-    # -- the ledger's side
-
-    def take(self, message: TokenOutput) -> list[int]:
-        for delta in self.on_message(message):
-            if delta.text or delta.token_ids or delta.finish_reason is not None:
-                self._listener.on_delta(self._index, delta)
-        if self.done:
-            self._end(None)
-        return self.take_aborts()
-
-    def failed(self, error: ApiError) -> None:
-        self.abort()
-        self._end(error)
-
-    # -- the reader's side
+        super().__init__(prompt, params, adds, tokenizer, self._waiting)
+        self._ledger = ledger
 
     def follow(self, listener: Listener, index: int) -> None:
-        waiting, self._listener, self._index = self._waiting, listener, index
+        waiting, self.listener, self.index = self._waiting, listener, index
         for delta in waiting.deltas.values():
             listener.on_delta(index, delta)
         if waiting.ended:
@@ -76,14 +53,8 @@ class LedgerGeneration(RequestState):
     async def aclose(self) -> None:
         self._leave()
 
-    def _end(self, error: ApiError | None) -> None:
-        if not self._ended:
-            self._ended = True
-            self._listener.on_end(self._index, error)
-
     def _leave(self) -> None:
-        self._ended = True
-        self.abort()
+        self.left()
         self._ledger.leave(self)
 
 

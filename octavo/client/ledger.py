@@ -13,6 +13,7 @@ import itertools
 import logging
 import secrets
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,21 +33,25 @@ class Engine(Protocol):
         ...
 
 
+@dataclass(eq=False, frozen=True, slots=True)
+class Sequence:
+    """One that has not ended, as its request gives it."""
+
+    add: Add
+    """With the tokens that it has so far; the ledger gives it an id and a key."""
+    take: Callable[[TokenOutput], bool]
+    """Takes what the engine made; → it needs no more (a stop string): the engine aborts it."""
+
+
 class Request(Protocol):
-    """One request of the ledger; it knows its sequences by ids of its own, which `unfinished` gives."""
+    """One request of the ledger."""
 
     @property
     def done(self) -> bool:
         """Every sequence has ended."""
         ...
 
-    def unfinished(self) -> list[Add]:
-        """An Add for each sequence that has not ended, with the tokens it has so far."""
-        ...
-
-    def take(self, message: TokenOutput) -> list[int]:
-        """Takes what the engine made; → ids of sequences that need no more (a stop string): the engine aborts them."""
-        ...
+    def unfinished(self) -> list[Sequence]: ...
 
     def failed(self, error: ApiError) -> None: ...
 
@@ -65,7 +70,7 @@ class _Sent:
     """A sequence under the id of its last sending."""
 
     request: Request
-    own_id: int
+    take: Callable[[TokenOutput], bool]
     owner: str
 
 
@@ -90,11 +95,11 @@ class Ledger:
         """Record a request and send its sequences. `limit`: sequences in flight beyond which an owner has no more
         than its share: what every owner with some in flight may have of them.
         Raises QueueFull, Unavailable; then nothing of it stays."""
-        adds = request.unfinished()
-        if limit is not None and len(self._sent) + len(adds) > limit and adds:
-            self._check_share(adds[0].owner, len(adds), limit)
+        sequences = request.unfinished()
+        if limit is not None and len(self._sent) + len(sequences) > limit and sequences:
+            self._check_share(sequences[0].add.owner, len(sequences), limit)
         entry = self._requests[request] = _Entry(f"{self._name}-{next(self._keys)}")
-        if not self._transmit(request, entry, adds):
+        if not self._transmit(request, entry, sequences):
             self.leave(request)
             raise Unavailable("the engine is not reachable", retry_after=1)
 
@@ -156,11 +161,9 @@ class Ledger:
             if final:
                 del sent_by_id[item.id]
             request = sent.request
-            item.id = sent.own_id
-            enough = request.take(item)
+            enough = sent.take(item) and not final
             if enough and (entry := self._requests.get(request)) is not None:
-                ids = [id for id, s in sent_by_id.items() if s.request is request and s.own_id in enough]
-                self._abort(entry, ids)
+                self._abort(entry, [item.id])
             if (final or enough) and request.done:
                 self._requests.pop(request, None)
 
@@ -176,14 +179,14 @@ class Ledger:
         if entry is not None and not self._transmit(request, entry, request.unfinished()):
             self._fail(request, EngineError("the request could not be sent to the engine again"))
 
-    def _transmit(self, request: Request, entry: _Entry, adds: list[Add]) -> bool:
+    def _transmit(self, request: Request, entry: _Entry, sequences: list[Sequence]) -> bool:
         if not self._engines:
             return False
         entry.engine = engine = self._least_busy()
-        for add in adds:
+        for sequence in sequences:
             id = next(self._ids)
-            self._sent[id] = _Sent(request, add.id, add.owner)
-            if not engine.send(msgspec.structs.replace(add, id=id, key=entry.key)):
+            self._sent[id] = _Sent(request, sequence.take, sequence.add.owner)
+            if not engine.send(msgspec.structs.replace(sequence.add, id=id, key=entry.key)):
                 return False
         return True
 

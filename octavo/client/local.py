@@ -2,14 +2,12 @@
 
 Owns the model's files, tokenizer and template, the engine loop with its executor, and the requests in flight.
 `turn` belongs to one thread, the engine's; everything else to one thread, the reader's. They may be the same: between
-them pass only messages, through wire/local.py. Invariant: a request is in `_requests` until it ended or was aborted.
+them pass only messages, through wire/local.py.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
-from dataclasses import dataclass, field
 from typing import get_args
 
 import msgspec
@@ -19,6 +17,7 @@ from octavo.client.base import Prompt
 from octavo.client.choices import RequestState
 from octavo.client.conversation import Conversation, Manner, Prompter
 from octavo.client.embedding import finished, numbers
+from octavo.client.ledger import Ledger
 from octavo.client.prepare import Seeds, sequences
 from octavo.config.decide import decide, describe
 from octavo.config.engine import EngineConfig
@@ -35,26 +34,40 @@ from octavo.text.template import ChatTemplate
 from octavo.text.tokenizer import Tokenizer
 from octavo.types import Delta, Pooling, SamplingParams
 from octavo.wire.local import LocalTransport
-from octavo.wire.messages import Abort, Add, Bye, Failed, Hello, Outputs, ToClient
+from octavo.wire.messages import Add, Bye, Failed, Hello, Outputs, ToClient
 
 DEFAULT_MAX_TOKENS = 16
 """When a request names none, as in vLLM's offline API."""
 IDLE_S = 0.05
 """How long a turn without work waits for some."""
 
+_News = dict["LocalRequest", None]
+"""Requests that have something new for their readers, in order."""
 
-@dataclass(eq=False)
+
 class LocalRequest:
     """A request in flight: its state, and the deltas that its reader has not taken yet."""
 
-    state: RequestState
-    deltas: deque[Delta] = field(default_factory=deque)
-    error: ApiError | None = None
+    def __init__(
+        self, prompt: Prompt, params: SamplingParams, adds: list[Add], tokenizer: Tokenizer, news: _News
+    ) -> None:
+        self.deltas: deque[Delta] = deque()
+        self.error: ApiError | None = None
+        self._news = news
+        self.state = RequestState(prompt, params, adds, tokenizer, self)
 
     @property
     def ended(self) -> bool:
         """Nothing more will come than what is in `deltas`, and then `error`."""
-        return self.error is not None or self.state.done
+        return self.state.done
+
+    def on_delta(self, _index: int, delta: Delta) -> None:
+        self.deltas.append(delta)
+        self._news[self] = None
+
+    def on_end(self, _index: int, error: ApiError | None) -> None:
+        self.error = error
+        self._news[self] = None
 
 
 class LocalEngine:
@@ -84,8 +97,9 @@ class LocalEngine:
         )
         self._connection.send(Hello())
         self._seeds = Seeds(config.seed)
-        self._ids = itertools.count()
-        self._requests: dict[int, LocalRequest] = {}
+        self._ledger = Ledger()
+        self._ledger.attach(self._connection)
+        self._news: _News = {}
         self._left = self._closed = False
         self._broken = ""
         """Why the engine can do nothing more: something else than a step failed, as when the GPU is lost."""
@@ -153,8 +167,7 @@ class LocalEngine:
             default_max_tokens=DEFAULT_MAX_TOKENS,
             base_seed=self._seeds.next(),
         )
-        own: list[Add] = [msgspec.structs.replace(add, id=next(self._ids)) for add in adds]
-        return LocalRequest(RequestState(prompt, params, own, self.tokenizer))
+        return LocalRequest(prompt, params, adds, self.tokenizer, self._news)
 
     def start(self, request: LocalRequest) -> None:
         """Raises EngineError when the engine was closed, or broke down."""
@@ -162,49 +175,27 @@ class LocalEngine:
             raise EngineError(self._broken)
         if self._left:
             raise EngineError("the engine is closed")
-        for add in request.state.unfinished():
-            self._requests[add.id] = request
-            self._connection.send(add)
+        self._ledger.enter(request.state)
 
     def abort(self, request: LocalRequest) -> None:
         """No more of this request; one that has ended is left as it is."""
-        if not request.ended:
-            request.state.abort()
-        self._settle(request)
+        request.state.left()
+        self._ledger.leave(request.state)
 
     def fail_all(self, error: ApiError) -> None:
         """Ends all requests in flight with this error."""
-        for request in list(self._requests.values()):
-            if not request.ended:
-                request.error = error
-                request.state.abort()
-            self._settle(request)
+        self._ledger.fail_all(error)
 
     def dispatch(self, messages: list[ToClient]) -> list[LocalRequest]:
         """Hands the engine's messages to their requests; → those that have something new."""
-        touched: dict[int, LocalRequest] = {}
         for message in messages:
             if isinstance(message, Failed):
-                request = self._requests.get(message.id)
-                if request is not None and not request.ended:
-                    request.error = request.state.on_failed(message)
-                    touched[id(request)] = request
+                self._ledger.receive_failure(message)
             elif isinstance(message, Outputs):
-                for item in message.items:
-                    request = self._requests.get(item.id)
-                    if request is not None and not request.ended:
-                        request.deltas += request.state.on_message(item)
-                        touched[id(request)] = request
-        for request in touched.values():
-            self._settle(request)
-        return list(touched.values())
-
-    def _settle(self, request: LocalRequest) -> None:
-        if aborts := request.state.take_aborts():
-            self._connection.send(Abort(aborts))
-        if request.ended:
-            for key in request.state.ids:
-                self._requests.pop(key, None)
+                self._ledger.receive(message)
+        found = list(self._news)
+        self._news.clear()
+        return found
 
     # --- the engine's side
 

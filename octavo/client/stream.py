@@ -82,10 +82,6 @@ class ChoiceStream:
     def reasoning_tokens(self) -> int:
         return 0 if self.channelled is None else self.channelled.reasoning_tokens
 
-    @property
-    def finished(self) -> bool:
-        return self.finish_reason is not None
-
     def push(self, output: TokenOutput) -> Delta:
         """Take new tokens; the delta holds what may be shown because of them. After the end it is always empty."""
         if self.finish_reason is not None:

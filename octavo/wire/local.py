@@ -23,9 +23,9 @@ class LocalConnection:
         self._messages: deque[ToClient] = deque()
         self._arrived = threading.Condition()
 
-    def send(self, message: ToEngine) -> None:
-        """Never blocks; after `close` of either end the message is dropped."""
-        self._transport._deliver(self.client, message)
+    def send(self, message: ToEngine) -> bool:
+        """Never blocks; → False after `close` of either end, when the message is dropped."""
+        return self._transport._deliver(self.client, message)
 
     def receive(self, timeout: float | None = 0) -> list[ToClient]:
         """All messages that have arrived. Waits at most `timeout` seconds for the first (0: does not wait; None: as
@@ -102,11 +102,13 @@ class LocalTransport:
             with connection._arrived:
                 connection._arrived.notify_all()
 
-    def _deliver(self, client: bytes, message: ToEngine) -> None:
+    def _deliver(self, client: bytes, message: ToEngine) -> bool:
         with self._arrived:
-            if client in self._clients:
-                self._messages.append((client, message))
-                self._arrived.notify_all()
+            if client not in self._clients:
+                return False
+            self._messages.append((client, message))
+            self._arrived.notify_all()
+            return True
 
     def _knows(self, client: bytes) -> bool:
         return client in self._clients

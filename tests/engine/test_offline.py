@@ -32,7 +32,7 @@ def idle(engine: LLMEngine) -> bool:
     """Nothing of any request is left, here and in the scheduler."""
     engine._engine.turn(0)
     loop = engine._engine._loop
-    return not engine._engine._requests and not loop.has_requests
+    return not len(engine._engine._ledger) and not loop.has_requests
 
 
 def test_outputs_in_the_order_of_the_prompts(model: Path) -> None:
@@ -199,7 +199,7 @@ async def settled(engine: AsyncLLMEngine) -> None:
     """Until nothing of any request is left."""
     local = await engine.start()
     for _ in range(200):
-        if not local._requests and not local._loop.has_requests and not engine._readers:
+        if not len(local._ledger) and not local._loop.has_requests and not engine._readers:
             return
         await asyncio.sleep(0.01)
     raise AssertionError("requests were left behind")

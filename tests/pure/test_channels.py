@@ -139,7 +139,7 @@ def streamed(
         whole.tool_calls += delta.tool_calls
         whole.logprobs = [*(whole.logprobs or ()), *(delta.logprobs or ())]
         whole.finish_reason = delta.finish_reason or whole.finish_reason
-        if stream.finished:
+        if stream.finish_reason is not None:
             break
     return stream, whole
 

@@ -11,11 +11,11 @@ from octavo.client.base import Prompt
 from octavo.client.choices import RequestState
 from octavo.client.fake import IM_END, write_byte_tokenizer
 from octavo.client.prepare import sequences
-from octavo.errors import EngineError
+from octavo.errors import ApiError, EngineError
 from octavo.modelfiles.files import locate
 from octavo.text.tokenizer import Tokenizer
 from octavo.types import Delta, Metrics, SamplingParams, TokenLogprobs
-from octavo.wire.messages import Failed, TokenOutput
+from octavo.wire.messages import Add, TokenOutput
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,31 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer.load(locate(Path(folder)))
 
 
-def make_state(tokenizer: Tokenizer, **fields: object) -> RequestState:
+class State(RequestState):
+    """A request as the ledger sees it; hears of itself."""
+
+    def __init__(self, prompt: Prompt, params: SamplingParams, adds: list[Add], tokenizer: Tokenizer) -> None:
+        super().__init__(prompt, params, adds, tokenizer, self)
+        self.sequences = {add.id: sequence for add, sequence in zip(adds, self.unfinished(), strict=True)}
+        self.heard: list[Delta] = []
+        self.ends: list[ApiError | None] = []
+        self.aborts: list[int] = []
+
+    def on_delta(self, _index: int, delta: Delta) -> None:
+        self.heard.append(delta)
+
+    def on_end(self, _index: int, error: ApiError | None) -> None:
+        self.ends.append(error)
+
+    def on_message(self, message: TokenOutput) -> list[Delta]:
+        """What is heard because of it."""
+        if self.sequences[message.id].take(message):
+            self.aborts.append(message.id)
+        heard, self.heard = self.heard, []
+        return heard
+
+
+def make_state(tokenizer: Tokenizer, **fields: object) -> State:
     params = SamplingParams(**fields)  # type: ignore[arg-type]
     prompt = Prompt(token_ids=[1, 2, 3], text="abc")
     adds = sequences(
@@ -38,7 +62,7 @@ def make_state(tokenizer: Tokenizer, **fields: object) -> RequestState:
         default_max_tokens=None,
         base_seed=0,
     )
-    return RequestState(prompt, params, adds, tokenizer)
+    return State(prompt, params, adds, tokenizer)
 
 
 def tokens(id: int, text: str, end: bool = False, logprob: float | None = None, **fields: object) -> TokenOutput:
@@ -60,7 +84,7 @@ def test_choices_are_kept_apart_and_end_once(tokenizer: Tokenizer) -> None:
     assert not state.done
     for i in (2, 0, 1):
         deltas += state.on_message(TokenOutput(i, [IM_END], None, "stop", IM_END))
-    assert state.done and state.take_aborts() == []
+    assert state.done and state.aborts == [] and state.ends == [None]
     for i, text in texts.items():
         own = [d for d in deltas if d.index == i]
         assert "".join(d.text for d in own) == text
@@ -77,11 +101,12 @@ def test_a_stop_string_ends_its_choice_and_asks_for_one_abort(tokenizer: Tokeniz
     assert deltas[0].text == "some tex"
     (delta,) = state.on_message(tokens(0, "ND and more"))
     assert (delta.text, delta.finish_reason, delta.stop_reason) == ("", "stop", "END")
-    assert state.take_aborts() == [0] and state.take_aborts() == []
+    assert state.aborts == [0]
     assert state.on_message(tokens(0, "late", end=True)) == []
-    assert [add.id for add in state.unfinished()] == [1]
+    assert state.aborts == [0]
+    assert [sequence.add.id for sequence in state.unfinished()] == [1]
     state.on_message(tokens(1, "x", end=True))
-    assert state.done and state.take_aborts() == []
+    assert state.done and state.aborts == [0] and state.ends == [None]
     assert state.output().outputs[0].text == "some tex"
     assert state.metrics.prefill_ms == 5 and state.metrics.time_to_first_token_ms == 7
     assert state.metrics.completion_tokens == 9 + 2 + 2 and state.metrics.tokens_per_second > 0
@@ -91,11 +116,11 @@ def test_resume_holds_all_tokens_so_far(tokenizer: Tokenizer) -> None:
     state = make_state(tokenizer, n=2, seed=9)
     state.on_message(tokens(0, "ab"))
     state.on_message(tokens(0, "c"))
-    first, second = state.unfinished()
+    first, second = [sequence.add for sequence in state.unfinished()]
     assert first.output_ids == list(b"abc") and second.output_ids == []
     assert first.prompt_ids == [1, 2, 3] and first.seed == 9 != second.seed
     state.on_message(tokens(0, "d"))
-    assert state.unfinished()[0].output_ids == list(b"abcd")
+    assert state.unfinished()[0].add.output_ids == list(b"abcd")
 
 
 def test_best_of_shows_nothing_before_the_end_then_the_best(tokenizer: Tokenizer) -> None:
@@ -143,9 +168,11 @@ def test_metrics_are_merged(tokenizer: Tokenizer) -> None:
 def test_one_failure_ends_the_request(tokenizer: Tokenizer) -> None:
     state = make_state(tokenizer, n=3)
     state.on_message(tokens(1, "x", end=True))
-    error = state.on_failed(Failed(0, "engine_error", "broken"))
-    assert isinstance(error, EngineError) and error.message == "broken"
-    assert state.done and state.take_aborts() == [2] and state.unfinished() == []
+    error = EngineError("broken")
+    state.failed(error)
+    state.failed(EngineError("again"))
+    assert state.ends == [error]
+    assert state.done and state.unfinished() == []
     assert state.on_message(tokens(2, "x", end=True)) == []
     assert [o.finish_reason for o in state.output().outputs] == ["abort", "stop", "abort"]
 

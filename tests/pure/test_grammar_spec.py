@@ -420,7 +420,7 @@ def test_what_is_too_large_is_refused_with_its_size(kind: str, value: Any, words
     with pytest.raises(RequestError) as refused:
         grammar_of(StructuredOutputs(**{kind: value}), "the_field")
     assert refused.value.param == "the_field" and words in refused.value.message
-    assert time.thread_time() - began < 0.5
+    assert time.thread_time() - began < 2  # 0.2 s at most; writing them whole takes many seconds
 
 
 def test_a_long_chain_of_rules_takes_its_length() -> None:

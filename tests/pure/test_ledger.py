@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octavo.client.ledger import Ledger
+from octavo.client.ledger import Ledger, Sequence
 from octavo.errors import ApiError, EngineError, QueueFull, Unavailable
 from octavo.types import SamplingParams
 from octavo.wire.messages import Abort, Add, Failed, Outputs, ToEngine, TokenOutput
@@ -64,23 +65,26 @@ class _Request:
     def done(self) -> bool:
         return len(self.ended) == len(self.adds) or self.error is not None
 
-    def unfinished(self) -> list[Add]:
+    def unfinished(self) -> list[Sequence]:
         return [
-            Add(i, add.prompt_ids, add.params, add.seed, output_ids=list(self.tokens[i]), owner=self.owner)
+            Sequence(
+                Add(i, add.prompt_ids, add.params, add.seed, output_ids=list(self.tokens[i]), owner=self.owner),
+                partial(self.take, i),
+            )
             for i, add in self.adds.items()
             if i not in self.ended
         ]
 
-    def take(self, message: TokenOutput) -> list[int]:
-        assert message.id not in self.ended
+    def take(self, i: int, message: TokenOutput) -> bool:
+        assert i not in self.ended
         assert self.error is None
-        self.tokens[message.id] += message.token_ids
+        self.tokens[i] += message.token_ids
         if message.finish_reason is not None:
-            self.ended.add(message.id)
-        elif self.enough is not None and len(self.tokens[message.id]) >= self.enough:
-            self.ended.add(message.id)
-            return [message.id]
-        return []
+            self.ended.add(i)
+        elif self.enough is not None and len(self.tokens[i]) >= self.enough:
+            self.ended.add(i)
+            return True
+        return False
 
     def failed(self, error: ApiError) -> None:
         assert self.error is None

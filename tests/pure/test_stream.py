@@ -247,7 +247,7 @@ def test_min_tokens(min_tokens: int) -> None:
 
 def test_abort_ends_a_stream() -> None:
     stream, _ = run(BYTES, SamplingParams(), BYTES.encode("hello"), finish="abort")
-    assert (stream.finished, stream.finish_reason, stream.text) == (True, "abort", "hello")
+    assert (stream.finish_reason, stream.text) == ("abort", "hello")
     empty = ChoiceStream(BYTES, SamplingParams())
     assert empty.push(TokenOutput(1, [], finish_reason="abort")).finish_reason == "abort"
 

@@ -345,7 +345,7 @@ def test_the_engine_is_told_whose_each_request_is() -> None:
         enter = api.engine._ledger.enter
 
         def spy(request: Any, limit: int | None = None) -> None:
-            owners.extend(add.owner for add in request.unfinished())
+            owners.extend(sequence.add.owner for sequence in request.unfinished())
             enter(request, limit)
 
         api.engine._ledger.enter = spy  # type: ignore[method-assign]

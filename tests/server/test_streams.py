@@ -94,7 +94,7 @@ def test_reader_that_stops_reading_is_dropped() -> None:
 
 
 def test_no_headers_wait_for_a_slow_first_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("octavo.server.http.call.FIRST_EVENT_S", 0.05)
+    monkeypatch.setattr("octavo.server.http.stream.FIRST_EVENT_S", 0.05)
 
     async def main() -> None:
         async with api(step_delay=0.3) as found:
@@ -112,8 +112,8 @@ def test_no_headers_wait_for_a_slow_first_token(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_no_stream_is_silent_while_a_long_prompt_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("octavo.server.http.call.FIRST_EVENT_S", 0.01)
-    monkeypatch.setattr("octavo.server.http.call.SILENCE_S", 0.03)
+    monkeypatch.setattr("octavo.server.http.stream.FIRST_EVENT_S", 0.01)
+    monkeypatch.setattr("octavo.server.http.stream.SILENCE_S", 0.03)
     chat: dict[str, Any] = {"messages": HELLO, "max_tokens": 1, "stream": True}
     message = {"model": "fake-model", **chat}
 

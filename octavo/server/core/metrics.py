@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from itertools import accumulate
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -19,7 +20,7 @@ from prometheus_client.registry import Collector
 
 from octavo import __version__
 from octavo.client.base import Client
-from octavo.server.core.account import Account
+from octavo.errors import ApiError
 from octavo.server.core.errors import ClientGone
 from octavo.types import Metrics, SamplingParams
 
@@ -165,6 +166,20 @@ class Tokens(Collector):
         yield family
 
 
+class Closed(Protocol):
+    """What came of an HTTP request, as core.account has it."""
+
+    status: int
+    seconds: float
+    error: ApiError | None
+
+    @property
+    def complete(self) -> bool: ...
+
+    @property
+    def code(self) -> str | None: ...
+
+
 class ServerMetrics:
     """All series of requests and the engine carry `model_name`. Seconds and tokens."""
 
@@ -247,7 +262,7 @@ class ServerMetrics:
         self._checks.labels(self.model, "refused" if refused else "ok").inc()
         self._check_time.labels(self.model).observe(seconds)
 
-    def closed(self, account: Account, method: str, handler: str) -> None:
+    def closed(self, account: Closed, method: str, handler: str) -> None:
         """One HTTP request is over."""
         self._http.labels(method, handler, str(account.status)).inc()
         self._http_time.labels(handler).observe(account.seconds)

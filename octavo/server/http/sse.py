@@ -1,13 +1,8 @@
-"""Server-sent events as bytes, and what a face says of a request's work in them."""
+"""Server-sent events as bytes."""
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import msgspec
-
-from octavo.errors import ApiError
-from octavo.types import Delta
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -38,27 +33,3 @@ class Template:
 
     def fill(self, text: str) -> bytes:
         return self._before + _json(text) + self._after
-
-
-class Writer(Protocol):
-    """Says in bytes what has come: whole `data: …` records, several may be joined."""
-
-    def chunk(self, prompt_index: int, delta: Delta) -> bytes:
-        """May be empty."""
-        ...
-
-    def is_long(self, prompt_index: int, delta: Delta) -> bool:
-        """`chunk` will take long for it: it is to be called in a thread."""
-        return False
-
-    def wait(self) -> bytes:
-        """A sign of life, before anything has come."""
-        ...
-
-    def end(self) -> bytes:
-        """Once all has ended well."""
-        ...
-
-    def fail(self, error: ApiError) -> bytes:
-        """Once, instead of `end`."""
-        ...

@@ -11,7 +11,6 @@ import msgspec
 from octavo.errors import ApiError
 from octavo.server.core.errors import clean
 from octavo.server.core.pieces import Piece, Pieces
-from octavo.server.core.work import Work
 from octavo.server.faces.anthropic.errors import anthropic_body
 from octavo.server.faces.anthropic.protocol import (
     AnthropicMessage,
@@ -23,7 +22,7 @@ from octavo.server.faces.anthropic.protocol import (
     ThinkingBlock,
     ToolUseBlock,
 )
-from octavo.server.http.sse import Writer
+from octavo.server.http.stream import EventStream, Source
 from octavo.types import Delta, Metrics
 
 _json = msgspec.json.Encoder().encode
@@ -87,17 +86,17 @@ def usage(metrics: Metrics) -> MessageUsage:
     )
 
 
-class MessageEvents(Blocks, Writer):
+class MessageEvents(Blocks, EventStream):
     """The stream of a message; Deltas are the hot path: they are joined from bytes."""
 
-    def __init__(self, asked: MessagesRequest, message_id: str, model: str, work: Work, request_id: str) -> None:
-        super().__init__()
+    def __init__(self, source: Source, asked: MessagesRequest, message_id: str, model: str) -> None:
+        Blocks.__init__(self)
+        EventStream.__init__(self, source)
         self._asked = asked
-        self._work = work
         self._out: list[bytes] = []
         self._begun = False
         self._message = (message_id, model)
-        self._request_id = request_id
+        self._request_id = source.account.request_id
         self._before = b""
         """Of the open block's deltas."""
 
@@ -110,7 +109,7 @@ class MessageEvents(Blocks, Writer):
         return _PING
 
     def end(self) -> bytes:
-        metrics = self._work.metrics[0]
+        metrics = self.work.metrics[0]
         reason, sequence = ending(self._asked, self, metrics)
         delta = {"stop_reason": reason, "stop_sequence": sequence}
         self._event("message_delta", delta=delta, usage=usage(metrics))
@@ -152,7 +151,7 @@ class MessageEvents(Blocks, Writer):
             return
         self._begun = True
         message_id, model = self._message
-        said = usage(self._work.metrics[0])
+        said = usage(self.work.metrics[0])
         said.output_tokens = min(said.output_tokens, 1)
         message = AnthropicMessage(
             id=message_id, model=model, content=[], stop_reason=None, stop_sequence=None, usage=said

@@ -19,7 +19,6 @@ from octavo.server.faces.anthropic import translate
 from octavo.server.faces.anthropic.blocks import Blocks, MessageEvents, ending, usage
 from octavo.server.faces.anthropic.protocol import AnthropicMessage, CountTokensRequest, MessagesRequest, TokenCount
 from octavo.server.http.call import Call, json_response
-from octavo.server.http.sse import Writer
 
 _messages = msgspec.json.Decoder(MessagesRequest)
 _count = msgspec.json.Decoder(CountTokensRequest)
@@ -48,10 +47,9 @@ async def messages(request: Request) -> Response:
             usage=usage(work.metrics[0]),
         )
 
-    def events(work: Work) -> Writer:
-        return MessageEvents(asked, message_id, model, work, call.account.request_id)
-
-    return _with_id(await call.answered(start, whole, events if asked.stream else None), call.account)
+    if asked.stream:
+        return _with_id(MessageEvents(call.source(start), asked, message_id, model), call.account)
+    return _with_id(await call.whole(start, whole), call.account)
 
 
 async def count_tokens(request: Request) -> Response:

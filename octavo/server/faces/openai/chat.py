@@ -40,7 +40,8 @@ from octavo.server.faces.openai.translate import conversation
 from octavo.server.faces.openai.usage import Header, UsageTally, usage_of
 from octavo.server.faces.openai.written import WrittenDecoder
 from octavo.server.http.call import Call
-from octavo.server.http.sse import DONE, KEEP_ALIVE, Template, Writer, event
+from octavo.server.http.sse import DONE, Template, event
+from octavo.server.http.stream import EventStream, Source
 from octavo.text.channels import merged_parts
 from octavo.text.tokenizer import Tokenizer
 from octavo.types import Delta, FinishReason, TokenLogprobs, ToolCallDelta
@@ -67,10 +68,7 @@ async def chat_completions(request: Request) -> Response:
             return _whole(served, asked, header, work, arrived)
         return await asyncio.to_thread(_whole, served, asked, header, work, arrived)
 
-    def chunks(work: Work) -> Writer:
-        return _Chunks(served, asked, header, work)
-
-    return await call.answered(start, whole, chunks if asked.stream else None)
+    return _Chunks(call.source(start), served, asked, header) if asked.stream else await call.whole(start, whole)
 
 
 def _whole(
@@ -149,16 +147,20 @@ def _call_chunk(part: ToolCallDelta) -> ToolCallChunk:
     return chunk
 
 
-class _Chunks(Writer):
-    def __init__(self, served: Served, asked: ChatCompletionRequest, header: Header, work: Work) -> None:
+class _Chunks(EventStream):
+    def __init__(self, source: Source, served: Served, asked: ChatCompletionRequest, header: Header) -> None:
+        super().__init__(source)
         self._header = header
-        self._work = work
-        self._tally = UsageTally(asked.stream_options, work.prompt_tokens)
+        self._tally = UsageTally(asked.stream_options)
         as_ids = asked.return_tokens_as_token_ids
         self._choices = [_Streamed(served.client.tokenizer, as_ids=as_ids) for _ in range(asked.n)]
         self._plain = not (asked.logprobs or asked.return_token_ids or self._tally.continuous)
         self._prompt_ids_due = asked.return_token_ids
         self._asked = asked
+
+    def begin(self, work: Work) -> None:
+        super().begin(work)
+        self._tally.prompt_tokens = work.prompt_tokens
 
     def chunk(self, prompt_index: int, delta: Delta) -> bytes:
         index, choice = delta.index, self._choices[delta.index]
@@ -206,13 +208,10 @@ class _Chunks(Writer):
             else:
                 yield ChatDelta(tool_calls=[call])
 
-    def wait(self) -> bytes:
-        return KEEP_ALIVE
-
     def end(self) -> bytes:
         if not self._tally.wanted:
             return DONE
-        return self._event([], usage_of(self._work.metrics)) + DONE
+        return self._event([], usage_of(self.work.metrics)) + DONE
 
     def fail(self, error: ApiError) -> bytes:
         return event(error_body(error))
@@ -224,5 +223,5 @@ class _Chunks(Writer):
         chunk.usage = self._tally.of_chunk if usage is None else usage
         if self._prompt_ids_due:
             self._prompt_ids_due = False
-            chunk.prompt_token_ids = self._work.prompt_ids[0]
+            chunk.prompt_token_ids = self.work.prompt_ids[0]
         return event(_encode(chunk))

@@ -34,7 +34,8 @@ from octavo.server.faces.openai.protocol.completions import (
 from octavo.server.faces.openai.protocol.shared import CompletionLogprobs
 from octavo.server.faces.openai.usage import Header, UsageTally, usage_of
 from octavo.server.http.call import Call
-from octavo.server.http.sse import DONE, KEEP_ALIVE, Template, Writer, event
+from octavo.server.http.sse import DONE, Template, event
+from octavo.server.http.stream import EventStream, Source
 from octavo.types import Delta, FinishReason, SamplingParams, StructuredOutputs
 
 DEFAULT_MAX_TOKENS = 16
@@ -71,10 +72,7 @@ async def completions(request: Request) -> Response:
             return _whole(served, asked, header, work, choices, arrived)
         return await asyncio.to_thread(_whole, served, asked, header, work, choices, arrived)
 
-    def chunks(work: Work) -> Writer:
-        return _Chunks(asked, header, work, choices)
-
-    return await call.answered(start, whole, chunks if asked.stream else None)
+    return _Chunks(call.source(start), asked, header, choices) if asked.stream else await call.whole(start, whole)
 
 
 async def _written(structured: StructuredOutputs | None, param: Field) -> str | None:
@@ -283,14 +281,19 @@ def _completion(header: Header, choices: list[CompletionChoice]) -> Completion:
     )
 
 
-class _Chunks(Writer):
-    def __init__(self, asked: CompletionRequest, header: Header, work: Work, choices: list[_Choice]) -> None:
+class _Chunks(EventStream):
+    def __init__(self, source: Source, asked: CompletionRequest, header: Header, choices: list[_Choice]) -> None:
+        """`choices`: there when the work has started."""
+        super().__init__(source)
         self._header = header
-        self._work = work
         self._choices = choices
         self._n = asked.n
-        self._tally = UsageTally(asked.stream_options, work.prompt_tokens)
+        self._tally = UsageTally(asked.stream_options)
         self._templates: dict[int, Template] = {}
+
+    def begin(self, work: Work) -> None:
+        super().begin(work)
+        self._tally.prompt_tokens = work.prompt_tokens
 
     def chunk(self, prompt_index: int, delta: Delta) -> bytes:
         index = prompt_index * self._n + delta.index
@@ -304,20 +307,17 @@ class _Chunks(Writer):
                 template = self._templates[index] = Template(self._event(empty), "text")
             return template.fill(delta.text)
         self._tally.add(len(delta.token_ids))
-        part = choice.take(delta, self._work, prompt_index)
+        part = choice.take(delta, self.work, prompt_index)
         return b"" if part is None else self._event(part)
 
     def is_long(self, prompt_index: int, delta: Delta) -> bool:
         return self._choices[prompt_index * self._n + delta.index].num_due > INLINE_ENTRIES
 
-    def wait(self) -> bytes:
-        return KEEP_ALIVE
-
     def end(self) -> bytes:
         if not self._tally.wanted:
             return DONE
         final = _completion(self._header, [])
-        final.usage = usage_of(self._work.metrics)
+        final.usage = usage_of(self.work.metrics)
         return event(_encode(final)) + DONE
 
     def fail(self, error: ApiError) -> bytes:

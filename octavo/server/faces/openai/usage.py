@@ -36,10 +36,11 @@ class Header:
 class UsageTally:
     """The `usage` of a stream's chunks: absent, null, or so far."""
 
-    def __init__(self, options: StreamOptions | None, prompt_tokens: int) -> None:
+    prompt_tokens = 0
+
+    def __init__(self, options: StreamOptions | None) -> None:
         self.wanted = options is not None and options.include_usage
         self.continuous = options is not None and options.include_usage and options.continuous_usage_stats
-        self._prompt_tokens = prompt_tokens
         self._completion_tokens = 0
 
     def add(self, tokens: int) -> None:
@@ -48,10 +49,8 @@ class UsageTally:
     @property
     def of_chunk(self) -> Usage | UnsetType | None:
         if self.continuous:
-            done = self._completion_tokens
-            return Usage(
-                prompt_tokens=self._prompt_tokens, completion_tokens=done, total_tokens=self._prompt_tokens + done
-            )
+            prompt, done = self.prompt_tokens, self._completion_tokens
+            return Usage(prompt_tokens=prompt, completion_tokens=done, total_tokens=prompt + done)
         return None if self.wanted else UNSET
 
 

@@ -1,12 +1,11 @@
 """The stream of a response: named events with a sequence number, as OpenAI's; no [DONE] at its end.
 
-The growing text is the hot path: its events are joined from
-bytes.
+The growing text is the hot path: its events are joined from bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -16,10 +15,10 @@ from octavo.server.core.errors import clean
 from octavo.server.core.pieces import Piece
 from octavo.server.faces.openai.protocol.responses import OutputText, ReasoningText, ResponseObject
 from octavo.server.faces.openai.protocol.shared import LogprobEntry
-from octavo.server.faces.openai.responses.output import Output
-from octavo.server.http.sse import KEEP_ALIVE, Writer
-from octavo.text.tokenizer import Tokenizer
-from octavo.types import Delta
+from octavo.server.faces.openai.responses.output import Manner, Output
+from octavo.server.http.sse import KEEP_ALIVE
+from octavo.server.http.stream import EventStream, Source
+from octavo.types import Delta, Metrics
 
 _json = msgspec.json.Encoder().encode
 
@@ -30,22 +29,17 @@ _DELTA = {
 }
 
 
-class ResponseEvents(Output, Writer):
-    """`begun`: the response as it is announced. `finished(output)`, `failed(output, error)`: as it ends."""
+Ended = Callable[[Output, Metrics, ApiError | None], ResponseObject]
+"""The response as it ends, well or with an error."""
 
-    def __init__(
-        self,
-        begun: ResponseObject,
-        finished: Callable[[Output], ResponseObject],
-        failed: Callable[[Output, ApiError], ResponseObject],
-        tokenizer: Tokenizer,
-        spaces: Mapping[str, tuple[str, str]],
-        *,
-        seals: bool,
-    ) -> None:
-        super().__init__(tokenizer, spaces, seals=seals)
-        self._finished = finished
-        self._failed = failed
+
+class ResponseEvents(Output, EventStream):
+    """`begun`: the response as it is announced."""
+
+    def __init__(self, source: Source, manner: Manner, begun: ResponseObject, ended: Ended) -> None:
+        Output.__init__(self, manner)
+        EventStream.__init__(self, source)
+        self._ended = ended
         self._number = 0
         self._out: list[bytes] = []
         self._before = b""
@@ -54,7 +48,7 @@ class ResponseEvents(Output, Writer):
         self._event("response.created", response=begun)
         self._event("response.in_progress", response=begun)
 
-    # -- sse.Writer
+    # -- EventStream
 
     def chunk(self, prompt_index: int, delta: Delta) -> bytes:
         self.take(delta)
@@ -65,13 +59,13 @@ class ResponseEvents(Output, Writer):
         return self._written() or KEEP_ALIVE
 
     def end(self) -> bytes:
-        response = self._finished(self)
+        response = self._ended(self, self.work.metrics[0], None)
         self._event(f"response.{response.status}", response=response)
         return self._written()
 
     def fail(self, error: ApiError) -> bytes:
         self.close(is_cut=True)
-        response = self._failed(self, error)
+        response = self._ended(self, self.work.metrics[0], error)
         self._event("error", code=error.code or error.type, message=clean(error.message), param=error.param)
         self._event("response.failed", response=response)
         return self._written()

@@ -34,11 +34,12 @@ from octavo.server.faces.openai.protocol.shared import Item
 from octavo.server.faces.openai.responses import translate
 from octavo.server.faces.openai.responses.events import ResponseEvents
 from octavo.server.faces.openai.responses.items import listed
-from octavo.server.faces.openai.responses.output import Output
+from octavo.server.faces.openai.responses.output import Manner, Output
 from octavo.server.faces.openai.responses.tools import functions
 from octavo.server.faces.openai.usage import Header
 from octavo.server.http.call import Call, json_response, serving
 from octavo.server.http.failures import account_of
+from octavo.types import Metrics
 
 _decoder = msgspec.json.Decoder(ResponsesRequest)
 _item = msgspec.json.Decoder(Item)
@@ -58,7 +59,9 @@ async def create(request: Request) -> Response:
     referred = await gathered(num_bytes, lambda: _referred(inputs, known, store, account))
     num_bytes += account.charged
     exchange = await gathered(num_bytes, lambda: _Exchange(call, header, chain, inputs, referred))
-    return await call.answered(exchange.start, exchange.whole, exchange.events if call.asked.stream else None)
+    if call.asked.stream:
+        return ResponseEvents(call.source(exchange.start), exchange.manner, exchange.begun, exchange.ended)
+    return await call.whole(exchange.start, exchange.whole)
 
 
 class _Exchange:
@@ -84,8 +87,8 @@ class _Exchange:
         self._turns = translate.turns_of(asked, before, inputs)
         self._functions = functions(asked.tools or [])
         self._wanted = translate.conversation(asked, self._turns, self._functions)
-        self._begun = translate.response(asked, header, call.served.client.defaults)
-        self._seals = asked.includes(ENCRYPTED)
+        self.begun = translate.response(asked, header, call.served.client.defaults)
+        self.manner = Manner(call.served.client.tokenizer, self._functions.spaces, asked.includes(ENCRYPTED))
 
     async def start(self) -> Work:
         """With `truncation: "auto"` the oldest turns are left out until the rest fits."""
@@ -101,27 +104,22 @@ class _Exchange:
                 wanted = shorter
 
     async def whole(self, work: Work) -> ResponseObject:
-        output = Output(self._call.served.client.tokenizer, self._functions.spaces, seals=self._seals)
+        output = Output(self.manner)
         arrived = await work.finish(merge=False)
 
         def take() -> ResponseObject:
             for _, delta in arrived:
                 output.take(delta)
-            return translate.finished(self._begun, output, work.metrics[0])
+            return translate.finished(self.begun, output, work.metrics[0])
 
         is_long = self._asked.includes(LOGPROBS)
         return self._kept(await asyncio.to_thread(take) if is_long else take())
 
-    def events(self, work: Work) -> ResponseEvents:
-        tokenizer = self._call.served.client.tokenizer
-
-        def finished(output: Output) -> ResponseObject:
-            return self._kept(translate.finished(self._begun, output, work.metrics[0]))
-
-        def failed(output: Output, error: ApiError) -> ResponseObject:
-            return self._kept(translate.failed(self._begun, output, error, work.metrics[0]))
-
-        return ResponseEvents(self._begun, finished, failed, tokenizer, self._functions.spaces, seals=self._seals)
+    def ended(self, output: Output, metrics: Metrics, error: ApiError | None) -> ResponseObject:
+        """The response whose stream has ended, well or with an error; kept."""
+        if error is None:
+            return self._kept(translate.finished(self.begun, output, metrics))
+        return self._kept(translate.failed(self.begun, output, error, metrics))
 
     def _kept(self, response: ResponseObject) -> ResponseObject:
         if not response.store:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from msgspec import UNSET, UnsetType
 
@@ -26,19 +27,25 @@ from octavo.types import Delta, TokenLogprobs
 _PREFIX = {"text": "msg", "reasoning": "rs", "call": "fc"}
 
 
-class Output(Pieces):
+@dataclass(frozen=True)
+class Manner:
     """`spaces`: namespace and name of functions that the model sees under another name. `seals`: reasoning is given in
     the form to send back, too."""
 
-    def __init__(self, tokenizer: Tokenizer, spaces: Mapping[str, tuple[str, str]], *, seals: bool = False) -> None:
+    tokenizer: Tokenizer
+    spaces: Mapping[str, tuple[str, str]]
+    seals: bool = False
+
+
+class Output(Pieces):
+    def __init__(self, manner: Manner) -> None:
         super().__init__()
-        self._spaces = spaces
+        self._manner = manner
         self.items: list[OutputItem] = []
         """Those that are complete, in order."""
         self.id = ""
         """Of the open item."""
-        self._seals = seals
-        self._builder = ChatLogprobsBuilder(tokenizer)
+        self._builder = ChatLogprobsBuilder(manner.tokenizer)
         self._waiting: list[TokenLogprobs] = []
         """Log-probabilities whose text has not come yet."""
         self._logprobs: list[LogprobEntry] = []
@@ -75,7 +82,7 @@ class Output(Pieces):
             return MessageItem(id=self.id, status=status, content=content)
         if piece.kind == "reasoning":
             thoughts = [] if is_begun else [ReasoningText(text=text)]
-            seal = sealed(text) if self._seals and not is_begun else UNSET
+            seal = sealed(text) if self._manner.seals and not is_begun else UNSET
             return ReasoningItem(id=self.id, status=status, content=thoughts, encrypted_content=seal)
         namespace, name = self.own_name(piece)
         return FunctionCallItem(
@@ -89,4 +96,4 @@ class Output(Pieces):
 
     def own_name(self, piece: Piece) -> tuple[str | UnsetType, str]:
         """Of a call: the function's namespace, if any, and its name there."""
-        return self._spaces.get(piece.name, (UNSET, piece.name))
+        return self._manner.spaces.get(piece.name, (UNSET, piece.name))
