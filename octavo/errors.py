@@ -175,6 +175,13 @@ class EngineError(ApiError):
     default_code = "engine_error"
 
 
+class ClientGone(ApiError):
+    """The client left or stopped reading; nobody sees this answer, the log shows its status."""
+
+    status = 499
+    default_code = "client_gone"
+
+
 _BY_CODE: dict[str, type[ApiError]] = {
     cls.default_code: cls
     for cls in (ContextLengthExceeded, Unsupported, ModelNotFound, QueueFull, Unavailable, EngineError)

@@ -42,13 +42,6 @@ class UnsupportedMediaType(ApiError):
     default_code = "unsupported_media_type"
 
 
-class ClientGone(ApiError):
-    """The client left or stopped reading; nobody sees this answer, the log shows its status."""
-
-    status = 499
-    default_code = "client_gone"
-
-
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}\b")
 _PATH = re.compile(r"(?<![\w:/.])/(?!(?:v1|v2|api)/)(?:[\w.+@~-]+/)+[\w.+@~-]*")
 

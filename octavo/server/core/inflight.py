@@ -10,8 +10,7 @@ import asyncio
 
 from starlette.types import Receive
 
-from octavo.errors import ApiError, Unavailable
-from octavo.server.core.errors import ClientGone
+from octavo.errors import ApiError, ClientGone, Unavailable
 
 SEND_TIMEOUT_S = 30.0
 """How long a reader may leave the full send buffer untouched."""

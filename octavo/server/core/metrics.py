@@ -20,8 +20,7 @@ from prometheus_client.registry import Collector
 
 from octavo import __version__
 from octavo.client.base import Client
-from octavo.errors import ApiError
-from octavo.server.core.errors import ClientGone
+from octavo.errors import ApiError, ClientGone
 from octavo.types import Metrics, SamplingParams
 
 _LATENCY = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)

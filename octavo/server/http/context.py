@@ -17,9 +17,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo import log
-from octavo.errors import ApiError
+from octavo.errors import ApiError, ClientGone
 from octavo.server.core.account import Account
-from octavo.server.core.errors import ClientGone, unexpected
+from octavo.server.core.errors import unexpected
 from octavo.server.core.metrics import PROBES, ServerMetrics
 from octavo.server.http.failures import ACCOUNT, WORDING, Failure, Wording
 from octavo.server.http.forwarded import Proxies

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from octavo.errors import ApiError
+from octavo.errors import ApiError, ClientGone
 from octavo.server.core.account import Account
-from octavo.server.core.errors import ClientGone, unexpected
+from octavo.server.core.errors import unexpected
 from octavo.server.core.inflight import InFlight, Watch
 from octavo.server.core.work import Work
 from octavo.server.http.sse import CONNECTION, KEEP_ALIVE
