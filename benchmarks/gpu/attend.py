@@ -74,7 +74,7 @@ def _step(rows: int, new: int, context: int, device: torch.device) -> Step:
         torch.arange(0, rows * pages + 1, pages, **int32),
         torch.randperm(rows * pages, device=device).to(torch.int32),
         torch.zeros(rows, dtype=torch.int64, device=device),
-        BLOCK, new, context,
+        BLOCK, new, context, torch.arange(rows, **int32),
     )  # fmt: skip
 
 

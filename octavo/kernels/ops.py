@@ -120,6 +120,28 @@ class Ops(Protocol):
         """
         ...
 
+    def short_conv(self, x: Tensor, weight: Tensor, state: Tensor, step: Step) -> Tensor:
+        """Causal depthwise convolution of each row's new tokens, then SiLU: out[t] = silu(sum over j of
+        weight[j] * x[t - (k - 1) + j]).
+
+        x [tokens, channels] → the same; weight [k, channels] f32, the last for the token itself; state
+        [slots, k - 1, channels] f32: what came before the step, oldest first, in the slot of the row (step.rows);
+        updated in place. A run from position 0 on begins with zeros, whatever its slot holds. Summed in f32.
+        """
+        ...
+
+    def delta_rule(self, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor, step: Step) -> Tensor:
+        """The gated delta rule over each row's new tokens, one after the other (Yang et al., "Gated Delta Networks"):
+
+            S = exp(g) * S;  S = S + k outer (beta * (v - S' k));  out = S' q / sqrt(dk)
+
+        q, k [tokens, k_heads, dk], normalized by the caller; v [tokens, v_heads, dv]; g (log of the decay, at most 0)
+        and beta [tokens, v_heads]; state [slots, v_heads, dk, dv] f32: S in the slot of each row (step.rows), updated
+        in place → [tokens, v_heads, dv] in v's type. Head h of v goes with head h // (v_heads / k_heads) of q and k.
+        A run from position 0 on begins with zeros, whatever its slot holds. All in f32.
+        """
+        ...
+
     def silu_mul(self, x: Tensor) -> Tensor:
         """[tokens, 2 * n] → [tokens, n]: silu(first half) * second half."""
         ...

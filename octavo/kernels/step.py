@@ -25,6 +25,7 @@ class Step:
     block_size: int
     max_query_len: int
     max_context_len: int
+    rows: Tensor  # [rows] int32: the permanent row of each, where its recurrent states are
     on_host: tuple[Tensor, Tensor, Tensor] | None = None
     """query_start, context_lens and page_start once more, for who plans on the host, where the step was made there."""
     tight: bool = True

@@ -93,4 +93,5 @@ class DeviceSteps:
 
 _ARRAYS = (
     "token_ids", "positions", "slots", "query_start", "context_lens", "page_start", "page_ids", "logits_index",
+    "rows",
 )  # fmt: skip

@@ -51,4 +51,5 @@ def gather(batch: Batch, row_list: list[int], counts: list[int], sample_list: li
         block_size=block_size,
         max_query_len=int(lengths.max()),
         max_context_len=int(contexts.max()),
+        rows=torch.tensor(row_list, dtype=torch.int32),
     )

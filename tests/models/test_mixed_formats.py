@@ -105,6 +105,7 @@ def logits(path: Path, dtype: torch.dtype) -> Tensor:
         block_size=16,
         max_query_len=count,
         max_context_len=count,
+        rows=torch.zeros(1, dtype=torch.int32),
     )
     files = locate(path)
     with open_checkpoint(files) as checkpoint, torch.inference_mode():

@@ -50,6 +50,7 @@ class Wrapper:
         step = Step(
             torch.zeros(q.shape[0]), torch.cat(parts), torch.zeros(0), starts, context, plan["indptr"],
             plan["indices"], torch.zeros(0), plan["page_size"], int(new.max()), int(context.max()),
+            torch.arange(len(new), dtype=torch.int32),
         )  # fmt: skip
         window = None if plan["window_left"] < 0 else plan["window_left"] + 1
         kv = torch.stack(paged_kv_cache).float()

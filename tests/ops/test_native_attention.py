@@ -268,7 +268,10 @@ def test_against_the_reference_backend(isa: str, kind: int) -> None:
     s = Sequences(Shape(window=100, soft_cap=20.0), kind, isa, [150, 37])
     shape = s.shape
     arrays = {name: torch.from_numpy(x) for name, x in s.step([0, 1], [0, 0], s.lengths).items()}
-    step = Step(**arrays, block_size=shape.block_size, max_query_len=150, max_context_len=150)
+    step = Step(
+        **arrays, block_size=shape.block_size, max_query_len=150, max_context_len=150,
+        rows=torch.arange(2, dtype=torch.int32),
+    )  # fmt: skip
     q, k, v = (torch.from_numpy(np.concatenate(x)) for x in (s.q, s.k, s.v))
     ops = ReferenceOps(torch.float32)
     kv = torch.zeros(2, s.pages[2], shape.block_size, shape.kv_heads, shape.head_dim)

@@ -51,6 +51,7 @@ def make_step(rows: list[tuple[int, int]], block_size: int, seed: int = 0) -> St
         block_size=block_size,
         max_query_len=max((new for _, new in rows), default=0),
         max_context_len=max((context for context, _ in rows), default=0),
+        rows=torch.arange(len(rows), dtype=torch.int32),
     )
 
 

@@ -50,7 +50,7 @@ def tight(step: Step) -> Step:
     pages = [step.page_ids[at : at + count] for at, count in zip(step.page_start[:-1].tolist(), counts, strict=True)]
     return Step(
         step.token_ids, step.positions, step.slots, step.query_start, step.context_lens, starts, torch.cat(pages),
-        step.logits_index, step.block_size, step.max_query_len, step.max_context_len,
+        step.logits_index, step.block_size, step.max_query_len, step.max_context_len, step.rows,
     )  # fmt: skip
 
 
@@ -63,6 +63,7 @@ def test_a_step_is_the_next_token_of_each_row(ops: Ops, rows: list[int]) -> None
     computed, n = [int(state.num_computed[row]) for row in rows], len(rows)
     assert step.token_ids.tolist() == [int(state.last_token[row]) for row in rows]
     assert step.positions.tolist() == computed
+    assert step.rows.tolist() == rows and step.rows.dtype == torch.int32
     pages = [int(state.block_tables[row, at // BLOCK_SIZE]) for row, at in zip(rows, computed, strict=True)]
     assert step.slots.tolist() == [p * BLOCK_SIZE + at % BLOCK_SIZE for p, at in zip(pages, computed, strict=True)]
     assert step.query_start.tolist() == list(range(n + 1)) and step.logits_index.tolist() == list(range(n))

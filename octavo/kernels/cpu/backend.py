@@ -21,7 +21,7 @@ from octavo.kernels.cpu.record import RecordedStep, Recording, StepRecording
 from octavo.kernels.layouts import DTYPES, Dense, Layout, Prepared, PreparedExperts
 from octavo.kernels.ops import HeadNorms
 from octavo.kernels.recorded import PermanentRows, Recorded, StepModel
-from octavo.kernels.reference import moe
+from octavo.kernels.reference import moe, recurrent
 from octavo.kernels.reference import rows as of_rows
 from octavo.kernels.rows import DeviceRows
 from octavo.kernels.step import Step
@@ -178,6 +178,16 @@ class CpuOps:
     def _pages(self, kv: Tensor, block_size: int, head_dim: int) -> Pages:
         of_one_head = _native.kv_page_bytes(self._kv_kind, block_size, 1, head_dim)
         return Pages(kv, self._kv_kind, block_size, kv.shape[2] // of_one_head, head_dim)
+
+    def short_conv(self, x: Tensor, weight: Tensor, state: Tensor, step: Step) -> Tensor:
+        if self._recording:
+            raise _NotRecordable
+        return recurrent.short_conv(x, weight, state, step)
+
+    def delta_rule(self, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor, step: Step) -> Tensor:
+        if self._recording:
+            raise _NotRecordable
+        return recurrent.delta_rule(q, k, v, g, beta, state, step)
 
     def silu_mul(self, x: Tensor) -> Tensor:
         sink = self._sink(x.shape[0])

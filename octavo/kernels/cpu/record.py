@@ -36,7 +36,7 @@ class Recording:
         self._tensors: list[Tensor] = []  # alive, so that no storage comes twice
         ints = torch.zeros(STAND_IN_ROWS, dtype=torch.int32)
         ids, longs, index = torch.zeros(3, STAND_IN_ROWS, dtype=torch.int64)
-        self.step = Step(ids, longs, longs, ints, ints, ints, ints, index, block_size, 1, 1)
+        self.step = Step(ids, longs, longs, ints, ints, ints, ints, index, block_size, 1, 1, ints)
 
     def value(self, x: Tensor) -> tuple[Value, int]:
         """What a tensor stands for, and the column at which it begins."""

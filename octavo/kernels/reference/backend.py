@@ -14,7 +14,7 @@ from torch import Tensor
 from octavo.kernels.layouts import Dense, Layout, Prepared, PreparedExperts
 from octavo.kernels.ops import HeadNorms
 from octavo.kernels.recorded import PermanentRows, StepModel
-from octavo.kernels.reference import activation, attention, embedding, linear, moe, norm, rope, sampling
+from octavo.kernels.reference import activation, attention, embedding, linear, moe, norm, recurrent, rope, sampling
 from octavo.kernels.reference import rows as of_rows
 from octavo.kernels.rows import DeviceRows
 from octavo.kernels.step import Step
@@ -110,6 +110,12 @@ class ReferenceOps:
         self, q: Tensor, kv: Tensor, step: Step, scale: float, window: int | None = None, soft_cap: float | None = None
     ) -> Tensor:
         return attention.attention(q, kv, self._plan(step).attention, scale, window, soft_cap)
+
+    def short_conv(self, x: Tensor, weight: Tensor, state: Tensor, step: Step) -> Tensor:
+        return recurrent.short_conv(x, weight, state, step)
+
+    def delta_rule(self, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor, step: Step) -> Tensor:
+        return recurrent.delta_rule(q, k, v, g, beta, state, step)
 
     def silu_mul(self, x: Tensor) -> Tensor:
         return activation.silu_mul(x)

@@ -32,6 +32,7 @@ def decode_step(rows: Tensor, state: DeviceRows, block_size: int, max_context_le
         block_size=block_size,
         max_query_len=1,
         max_context_len=max_context_len,
+        rows=rows,
         tight=False,
     )
 

@@ -27,6 +27,7 @@ from octavo.kernels.layouts import (
 )
 from octavo.kernels.ops import HeadNorms
 from octavo.kernels.recorded import PermanentRows, StepModel
+from octavo.kernels.reference import recurrent
 from octavo.kernels.rows import DeviceRows
 from octavo.kernels.step import Step
 from octavo.kernels.triton import activation, attention, edits, embedding, linear, logprobs, moe, norm, rope, sampling
@@ -168,6 +169,12 @@ class TritonOps:
         # A step of the device's own rows may be captured: what plans on the host would read them back.
         attend = self._attend if step.tight else attention.attention
         return attend(q, kv, step, scale, window, soft_cap)
+
+    def short_conv(self, x: Tensor, weight: Tensor, state: Tensor, step: Step) -> Tensor:
+        return recurrent.short_conv(x, weight, state, step)
+
+    def delta_rule(self, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor, step: Step) -> Tensor:
+        return recurrent.delta_rule(q, k, v, g, beta, state, step)
 
     def silu_mul(self, x: Tensor) -> Tensor:
         return activation.silu_mul(x)

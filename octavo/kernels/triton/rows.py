@@ -65,7 +65,8 @@ def decode_step(rows: Tensor, state: DeviceRows, block_size: int, max_context_le
     query_start, context_lens, page_start = ints[:, : n + 1].unbind()
     return Step(
         token_ids, positions, slots, query_start, context_lens[:n], page_start, state.block_tables.view(-1), places,
-        block_size, max_query_len=1, max_context_len=max_context_len, tight=False,
+        block_size, max_query_len=1, max_context_len=max_context_len, rows=rows,
+        tight=False,
     )  # fmt: skip
 
 
