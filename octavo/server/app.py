@@ -13,8 +13,6 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Route
 
 from octavo.client.base import Client
@@ -31,11 +29,11 @@ from octavo.server.core.store import ResponseStores
 from octavo.server.http.auth import Callers, Gate
 from octavo.server.http.context import RequestContext
 from octavo.server.http.cors import Cors, checked_origins
-from octavo.server.http.endpoint import Endpoint, Handler, Site
+from octavo.server.http.endpoint import Endpoint, Site
 from octavo.server.http.failures import on_api_error, on_http_exception
 from octavo.server.http.forwarded import Proxies
 from octavo.server.http.local import Local
-from octavo.server.http.middleware import BodyGuard, require_json
+from octavo.server.http.middleware import BodyGuard
 from octavo.server.http.request_log import RequestLog
 from octavo.server.http.tracing import Tracing
 from octavo.text.channels import reasoning_by_name
@@ -127,16 +125,7 @@ def _add_routes(app: Starlette, endpoints: Sequence[Endpoint]) -> dict[Any, str]
     lacks it."""
     taken = {endpoint.path for endpoint in endpoints}
     for endpoint in endpoints:
-        handler = endpoint.handler if endpoint.asked is None else _json_only(endpoint.handler)
         short = endpoint.path.removeprefix("/v1")
         for path in (endpoint.path,) if short in taken else (short, endpoint.path):
-            app.add_route(path, handler, methods=[endpoint.method])
+            app.add_route(path, endpoint.handler, methods=[endpoint.method])
     return {route.endpoint: route.path for route in app.routes if isinstance(route, Route)}
-
-
-def _json_only(handler: Handler) -> Handler:
-    async def checked(request: Request) -> Response:
-        require_json(request.headers)
-        return await handler(request)
-
-    return checked

@@ -13,7 +13,8 @@ from starlette.responses import Response
 from octavo.server.core.account import Account
 from octavo.server.core.serving import Served, Serving
 from octavo.server.core.work import Work
-from octavo.server.http.decode import Decodes, read
+from octavo.server.http.decode import Decodes, read, require_json
+from octavo.server.http.endpoint import Endpoint
 from octavo.server.http.failures import account_of
 from octavo.server.http.stream import Source
 
@@ -43,7 +44,8 @@ class Call(Generic[T]):
     @classmethod
     async def read(cls, request: Request, decoder: Decodes[T], *, generates: bool = False) -> Call[T]:
         """`generates`: it is refused while the server is shutting down. Raises RequestError, ModelNotFound,
-        Unavailable."""
+        UnsupportedMediaType, Unavailable."""
+        require_json(request.headers)
         serve = serving(request)
         if generates:
             serve.inflight.refuse_when_draining()
@@ -71,3 +73,22 @@ def serving(request: Request) -> Serving:
 
 def json_response(body: Any) -> Response:
     return Response(msgspec.json.encode(body), media_type="application/json")
+
+
+def post(
+    path: str,
+    handler: Callable[[Call[T]], Awaitable[Response]],
+    summary: str,
+    *,
+    asked: type[T],
+    decoder: Callable[[type[T]], Decodes[T]] = msgspec.json.Decoder,
+    generates: bool = False,
+    **more: Any,
+) -> Endpoint:
+    """A route whose body is decoded and checked first. `generates`: refused while the server is shutting down."""
+    decodes = decoder(asked)
+
+    async def answer(request: Request) -> Response:
+        return await handler(await Call.read(request, decodes, generates=generates))
+
+    return Endpoint(path, answer, summary, method="POST", asked=asked, **more)

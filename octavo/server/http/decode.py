@@ -1,6 +1,6 @@
 """A request body becomes a typed struct or a RequestError whose `param` names the field.
 
-Called by every POST handler. Strict: no string where a number is meant, no NaN, no Infinity. A top-level null means
+Strict: no string where a number is meant, no NaN, no Infinity. A top-level null means
 the field was left out, as OpenAI's clients send it; a top-level 1.0 is the integer 1, as JSON Schema has it.
 
 The decoder keeps the event loop and all streams waiting, in a thread too; so a large body is first looked through piece
@@ -14,9 +14,11 @@ import re
 from typing import Any, Protocol, TypeVar
 
 import msgspec
+from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from octavo.errors import RequestError
+from octavo.server.core.errors import UnsupportedMediaType
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -54,6 +56,22 @@ _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*("|\\?\Z)', re.DOTALL)
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 _raw_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def require_json(headers: Headers) -> None:
+    """Raises UnsupportedMediaType for any type but JSON, for none (which a browser sends for a page without asking),
+    for another charset, or for a compressed body."""
+    kind, _, rest = headers.get("content-type", "").partition(";")
+    kind = kind.strip().lower()
+    if not kind:
+        raise UnsupportedMediaType("there is no Content-Type; send application/json")
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        raise UnsupportedMediaType(f"Content-Type is {kind[:80]!r}; send application/json")
+    charset = rest.lower().partition("charset=")[2].strip(' "')
+    if charset and charset not in ("utf-8", "utf8", "us-ascii"):
+        raise UnsupportedMediaType(f"charset {charset[:40]!r} is not supported; send UTF-8")
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise UnsupportedMediaType("compressed request bodies are not supported; send the JSON as it is")
 
 
 async def read(decoder: Decodes[T], request: Request) -> T:

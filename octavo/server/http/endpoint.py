@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from starlette.requests import Request
@@ -11,17 +11,16 @@ from starlette.responses import Response
 
 from octavo.server.http.failures import Unserved, Wording
 
-Handler = Callable[[Request], Awaitable[Response]]
 
-
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Endpoint:
     """`asked`, `given`: the bodies of request and answer (None: none, or plain text); `streamed`: an event's data."""
 
-    method: str
     path: str
-    handler: Handler
+    handler: Callable[[Request], Awaitable[Response]]
     summary: str
+    _: KW_ONLY
+    method: str = "GET"
     asked: Any = None
     given: Any = None
     streamed: Any = None
@@ -35,16 +34,6 @@ class Endpoint:
     needs_model: bool = True
     """503 while no model is loaded."""
     is_documented: bool = True
-
-
-def _of(method: str) -> Callable[..., Endpoint]:
-    def endpoint(path: str, handler: Handler, summary: str, **more: Any) -> Endpoint:
-        return Endpoint(method=method, path=path, handler=handler, summary=summary, **more)
-
-    return endpoint
-
-
-get, post, delete = _of("GET"), _of("POST"), _of("DELETE")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from octavo.errors import ApiError, RequestError, Unavailable
 from octavo.fair import FairGate
 from octavo.server.core.account import Account
-from octavo.server.core.errors import ContentTooLarge, RequestTimeout, UnsupportedMediaType
+from octavo.server.core.errors import ContentTooLarge, RequestTimeout
 from octavo.server.http.deadline import Deadline
 from octavo.server.http.failures import Failure, account_of
 
@@ -207,19 +207,3 @@ class _Body:
         while not self._ended:
             message = await self._receive()
             self._ended = message["type"] != "http.request" or not message.get("more_body", False)
-
-
-def require_json(headers: Headers) -> None:
-    """Raises UnsupportedMediaType for any type but JSON, for none (which a browser sends for a page without asking),
-    for another charset, or for a compressed body."""
-    kind, _, rest = headers.get("content-type", "").partition(";")
-    kind = kind.strip().lower()
-    if not kind:
-        raise UnsupportedMediaType("there is no Content-Type; send application/json")
-    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
-        raise UnsupportedMediaType(f"Content-Type is {kind[:80]!r}; send application/json")
-    charset = rest.lower().partition("charset=")[2].strip(' "')
-    if charset and charset not in ("utf-8", "utf8", "us-ascii"):
-        raise UnsupportedMediaType(f"charset {charset[:40]!r} is not supported; send UTF-8")
-    if headers.get("content-encoding", "identity").lower() != "identity":
-        raise UnsupportedMediaType("compressed request bodies are not supported; send the JSON as it is")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import uuid
 
-import msgspec
-from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo.client.conversation import Conversation
@@ -20,14 +18,10 @@ from octavo.server.faces.anthropic.blocks import Blocks, MessageEvents, ending, 
 from octavo.server.faces.anthropic.protocol import AnthropicMessage, CountTokensRequest, MessagesRequest, TokenCount
 from octavo.server.http.call import Call, json_response
 
-_messages = msgspec.json.Decoder(MessagesRequest)
-_count = msgspec.json.Decoder(CountTokensRequest)
 
-
-async def messages(request: Request) -> Response:
-    call = await Call.read(request, _messages, generates=True)
+async def messages(call: Call[MessagesRequest]) -> Response:
     asked, model = call.asked, call.served.name
-    turns, wanted = await gathered(len(await request.body()), lambda: translate.conversation(asked))
+    turns, wanted = await gathered(len(await call.request.body()), lambda: translate.conversation(asked))
     message_id = f"msg_{uuid.uuid4().hex}"
 
     async def start() -> Work:
@@ -52,10 +46,9 @@ async def messages(request: Request) -> Response:
     return _with_id(await call.whole(start, whole), call.account)
 
 
-async def count_tokens(request: Request) -> Response:
-    call = await Call.read(request, _count)
+async def count_tokens(call: Call[CountTokensRequest]) -> Response:
     asked = call.asked
-    turns, wanted = await gathered(len(await request.body()), lambda: translate.to_count(asked))
+    turns, wanted = await gathered(len(await call.request.body()), lambda: translate.to_count(asked))
     try:
         ids = await render(call.served, wanted, call.account, is_bounded=False)
     except ApiError as error:

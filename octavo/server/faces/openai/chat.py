@@ -10,7 +10,6 @@ from collections.abc import Iterator
 
 import msgspec
 from msgspec import UNSET
-from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo.errors import ApiError
@@ -38,7 +37,6 @@ from octavo.server.faces.openai.protocol.shared import ChatLogprobs, Usage
 from octavo.server.faces.openai.tools import in_words_of
 from octavo.server.faces.openai.translate import conversation
 from octavo.server.faces.openai.usage import Header, UsageTally, usage_of
-from octavo.server.faces.openai.written import WrittenDecoder
 from octavo.server.http.call import Call
 from octavo.server.http.sse import DONE, Template, event
 from octavo.server.http.stream import EventStream, Source
@@ -46,12 +44,10 @@ from octavo.text.channels import merged_parts
 from octavo.text.tokenizer import Tokenizer
 from octavo.types import Delta, FinishReason, TokenLogprobs, ToolCallDelta
 
-_decoder = WrittenDecoder(ChatCompletionRequest)
 _encode = msgspec.json.Encoder().encode
 
 
-async def chat_completions(request: Request) -> Response:
-    call = await Call.read(request, _decoder, generates=True)
+async def chat_completions(call: Call[ChatCompletionRequest]) -> Response:
     asked, served = call.asked, call.served
     asked_for = conversation(asked)
     header = Header.new("chatcmpl", served.name, served.fingerprint())

@@ -7,40 +7,77 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from typing import cast
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
-from starlette.requests import Request
+from msgspec import Meta
 from starlette.responses import Response
 
 from octavo.client.base import Prompt
 from octavo.client.embedding import EMBEDDING, finished, numbers
 from octavo.client.prepare import refuse_nul
-from octavo.errors import ApiError, Place, RequestError
+from octavo.errors import ApiError, Place, RequestError, Unsupported
 from octavo.server.core.account import Account
 from octavo.server.core.serving import Served
 from octavo.server.core.turns import renamed
 from octavo.server.core.work import Work
-from octavo.server.faces.openai.protocol.embeddings import (
-    MAX_INPUTS,
-    Embedding,
-    EmbeddingList,
-    EmbeddingRequest,
-    EmbeddingUsage,
-)
 from octavo.server.http.call import Call
+from octavo.types import Pooling
 
-_decoder = msgspec.json.Decoder(EmbeddingRequest)
+MAX_INPUTS = 2048
+"""As OpenAI's."""
 
 
-async def embeddings(request: Request) -> Response:
-    call = await Call.read(request, _decoder, generates=True)
+class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /v1/embeddings"""
+
+    input: Annotated[str | list[str | int | list[int]], Meta(description="Text, token ids, or a list of either.")]
+    model: Annotated[str, Meta(description="The served model's name; left out: that one.")] | None = None
+    encoding_format: Annotated[
+        Literal["float", "base64"], Meta(description="base64: of little-endian 32-bit floats.")
+    ] = "float"
+    dimensions: (
+        Annotated[int, Meta(ge=1, description="Only so many of the first numbers, at length 1 again.")] | None
+    ) = None
+    user: str | None = None
+    pooling: Annotated[
+        Pooling, Meta(description="What is made one vector: the mean of all tokens, or the last one.")
+    ] = "mean"
+    add_special_tokens: Annotated[bool, Meta(description="Put BOS before a text, if the model has one.")] = True
+    truncate_prompt_tokens: Annotated[Any, Meta(description="Not supported: a longer input is refused.")] = None
+
+    def check(self) -> None:
+        if self.truncate_prompt_tokens is not None:
+            raise Unsupported("truncate_prompt_tokens is not supported; leave it out", param="truncate_prompt_tokens")
+
+
+class Embedding(msgspec.Struct, kw_only=True):
+    """`embedding`: at length 1; a text with encoding_format base64."""
+
+    object: Literal["embedding"] = "embedding"
+    embedding: list[float] | str
+    index: int
+
+
+class EmbeddingUsage(msgspec.Struct, kw_only=True):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(msgspec.Struct, kw_only=True):
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+
+
+async def embeddings(call: Call[EmbeddingRequest]) -> Response:
     asked, served = call.asked, call.served
     model, size = served.name, served.info.hidden_size
     if asked.dimensions is not None and asked.dimensions > size:
         raise RequestError(f"dimensions is {asked.dimensions}; {model} has {size}", param="dimensions")
     inputs = split_inputs(asked.input)
-    async with call.serving.inflight.watch(request.receive):
+    async with call.serving.inflight.watch(call.request.receive):
         try:
             prompts = await _tokenized(call, inputs)
             pooled = await _computed(served, prompts, call.account)

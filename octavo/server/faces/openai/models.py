@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo.server.core.serving import Served
 from octavo.server.faces.anthropic import models as anthropic
 from octavo.server.faces.anthropic.errors import is_spoken
-from octavo.server.faces.openai.protocol.models import Model, ModelList
 from octavo.server.http.call import json_response, serving
+
+
+class Model(msgspec.Struct, kw_only=True):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "octavo"
+    root: str
+    parent: None = None
+    max_model_len: int
+
+
+class ModelList(msgspec.Struct, kw_only=True):
+    object: Literal["list"] = "list"
+    data: list[Model]
 
 
 def _model(served: Served, name: str, started: int) -> Model:

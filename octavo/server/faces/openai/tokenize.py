@@ -1,41 +1,97 @@
-"""POST /tokenize and /detokenize, GET /tokenizer_info, as vLLM has them: text or messages to token ids and back."""
+"""POST /tokenize and /detokenize, GET /tokenizer_info, as vLLM has them: text or messages to token ids and back; POST
+/apply-template, as llama.cpp has it: messages to the text of the prompt."""
 
 from __future__ import annotations
 
 import asyncio
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo.client.prepare import refuse_nul
 from octavo.errors import ContextLengthExceeded, RequestError
 from octavo.server.core.account import Account
-from octavo.server.core.conversation import render
+from octavo.server.core.conversation import render, rendered
 from octavo.server.core.serving import Served
-from octavo.server.faces.openai.protocol.chat import ChatCompletionRequest
-from octavo.server.faces.openai.protocol.tokenize import (
-    DetokenizeRequest,
-    DetokenizeResponse,
-    TokenizeRequest,
-    TokenizeResponse,
-    TokenizerInfo,
-    TokenPiece,
-)
+from octavo.server.faces.openai.protocol.chat import MAX_TOOLS, ChatCompletionRequest, ChatMessage, ChatTool
 from octavo.server.faces.openai.translate import conversation
-from octavo.server.faces.openai.written import WrittenDecoder
 from octavo.server.http.call import Call, json_response, serving
 from octavo.text.tokenizer import Tokenizer
 
 MAX_TOKENS = 1 << 20
 """More would take long to write, while streams wait."""
 
-_tokenize = WrittenDecoder(TokenizeRequest)
-_detokenize = msgspec.json.Decoder(DetokenizeRequest)
+
+class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /tokenize: `prompt` or `messages`, as vLLM has it; or `content`, as llama.cpp has it."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[ChatMessage] | None = None
+    tools: Annotated[list[ChatTool], Meta(max_length=MAX_TOOLS, description="With messages.")] | None = None
+    add_special_tokens: Annotated[bool, Meta(description="Default: for a prompt, not for messages.")] | None = None
+    parse_special: Annotated[bool, Meta(description="Strings of special tokens in a text are those tokens.")] = True
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+    chat_template_kwargs: dict[str, Any] | None = None
+    return_token_strs: Annotated[bool, Meta(description="The tokens as the vocabulary spells them.")] = False
+    content: Annotated[str, Meta(description="The text, without BOS unless add_special.")] | None = None
+    add_special: bool = False
+    with_pieces: Annotated[bool, Meta(description="With content: each token with its text.")] = False
+
+    def check(self) -> None:
+        pass
 
 
-async def tokenize(request: Request) -> Response:
-    call = await Call.read(request, _tokenize)
+class TokenPiece(msgspec.Struct, kw_only=True):
+    id: int
+    piece: Annotated[str | list[int], Meta(description="Bytes where they are no whole characters.")]
+
+
+class TokenizeResponse(msgspec.Struct, kw_only=True):
+    count: int
+    max_model_len: int
+    tokens: list[int | TokenPiece]
+    token_strs: list[str] | None = None
+
+
+class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /detokenize"""
+
+    model: str | None = None
+    tokens: list[int]
+
+    def check(self) -> None:
+        pass
+
+
+class DetokenizeResponse(msgspec.Struct, kw_only=True):
+    prompt: str
+    content: Annotated[str, Meta(description="The same, as llama.cpp calls it.")]
+
+
+class TokenizerInfo(msgspec.Struct, kw_only=True):
+    """What a client needs that tokenizes by this server: special tokens as texts, the model's chat template."""
+
+    tokenizer_class: str = "octavo"
+    vocab_size: int
+    model_max_length: int
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    add_bos_token: Annotated[bool, Meta(description="A text prompt begins with BOS.")]
+    chat_template: str | None
+
+
+class RenderedPrompt(msgspec.Struct, kw_only=True):
+    prompt: str
+
+
+async def tokenize(call: Call[TokenizeRequest]) -> Response:
     asked, served = call.asked, call.served
     if [asked.prompt, asked.messages, asked.content].count(None) != 2:
         raise RequestError("send one of prompt, messages and content", param="prompt")
@@ -91,8 +147,7 @@ def _piece(tokenizer: Tokenizer, token_id: int) -> TokenPiece:
         return TokenPiece(id=token_id, piece=list(raw))
 
 
-async def detokenize(request: Request) -> Response:
-    call = await Call.read(request, _detokenize)
+async def detokenize(call: Call[DetokenizeRequest]) -> Response:
     asked, tokenizer = call.asked, call.served.client.tokenizer
     for token_id in (min(asked.tokens, default=0), max(asked.tokens, default=0)):
         if not 0 <= token_id < tokenizer.vocab_size:
@@ -120,3 +175,7 @@ async def tokenizer_info(request: Request) -> Response:
             chat_template=served.client.template.source,
         )
     )
+
+
+async def apply_template(call: Call[ChatCompletionRequest]) -> Response:
+    return json_response(RenderedPrompt(prompt=await rendered(call.served, conversation(call.asked), call.account)))

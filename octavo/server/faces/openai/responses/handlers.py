@@ -41,20 +41,18 @@ from octavo.server.http.call import Call, json_response, serving
 from octavo.server.http.failures import account_of
 from octavo.types import Metrics
 
-_decoder = msgspec.json.Decoder(ResponsesRequest)
 _item = msgspec.json.Decoder(Item)
 MAX_LISTED = 100
 
 
-async def create(request: Request) -> Response:
-    call = await Call.read(request, _decoder, generates=True)
+async def create(call: Call[ResponsesRequest]) -> Response:
     header = Header(f"resp_{uuid.uuid4().hex}", int(time.time()), call.served.name)
     previous_id = call.asked.previous_response_id
     store, account = call.serving.responses.of(call.account.owner), call.account
     chain = store.chain(previous_id) if previous_id is not None else []
     account.charge(sum(stored.num_item_bytes for stored in chain), "previous_response_id")
     known = {item_id for stored in chain for items in (stored.inputs, stored.outputs) for item_id, _ in items}
-    num_bytes = len(await request.body())
+    num_bytes = len(await call.request.body())
     inputs = await gathered(num_bytes, lambda: listed(call.asked.input))
     referred = await gathered(num_bytes, lambda: _referred(inputs, known, store, account))
     num_bytes += account.charged
