@@ -108,11 +108,12 @@ class Names:
 
     def __init__(self, model: Path) -> None:
         facts = read_facts(fetch(EngineConfig(model=str(model))))
-        q, kv = facts.num_heads * facts.head_dim, facts.num_kv_heads * facts.head_dim
+        at = facts.attention
+        q, kv = at.num_heads * at.head_dim, at.num_kv_heads * at.head_dim
         self._names = {
             (q + 2 * kv) * facts.hidden_size: "qkv",
             q * facts.hidden_size: "o",
-            facts.intermediate_size * facts.hidden_size: "down",
+            facts.layers[0].mlp.inner_size * facts.hidden_size: "down",
             facts.vocab_size * facts.hidden_size: "head",
         }
         self._arithmetic: dict[int, str] = {}

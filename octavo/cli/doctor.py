@@ -80,7 +80,7 @@ def kernel_choices(resolved: ResolvedConfig, facts: ModelFacts) -> tuple[Table, 
     rows = [("pytorch", version("torch"))]
     spec = registry.Spec(
         resolved.device, resolved.dtype, resolved.kv_cache_dtype, resolved.threads, env.forced_isa(),
-        attention=resolved.attention_backend, head_dim=facts.head_dim,
+        attention=resolved.attention_backend, head_dim=facts.attention.head_dim,
     )  # fmt: skip
     reports = registry.report(spec, env.forced_backend())
     attention = [(f"attention, {report.name}", report) for report in registry.attention_report(spec)]
@@ -169,12 +169,13 @@ def run_doctor(config: EngineConfig) -> None:
     files = fetch_with_progress(config)
     said = describe(config, hardware, files)
     facts, resolved = said.facts, said.resolved
+    heads = facts.attention
     model = [
         ("name", ", ".join((resolved.served_model_name, *resolved.model_aliases))),
         ("file", str(files.path)),
         ("architecture", facts.architecture),
-        ("shape", f"{facts.num_layers} layers, hidden {facts.hidden_size}, {facts.num_heads} heads, "
-                  f"{facts.num_kv_heads} KV heads of {facts.head_dim}, vocabulary {facts.vocab_size:,}"),
+        ("shape", f"{facts.num_layers} layers, hidden {facts.hidden_size}, {heads.num_heads} heads, "
+                  f"{heads.num_kv_heads} KV heads of {heads.head_dim}, vocabulary {facts.vocab_size:,}"),
         ("context", f"{facts.max_position:,} tokens"),
     ]  # fmt: skip
     console.print(_table("Model", model), "")

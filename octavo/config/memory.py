@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from octavo.config.resolve import ResolvedConfig
 from octavo.errors import OutOfMemory
-from octavo.modelfiles.facts import ModelFacts
+from octavo.modelfiles.facts import AttentionFacts, ModelFacts
 
 MIB = 1 << 20
 HIGH_UTILIZATION = 0.95
@@ -71,7 +71,7 @@ class MemoryPlan:
 
 def kv_bytes_per_token(resolved: ResolvedConfig, facts: ModelFacts) -> int:
     """Of K and V over all layers. int8 has a scale for each head and position."""
-    element = {"int8": 1 + 4 / facts.head_dim, "fp8": 1, "float32": 4}.get(resolved.kv_cache_dtype, 2)
+    element = {"int8": 1 + 4 / facts.attention.head_dim, "fp8": 1, "float32": 4}.get(resolved.kv_cache_dtype, 2)
     return facts.kv_bytes_per_token(element)
 
 
@@ -193,13 +193,17 @@ class Estimate:
     """And CUDA itself."""
 
 
+def widest_of(attention: AttentionFacts) -> int:
+    """Numbers a token takes at its widest place: q, k, v, the rotated q and the result."""
+    return (3 * attention.num_heads + 2 * attention.num_kv_heads) * attention.head_dim
+
+
 def estimate(facts: ModelFacts, resolved: ResolvedConfig) -> Estimate:
     """For a model of attention and a gated MLP on a GPU. At the widest place of a block there are: the residual in f32,
     twice where one is added; the block's input; and of the MLP gate, up and their product, or of attention q, k, v, the
     rotated q and the result."""
     element = 4 if resolved.dtype == "float32" else 2
-    heads, kv_heads, dim = facts.num_heads, facts.num_kv_heads, facts.head_dim
-    inner = max(3 * facts.intermediate_size, (3 * heads + 2 * kv_heads) * dim)
+    inner = max(max(3 * layer.mlp.inner_size, widest_of(layer.mixer)) for layer in facts.layers)
     per_token = 2 * 4 * facts.hidden_size + element * (facts.hidden_size + inner)
     tokens = resolved.max_num_batched_tokens
     rows = min(resolved.max_num_seqs, tokens)

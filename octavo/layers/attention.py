@@ -3,31 +3,19 @@ attention, output projection. Stateless: keys and values live in the pages that 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from octavo.kernels.ops import HeadNorms, Ops
 from octavo.kernels.step import Step
 from octavo.layers.linear import Linear
-
-
-@dataclass(frozen=True)
-class AttentionShape:
-    """`window`: how many last positions a token sees, None for all."""
-
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    scale: float
-    window: int | None = None
+from octavo.modelfiles.facts import AttentionFacts
 
 
 class Attention:
     def __init__(
         self,
         ops: Ops,
-        shape: AttentionShape,
+        shape: AttentionFacts,
         qkv: Linear,
         out: Linear,
         cos_sin: Tensor,

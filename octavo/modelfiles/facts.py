@@ -34,43 +34,80 @@ class RopeFacts:
 
 
 @dataclass(frozen=True)
+class AttentionFacts:
+    """Grouped-query attention with keys and values of one width."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope: RopeFacts
+    scale: float
+    """Of the scores."""
+    window: int | None = None
+    """How many last positions a token sees; None: all."""
+    qkv_bias: bool = False
+    out_bias: bool = False
+    head_norms: bool = False
+    """Each head of q and k is normalized before it is rotated."""
+
+    @property
+    def kv_width(self) -> int:
+        """Numbers that a token keeps: K and V of all KV heads."""
+        return 2 * self.num_kv_heads * self.head_dim
+
+
+@dataclass(frozen=True)
+class MLPFacts:
+    """down(silu(gate(x)) * up(x))."""
+
+    inner_size: int
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """`mixer`: where tokens see one another."""
+
+    mixer: AttentionFacts
+    mlp: MLPFacts
+
+
+@dataclass(frozen=True)
 class ModelFacts:
     """`architecture`: the registry key, e.g. "LlamaForCausalLM" or the GGUF's "llama"."""
 
     architecture: str
-    num_layers: int
+    layers: tuple[LayerFacts, ...]
     hidden_size: int
-    intermediate_size: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
     vocab_size: int
     max_position: int
     norm_eps: float
-    rope: RopeFacts
     tie_embeddings: bool
     """The head is the embedding's table, unless the file holds another."""
-    qkv_bias: bool = False
-    out_bias: bool = False
-    mlp_bias: bool = False
-    sliding_window: int | None = None
-    window_layers: tuple[int, ...] | None = None
-    """Those with the sliding window, in order; None: all."""
     dtype: str = "bfloat16"
     """The compute type in which its matrices are what the file says; see modelfiles/stored.py."""
 
-    def window_of(self, layer: int) -> int | None:
-        return self.sliding_window if self.window_layers is None or layer in self.window_layers else None
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def attention(self) -> AttentionFacts:
+        """Of the first layer that has one, for whoever wants a shape in a word."""
+        return next(layer.mixer for layer in self.layers)
 
     def kv_bytes_per_token(self, element_size: float) -> int:
         """Bytes of K and V that one token takes over all layers."""
-        return int(2 * self.num_layers * self.num_kv_heads * self.head_dim * element_size)
+        return int(sum(layer.mixer.kv_width for layer in self.layers) * element_size)
 
     def num_weights(self) -> int:
         """Of matrices, by the shape of such a model."""
-        attention = 2 * self.hidden_size * self.head_dim * (self.num_heads + self.num_kv_heads)
-        layers = self.num_layers * (attention + 3 * self.hidden_size * self.intermediate_size)
-        return layers + (1 if self.tie_embeddings else 2) * self.vocab_size * self.hidden_size
+        total = (1 if self.tie_embeddings else 2) * self.vocab_size * self.hidden_size
+        for layer in self.layers:
+            at = layer.mixer
+            total += 2 * self.hidden_size * at.head_dim * (at.num_heads + at.num_kv_heads)
+            total += 3 * self.hidden_size * layer.mlp.inner_size
+        return total
 
 
 def read_facts(files: ModelFiles, random_weights: bool = False) -> ModelFacts:

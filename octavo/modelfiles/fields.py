@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from octavo.errors import ModelFileError
@@ -78,6 +79,13 @@ class Fields:
         if not isinstance(value, dict):
             self.fail(key, f"{value!r:.80} is not an object")
         return Fields(self.file, value)
+
+
+def refuse_architecture(file: str, architecture: str, served: Iterable[str]) -> NoReturn:
+    """One that is not served. `served`: those of this kind of file that are."""
+    raise ModelFileError(
+        file, f"architecture {architecture!r:.80} is not supported yet; supported: {', '.join(sorted(served))}"
+    )
 
 
 def heads_of(fields: Fields, hidden: int, heads_key: str, kv_key: str, dim_key: str) -> tuple[int, int, int]:

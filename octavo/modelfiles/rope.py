@@ -7,12 +7,13 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from octavo.modelfiles.architectures import GGUF_ROPE_TYPES, ROPE_TYPES, listed
 from octavo.modelfiles.facts import RopeFacts
 from octavo.modelfiles.fields import MAX_POSITIONS, Fields
 
-FULL, SLIDING = "full_attention", "sliding_attention"
-"""Kinds of layer in config.json."""
+ROPE_TYPES = ("linear", "llama3", "yarn")
+"""Kinds of scaling in config.json that are computed here, beside the default."""
+GGUF_ROPE_TYPES = ("linear", "yarn")
+_BY_LAYER = ("full_attention", "sliding_attention")
 
 
 def config_rope(config: dict[str, Any], file: str, head_dim: int, max_position: int) -> RopeFacts:
@@ -20,7 +21,7 @@ def config_rope(config: dict[str, Any], file: str, head_dim: int, max_position: 
     fields = Fields(file, config)
     key = "rope_scaling" if fields.get("rope_scaling") else "rope_parameters"
     scaling = fields.part(key) or Fields(file, {})
-    if nested := [name for name in (FULL, SLIDING) if name in scaling.values]:
+    if nested := [name for name in _BY_LAYER if name in scaling.values]:
         fields.fail(key, f"{nested[0]}: a rope for each kind of layer is not part of this architecture")
     theta = scaling.number("rope_theta", fields.number("rope_theta", 10000.0))
     if key == "rope_scaling" and isinstance(other := fields.get("rope_parameters"), dict):
@@ -32,7 +33,7 @@ def config_rope(config: dict[str, Any], file: str, head_dim: int, max_position: 
     if kind == "default":
         return rope
     if kind not in ROPE_TYPES:
-        scaling.fail("rope_type", f"{kind!r:.40} is not supported yet; {listed(ROPE_TYPES)} are")
+        scaling.fail("rope_type", f"{kind!r:.40} is not supported yet; {_listed(ROPE_TYPES)} are")
     share = scaling.number("partial_rotary_factor", fields.number("partial_rotary_factor", 1.0))
     if share != 1.0:
         scaling.fail("partial_rotary_factor", f"{share:g} is not part of this architecture")
@@ -42,6 +43,11 @@ def config_rope(config: dict[str, Any], file: str, head_dim: int, max_position: 
     original = fields.integer(name, scaling.integer(name, max_position, high=MAX_POSITIONS), high=MAX_POSITIONS)
     rope = replace(rope, scaling=kind, original_max_position=original)
     return _llama3(rope, scaling) if kind == "llama3" else _yarn(rope, scaling, max_position)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    """ "a, b and c"."""
+    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _llama3(rope: RopeFacts, scaling: Fields) -> RopeFacts:
@@ -105,7 +111,7 @@ def gguf_rope(fields: Fields, head_dim: int, max_position: int, has_factors: boo
     if kind == "none" or (kind == "linear" and factor == 1.0):
         return rope
     if kind not in GGUF_ROPE_TYPES:
-        fields.fail("rope.scaling.type", f"{kind!r:.40} is not supported yet; {listed(GGUF_ROPE_TYPES)} are")
+        fields.fail("rope.scaling.type", f"{kind!r:.40} is not supported yet; {_listed(GGUF_ROPE_TYPES)} are")
     if kind == "linear":
         return replace(rope, scaling=kind, factor=factor)
     return replace(

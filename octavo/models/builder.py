@@ -1,27 +1,29 @@
-"""Puts a decoder of the usual structure together: embedding, blocks of attention and gated MLP with RMS norms, head.
-Called by the model files, which say in a `Family` what the facts do not.
+"""Puts a decoder together from a checkpoint: embedding, blocks of attention and gated MLP with RMS norms, head. The
+methods are the structure most families share; a family overrides what it has otherwise.
 
 Reads layer after layer, so that only one tensor at a time exists in two forms.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from octavo.kernels.layouts import Layout
 from octavo.kernels.ops import HeadNorms, Ops
-from octavo.layers.attention import Attention, AttentionShape
+from octavo.layers.attention import Attention
 from octavo.layers.embedding import Embedding
 from octavo.layers.linear import Head, Linear
 from octavo.layers.mlp import GatedMLP
 from octavo.layers.norm import RMSNorm
 from octavo.layers.rope import cos_sin_table
-from octavo.modelfiles.facts import ModelFacts
-from octavo.models.decoder import Block, Decoder
-from octavo.models.reader import Reader
+from octavo.modelfiles.facts import AttentionFacts, ModelFacts, RopeFacts
+from octavo.models.decoder import Block, Decoder, PreNormBlock
+from octavo.models.reader import Reader, gguf_name
+from octavo.weights.checkpoint import Checkpoint
 
 TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -29,28 +31,25 @@ IGNORABLE = (".rotary_emb.inv_freq",)
 """Old checkpoints store the frequencies, which follow from the config."""
 
 
-@dataclass(frozen=True)
-class Family:
-    """What tells this family's attention from others'. `head_norms`: each head of q and k is normalized before it is
-    rotated. `permuted`: the file stores the rows of q and k in the order of the interleaved rotary convention."""
-
-    head_norms: bool = False
-    permuted: bool = False
-
-
 class DecoderBuilder:
-    def __init__(self, facts: ModelFacts, reader: Reader, ops: Ops, num_positions: int, family: Family) -> None:
-        self.facts, self.reader, self.ops = facts, reader, ops
-        self.num_positions, self.family = num_positions, family
+    """Names are those of Transformers. `gguf_parts`: what the parts of such names are called in a GGUF file; None: the
+    file has the names themselves."""
 
-    def build(self, file: str) -> Decoder:
-        """Raises ModelFileError for what the file asks and this structure has not, and for tensors left over."""
+    gguf_parts: ClassVar[Mapping[str, str] | None] = None
+
+    def __init__(
+        self, facts: ModelFacts, checkpoint: Checkpoint, ops: Ops, num_positions: int, dtype: torch.dtype
+    ) -> None:
+        """`dtype`: of the engine."""
+        parts = self.gguf_parts
+        self.reader = Reader(checkpoint, str if parts is None else lambda name: gguf_name(name, parts))
+        self.facts, self.ops, self.dtype = facts, ops, dtype
+        self._file, self._num_positions = checkpoint.file, num_positions
+        self._tables: dict[RopeFacts, Tensor] = {}
+
+    def build(self) -> Decoder:
+        """Raises ModelFileError for tensors that are missing, misshapen or left over."""
         facts, reader = self.facts, self.reader
-        factors = None
-        if facts.rope.has_factors:
-            factors = reader.vector("rope_freqs.weight", facts.rope.rotary_dim // 2).cpu()
-        # Made on the CPU, so that the table has the same bits on every device.
-        cos_sin = cos_sin_table(facts.rope, self.num_positions, factors).to(self.ops.device)
         shared = self.shared_table()
         table = reader.matrix(shared or TABLE, facts.vocab_size, facts.hidden_size)
         if shared is not None:
@@ -59,7 +58,7 @@ class DecoderBuilder:
         else:
             head = Head(self.ops, reader.matrix(HEAD, facts.vocab_size, facts.hidden_size))
             embedding = Embedding(self.ops, self.ops.prepare_table(table))
-        blocks = [self.block(i, cos_sin) for i in range(facts.num_layers)]
+        blocks = [self.block(i, f"model.layers.{i}") for i in range(facts.num_layers)]
         norm = self.norm("model.norm")
         reader.finish(IGNORABLE)
         return Decoder(embedding, blocks, norm, head, shared is not None)
@@ -77,45 +76,56 @@ class DecoderBuilder:
         reader.ignore(HEAD)
         return TABLE
 
-    def block(self, layer: int, cos_sin: Tensor) -> Block:
-        facts, at = self.facts, f"model.layers.{layer}"
-        hidden, inner = facts.hidden_size, facts.intermediate_size
-        gate_up = self.linear([f"{at}.mlp.gate_proj", f"{at}.mlp.up_proj"], inner, hidden, facts.mlp_bias)
-        down = self.linear([f"{at}.mlp.down_proj"], hidden, inner, facts.mlp_bias)
-        return Block(
+    def cos_sin(self, rope: RopeFacts) -> Tensor:
+        """One table for all layers with this rope."""
+        if rope not in self._tables:
+            factors = None
+            if rope.has_factors:
+                factors = self.reader.vector("rope_freqs.weight", rope.rotary_dim // 2).cpu()
+            # Made on the CPU, so that the table has the same bits on every device.
+            self._tables[rope] = cos_sin_table(rope, self._num_positions, factors).to(self.ops.device)
+        return self._tables[rope]
+
+    def block(self, layer: int, at: str) -> Block:
+        return PreNormBlock(
             self.norm(f"{at}.input_layernorm"),
-            self.attention(layer, cos_sin),
+            self.attention(layer, f"{at}.self_attn"),
             self.norm(f"{at}.post_attention_layernorm"),
-            GatedMLP(self.ops, gate_up, down),
+            self.mlp(layer, f"{at}.mlp"),
         )
 
-    def attention(self, layer: int, cos_sin: Tensor) -> Attention:
-        facts, at = self.facts, f"model.layers.{layer}.self_attn"
-        dim, window = facts.head_dim, facts.window_of(layer)
-        shape = AttentionShape(facts.num_heads, facts.num_kv_heads, dim, dim**-0.5, window)
-        norms = None
-        if self.family.head_norms:
-            q, k = (self.reader.vector(f"{at}.{part}_norm.weight", dim) for part in ("q", "k"))
-            norms = HeadNorms(q, k, facts.norm_eps)
-        return Attention(self.ops, shape, self.qkv(at), self.out(at), cos_sin, norms)
+    def mlp(self, layer: int, at: str) -> GatedMLP:
+        mlp, hidden = self.facts.layers[layer].mlp, self.facts.hidden_size
+        gate_up = self.linear([f"{at}.gate_proj", f"{at}.up_proj"], mlp.inner_size, hidden, mlp.bias)
+        down = self.linear([f"{at}.down_proj"], hidden, mlp.inner_size, mlp.bias)
+        return GatedMLP(self.ops, gate_up, down)
 
-    def qkv(self, at: str) -> Linear:
-        facts = self.facts
+    def attention(self, layer: int, at: str) -> Attention:
+        facts = self.facts.layers[layer].mixer
+        norms = None
+        if facts.head_norms:
+            q, k = (self.norm_weight(f"{at}.{part}_norm", facts.head_dim) for part in ("q", "k"))
+            norms = HeadNorms(q, k, self.facts.norm_eps)
+        width = facts.num_heads * facts.head_dim
+        out = self.linear([f"{at}.o_proj"], self.facts.hidden_size, width, facts.out_bias)
+        return Attention(self.ops, facts, self.qkv(facts, at), out, self.cos_sin(facts.rope), norms)
+
+    def qkv(self, facts: AttentionFacts, at: str) -> Linear:
         weights: list[Layout] = []
         biases: list[Tensor] = []
         for part, heads in (("q", facts.num_heads), ("k", facts.num_kv_heads), ("v", facts.num_kv_heads)):
             rows = heads * facts.head_dim
-            order = self.unpermuted(heads) if self.family.permuted and part != "v" else None
-            weight = self.reader.matrix(f"{at}.{part}_proj.weight", rows, facts.hidden_size)
+            order = self.row_order(part, heads, facts.head_dim)
+            weight = self.reader.matrix(f"{at}.{part}_proj.weight", rows, self.facts.hidden_size)
             weights.append(weight if order is None else weight.take_rows(order))
             if facts.qkv_bias:
                 bias = self.reader.vector(f"{at}.{part}_proj.bias", rows, self.ops.activations)
                 biases.append(bias if order is None else bias[order])
         return Linear(self.ops, weights, biases)
 
-    def out(self, at: str) -> Linear:
-        facts = self.facts
-        return self.linear([f"{at}.o_proj"], facts.hidden_size, facts.num_heads * facts.head_dim, facts.out_bias)
+    def row_order(self, part: str, heads: int, head_dim: int) -> Tensor | None:
+        """[rows] int64: which row of the stored q, k or v stands where; None: they stand in order."""
+        return None
 
     def linear(self, names: list[str], rows: int, columns: int, bias: bool) -> Linear:
         weights = [self.reader.matrix(f"{name}.weight", rows, columns) for name in names]
@@ -123,9 +133,8 @@ class DecoderBuilder:
         return Linear(self.ops, weights, biases)
 
     def norm(self, name: str) -> RMSNorm:
-        return RMSNorm(self.ops, self.reader.vector(f"{name}.weight", self.facts.hidden_size), self.facts.norm_eps)
+        return RMSNorm(self.ops, self.norm_weight(name, self.facts.hidden_size), self.facts.norm_eps)
 
-    def unpermuted(self, heads: int) -> Tensor:
-        """Row order that turns pairs (x0, y0, x1, y1, ...) of each head into halves (x0, x1, ..., y0, y1, ...)."""
-        rows = torch.arange(heads * self.facts.head_dim, device=self.ops.device)
-        return rows.view(heads, self.facts.head_dim // 2, 2).transpose(1, 2).flatten()
+    def norm_weight(self, name: str, size: int) -> Tensor:
+        """[size] f32: what the normalized values are multiplied with."""
+        return self.reader.vector(f"{name}.weight", size)

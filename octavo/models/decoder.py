@@ -37,7 +37,17 @@ class Model(Protocol):
         ...
 
 
-class Block:
+class Block(Protocol):
+    @property
+    def nbytes(self) -> int: ...
+
+    def __call__(self, x: Tensor, residual: Tensor | None, kv: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """x [tokens, hidden], residual the same in f32, or None at the first block → (this block's last contribution,
+        the sum before it)."""
+        ...
+
+
+class PreNormBlock:
     """x → x + attention(norm(x)) → x + mlp(norm(x)); the sum is carried as `residual` until the next norm adds it."""
 
     def __init__(self, attention_norm: RMSNorm, attention: Attention, mlp_norm: RMSNorm, mlp: GatedMLP) -> None:
@@ -49,8 +59,6 @@ class Block:
         return sum(part.nbytes for part in (self._attention_norm, self._attention, self._mlp_norm, self._mlp))
 
     def __call__(self, x: Tensor, residual: Tensor | None, kv: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-        """x [tokens, hidden], residual the same in f32, or None at the first block → (this block's last contribution,
-        the sum before it)."""
         x, residual = self._attention_norm.add(x, residual)
         x, residual = self._mlp_norm.add(self._attention(x, kv, step), residual)
         return self._mlp(x), residual

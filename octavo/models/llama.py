@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from octavo.kernels.ops import Ops
-from octavo.modelfiles.facts import ModelFacts
-from octavo.models.builder import DecoderBuilder, Family
-from octavo.models.decoder import Decoder
-from octavo.models.reader import Reader, gguf_name
-from octavo.weights.checkpoint import Checkpoint
+import torch
+from torch import Tensor
+
+from octavo.models.builder import DecoderBuilder
+from octavo.models.reader import GGUF_PARTS
 
 
-def build_llama(facts: ModelFacts, checkpoint: Checkpoint, ops: Ops, num_positions: int) -> Decoder:
-    """From names as Transformers writes them."""
-    return DecoderBuilder(facts, Reader(checkpoint), ops, num_positions, Family()).build(checkpoint.file)
+class GGUFLlama(DecoderBuilder):
+    """A GGUF file stores the rows of q and k in the order of the interleaved rotary convention."""
+
+    gguf_parts = GGUF_PARTS
+
+    def row_order(self, part: str, heads: int, head_dim: int) -> Tensor | None:
+        """Turns pairs (x0, y0, x1, y1, ...) of each head into halves (x0, x1, ..., y0, y1, ...)."""
+        if part == "v":
+            return None
+        rows = torch.arange(heads * head_dim, device=self.ops.device)
+        return rows.view(heads, head_dim // 2, 2).transpose(1, 2).flatten()
 
 
-def build_gguf_llama(facts: ModelFacts, checkpoint: Checkpoint, ops: Ops, num_positions: int) -> Decoder:
-    """From a GGUF file, which stores the rows of q and k in the order of the interleaved rotary convention."""
-    family = Family(permuted=True)
-    return DecoderBuilder(facts, Reader(checkpoint, gguf_name), ops, num_positions, family).build(checkpoint.file)
+BUILDERS = {"LlamaForCausalLM": DecoderBuilder, "MistralForCausalLM": DecoderBuilder, "llama": GGUFLlama}

@@ -6,7 +6,7 @@ over is an error, for then the model computes something else than the file means
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from octavo.errors import ModelFileError
 from octavo.kernels.layouts import Layout
 from octavo.weights.checkpoint import Checkpoint
 
-_GGUF_PARTS = {
+GGUF_PARTS = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
     "lm_head": "output",
@@ -31,16 +31,17 @@ _GGUF_PARTS = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+"""Parts of names that most families share: Transformers', and those of GGUF files."""
 
 
-def gguf_name(name: str) -> str:
+def gguf_name(name: str, parts: Mapping[str, str]) -> str:
     """'model.layers.3.self_attn.q_proj.weight' → 'blk.3.attn_q.weight'. Names without a rule stay as they are."""
     part, _, kind = name.rpartition(".")
     layer, rest = "", part
     if part.startswith("model.layers."):
         number, _, rest = part.removeprefix("model.layers.").partition(".")
         layer = f"blk.{number}."
-    return f"{layer}{_GGUF_PARTS[rest]}.{kind}" if rest in _GGUF_PARTS else name
+    return f"{layer}{parts[rest]}.{kind}" if rest in parts else name
 
 
 class Reader:

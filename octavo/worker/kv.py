@@ -23,7 +23,7 @@ MIB = 1 << 20
 
 def block_bytes(facts: ModelFacts, resolved: ResolvedConfig, ops: Ops) -> int:
     """Bytes of one page over all layers, K and V."""
-    shape, dtype = ops.kv_page(resolved.block_size, facts.num_kv_heads, facts.head_dim)
+    shape, dtype = ops.kv_page(resolved.block_size, facts.attention.num_kv_heads, facts.attention.head_dim)
     return 2 * facts.num_layers * prod(shape) * dtype.itemsize
 
 
@@ -39,7 +39,7 @@ def device_plan(
 def allocate(facts: ModelFacts, resolved: ResolvedConfig, ops: Ops, blocks: int) -> list[Tensor]:
     """Per layer [2, blocks, ...], pages as the kernels want them, all in one piece of memory: on the host an anonymous
     mapping."""
-    page, dtype = ops.kv_page(resolved.block_size, facts.num_kv_heads, facts.head_dim)
+    page, dtype = ops.kv_page(resolved.block_size, facts.attention.num_kv_heads, facts.attention.head_dim)
     nbytes = blocks * block_bytes(facts, resolved, ops)
     if ops.device.type == "cpu":
         memory = zero_pages(nbytes)

@@ -143,5 +143,5 @@ _NO_MEMORY = {
 def _spec(resolved: ResolvedConfig, facts: ModelFacts) -> registry.Spec:
     return registry.Spec(
         resolved.device, resolved.dtype, resolved.kv_cache_dtype, resolved.threads, forced_isa(),
-        attention=resolved.attention_backend, head_dim=facts.head_dim,
+        attention=resolved.attention_backend, head_dim=facts.attention.head_dim,
     )  # fmt: skip

@@ -109,7 +109,7 @@ def logits(path: Path, dtype: torch.dtype) -> Tensor:
     )
     files = locate(path)
     with open_checkpoint(files) as checkpoint, torch.inference_mode():
-        model = BUILDERS["llama"](read_facts(files), checkpoint, ReferenceOps(dtype), 64)
+        model = BUILDERS["llama"](read_facts(files), checkpoint, ReferenceOps(dtype), 64, dtype).build()
         return model.logits(model(step, [torch.zeros(2, 2, 16, KV_HEADS, HEAD_DIM, dtype=dtype)]))
 
 

@@ -34,7 +34,7 @@ def test_a_file_of_random_weights(
     random_model.write(out, random_model.TYPES[kind], shape, demo_gguf)
     files = locate(out)
     facts = read_facts(files)
-    assert (facts.num_layers, facts.hidden_size, facts.head_dim, facts.vocab_size) == (2, 128, 64, 49280)
+    assert (facts.num_layers, facts.hidden_size, facts.attention.head_dim, facts.vocab_size) == (2, 128, 64, 49280)
     assert (facts.tie_embeddings, facts.architecture) == (tied, shape.architecture)
     model = Paged.load(files, max_model_len=64)
     assert model.whole([1, 2, 3]).isfinite().all()

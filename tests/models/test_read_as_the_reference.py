@@ -18,8 +18,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from octavo.errors import ModelFileError
 from octavo.layers.rope import inverse_frequencies
-from octavo.modelfiles import architectures, loadable
+from octavo.modelfiles import families, loadable
 from octavo.modelfiles.facts import read_facts
+from octavo.modelfiles.families.reading import Folder
 from octavo.modelfiles.files import ModelFiles, locate
 from octavo.models.registry import BUILDERS
 from octavo.weights.formats.convert import FORMATS
@@ -122,8 +123,8 @@ def test_edited_configs_mean_what_they_mean_to_transformers(case: str, tmp_path:
     agree(Paged.load(files).whole(ids), logits(files, ids))
 
 
-@pytest.mark.parametrize(("name", "folder"), architectures.FOLDERS.items())
-def test_defaults_are_those_of_transformers(name: str, folder: architectures.Folder) -> None:
+@pytest.mark.parametrize(("name", "folder"), families.FOLDERS.items())
+def test_defaults_are_those_of_transformers(name: str, folder: Folder) -> None:
     config, model = KINDS[folder.model_type]
     theirs = config()
     computed = {"head_dim", "layer_types"}
@@ -139,7 +140,7 @@ def test_defaults_are_those_of_transformers(name: str, folder: architectures.Fol
 
 
 def test_what_is_served_is_said_in_one_place() -> None:
-    assert set(BUILDERS) == {*architectures.FOLDERS, *architectures.GGUF}
+    assert set(BUILDERS) == {*families.FOLDERS, *families.GGUF}
     assert set(loadable.TYPES) == FORMATS
 
 
@@ -249,7 +250,7 @@ def test_gguf_rope_is_what_llama_cpp_computes(
     keys: dict[str, Any], factors: bool, divided: float | str, scale: float, tmp_path: Path
 ) -> None:
     """Scaling without a type is linear; factors of a tensor and a scaling count both; attn_factor counts for all."""
-    rope = read_facts(gguf_file(tmp_path / "m.gguf", FACTORS if factors else None, **keys)).rope
+    rope = read_facts(gguf_file(tmp_path / "m.gguf", FACTORS if factors else None, **keys)).attention.rope
     found = inverse_frequencies(rope, FACTORS if factors else None)
     plain = 1.0 / 10000.0 ** (torch.arange(0, 8, 2) / 8) / (FACTORS if factors else 1.0)
     if divided == "yarn":
@@ -272,5 +273,5 @@ def test_gguf_scaling_reaches_the_logits(tmp_path: Path) -> None:
 
 
 def test_the_names_of_transformers_are_loaded_by_it() -> None:
-    for folder in architectures.FOLDERS.values():
+    for folder in families.FOLDERS.values():
         assert AutoConfig.for_model(folder.model_type).model_type == folder.model_type

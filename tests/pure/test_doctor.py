@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from fake_nvml import GIB, H200, L4, cuda
 from gguf_bytes import File, tensor
-from test_resolve import FACTS, HARDWARE, ON_GPUS
+from test_resolve import FACTS, HARDWARE, ON_GPUS, layers
 
 from octavo.cli import doctor
 from octavo.cli.doctor import MIB, hardware_rows, kernel_choices, memory_plan
@@ -71,7 +71,7 @@ def test_on_a_gpu_the_choice_of_attention_is_shown_with_reasons() -> None:
 
 
 BIG = replace(
-    FACTS, num_layers=16, hidden_size=2048, intermediate_size=8192, num_heads=32, num_kv_heads=8, head_dim=64,
+    FACTS, layers=layers(16, 32, 8, 64, 8192), hidden_size=2048,
     vocab_size=128256, max_position=131072,
 )  # fmt: skip
 """The shape of Llama-3.2-1B."""

@@ -11,7 +11,7 @@ from gguf_bytes import BOOL, F32, STRING, U32, File, kv, kv_array, tensor
 
 from octavo.errors import ModelFileError
 from octavo.modelfiles.config_facts import config_facts
-from octavo.modelfiles.facts import ModelFacts, RopeFacts, read_facts
+from octavo.modelfiles.facts import AttentionFacts, LayerFacts, MLPFacts, ModelFacts, RopeFacts, read_facts
 from octavo.modelfiles.files import locate
 from octavo.modelfiles.loadable import check_types
 
@@ -34,29 +34,32 @@ def facts(**changes: Any) -> ModelFacts:
     return config_facts({**LLAMA, **changes}, "config.json")
 
 
+def biases(found: ModelFacts) -> tuple[bool, bool, bool]:
+    """→ of q, k and v; of attention's output; of the MLP"""
+    layer = found.layers[0]
+    return layer.mixer.qkv_bias, layer.mixer.out_bias, layer.mlp.bias
+
+
 def test_llama_config() -> None:
     assert facts() == ModelFacts(
         architecture="LlamaForCausalLM",
-        num_layers=2,
+        layers=(LayerFacts(AttentionFacts(4, 2, 16, RopeFacts(theta=10000.0, rotary_dim=16), 0.25), MLPFacts(128)),)
+        * 2,
         hidden_size=64,
-        intermediate_size=128,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=16,
         vocab_size=100,
         max_position=512,
         norm_eps=1e-5,
-        rope=RopeFacts(theta=10000.0, rotary_dim=16),
         tie_embeddings=False,
     )
     assert facts().kv_bytes_per_token(2) == 2 * 2 * 2 * 16 * 2
 
 
 def test_optional_keys() -> None:
-    assert facts(num_key_value_heads=None).num_kv_heads == 4
-    assert facts(head_dim=32).head_dim == 32
+    assert facts(num_key_value_heads=None).attention.num_kv_heads == 4
+    assert facts(head_dim=32).attention.head_dim == 32
     assert facts(tie_word_embeddings=True).tie_embeddings
-    assert facts(attention_bias=True).qkv_bias and facts(attention_bias=True).out_bias and facts(mlp_bias=True).mlp_bias
+    assert biases(facts(attention_bias=True)) == (True, True, False)
+    assert biases(facts(mlp_bias=True)) == (False, False, True)
     assert facts(torch_dtype=None, dtype="float32").dtype == "float32"
     assert facts(architectures=None, model_type="llama") == facts(model_type="llama") == facts()
 
@@ -67,20 +70,21 @@ def test_keys_of_other_families_say_nothing() -> None:
     assert facts(sliding_window=64, max_window_layers=1, layer_types="x", partial_rotary_factor=0.5) == facts()
     assert facts(**mistral, attention_bias=True, mlp_bias=True, use_sliding_window=True) == facts(**mistral)
     qwen2 = facts(architectures=["Qwen2ForCausalLM"], attention_bias=False)
-    assert (qwen2.qkv_bias, qwen2.out_bias, qwen2.mlp_bias) == (True, False, False)
+    assert biases(qwen2) == (True, False, False)
 
 
 def test_keys_that_are_left_out() -> None:
     """As in Transformers, whose classes have values of their own."""
     found = config_facts({"architectures": ["MistralForCausalLM"]}, "config.json")
-    assert (found.hidden_size, found.num_kv_heads, found.sliding_window, found.vocab_size) == (4096, 8, 4096, 32000)
-    assert config_facts({"model_type": "qwen3"}, "config.json").head_dim == 128
+    at = found.attention
+    assert (found.hidden_size, at.num_kv_heads, at.window, found.vocab_size) == (4096, 8, 4096, 32000)
+    assert config_facts({"model_type": "qwen3"}, "config.json").attention.head_dim == 128
 
 
 def test_windows_of_some_layers() -> None:
     def windows(architecture: str, **changes: Any) -> list[int | None]:
         found = facts(architectures=[architecture], sliding_window=64, num_hidden_layers=3, **changes)
-        return [found.window_of(layer) for layer in range(found.num_layers)]
+        return [layer.mixer.window for layer in found.layers]
 
     qwen, mistral = "Qwen2ForCausalLM", "MistralForCausalLM"
     assert windows(mistral) == windows(mistral, use_sliding_window=False, max_window_layers=2) == [64, 64, 64]
@@ -97,8 +101,8 @@ def test_windows_of_some_layers() -> None:
 def test_rope_scaling(where: str) -> None:
     def rope(**scaling: Any) -> RopeFacts:
         if where == "old":
-            return facts(rope_theta=500000.0, rope_scaling=scaling).rope
-        return facts(rope_parameters={"rope_theta": 500000.0, **scaling}).rope
+            return facts(rope_theta=500000.0, rope_scaling=scaling).attention.rope
+        return facts(rope_parameters={"rope_theta": 500000.0, **scaling}).attention.rope
 
     base = {"theta": 500000.0, "rotary_dim": 16}
     assert rope(rope_type="default") == RopeFacts(**base)
@@ -249,16 +253,12 @@ def gguf_facts(
 def test_gguf_metadata(tmp_path: Path) -> None:
     assert gguf_facts(tmp_path, TOKENS) == ModelFacts(
         architecture="llama",
-        num_layers=2,
+        layers=(LayerFacts(AttentionFacts(4, 2, 16, RopeFacts(theta=10000.0, rotary_dim=16), 0.25), MLPFacts(128)),)
+        * 2,
         hidden_size=64,
-        intermediate_size=128,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=16,
         vocab_size=4,
         max_position=512,
         norm_eps=0.5,
-        rope=RopeFacts(theta=10000.0, rotary_dim=16),
         tie_embeddings=True,
         dtype="float32",
     )
@@ -267,8 +267,8 @@ def test_gguf_metadata(tmp_path: Path) -> None:
 def test_gguf_tensors_tell_the_rest(tmp_path: Path) -> None:
     names = ("output.weight", "blk.0.attn_q.bias", "blk.0.ffn_up.bias", "rope_freqs.weight")
     found = gguf_facts(tmp_path, names=names)
-    assert (found.tie_embeddings, found.qkv_bias, found.out_bias, found.mlp_bias) == (False, True, False, True)
-    assert found.rope.has_factors
+    assert (found.tie_embeddings, *biases(found)) == (False, True, False, True)
+    assert found.attention.rope.has_factors
 
 
 def test_gguf_optional_keys(tmp_path: Path) -> None:
@@ -281,19 +281,19 @@ def test_gguf_optional_keys(tmp_path: Path) -> None:
         kv("llama.rope.scaling.factor", F32, 4.0),
     ]
     found = gguf_facts(tmp_path, *more)
-    assert found.head_dim == 32
-    assert found.rope == RopeFacts(theta=1000.0, rotary_dim=32, scaling="linear", factor=4.0)
+    assert found.attention.head_dim == 32
+    assert found.attention.rope == RopeFacts(theta=1000.0, rotary_dim=32, scaling="linear", factor=4.0)
     assert gguf_facts(tmp_path, kv("llama.attention.sliding_window", U32, 8)) == gguf_facts(tmp_path)  # as llama.cpp
     neutral = [kv("llama.attention.causal", BOOL, True), kv("llama.expert_count", U32, 0)]
     assert gguf_facts(tmp_path, *neutral) == gguf_facts(tmp_path)
-    assert gguf_facts(tmp_path, kv("llama.rope.scale_linear", F32, 2.0)).rope.factor == 2.0
-    assert gguf_facts(tmp_path, kv("llama.rope.scaling.type", STRING, "none")).rope.scaling is None
+    assert gguf_facts(tmp_path, kv("llama.rope.scale_linear", F32, 2.0)).attention.rope.factor == 2.0
+    assert gguf_facts(tmp_path, kv("llama.rope.scaling.type", STRING, "none")).attention.rope.scaling is None
 
 
 def test_gguf_values_per_layer(tmp_path: Path) -> None:
     changes = {"llama_attention_head__count__kv": None}
     same = kv_array("llama.attention.head_count_kv", U32, [2, 2])
-    assert gguf_facts(tmp_path, same, **changes).num_kv_heads == 2
+    assert gguf_facts(tmp_path, same, **changes).attention.num_kv_heads == 2
     with pytest.raises(ModelFileError, match="differs between layers"):
         gguf_facts(tmp_path, kv_array("llama.attention.head_count_kv", U32, [2, 4]), **changes)
 
@@ -362,6 +362,6 @@ def test_gguf_vocabulary_and_embedding_disagree(tmp_path: Path) -> None:
 
 def test_demo_model(demo_gguf: Path) -> None:
     found = read_facts(locate(demo_gguf))
-    assert (found.num_layers, found.hidden_size, found.head_dim, found.vocab_size) == (30, 576, 64, 49152)
-    assert (found.num_heads, found.num_kv_heads, found.tie_embeddings) == (9, 3, True)
-    assert found.rope == RopeFacts(theta=100000.0, rotary_dim=64)
+    assert (found.num_layers, found.hidden_size, found.attention.head_dim, found.vocab_size) == (30, 576, 64, 49152)
+    assert (found.attention.num_heads, found.attention.num_kv_heads, found.tie_embeddings) == (9, 3, True)
+    assert found.attention.rope == RopeFacts(theta=100000.0, rotary_dim=64)

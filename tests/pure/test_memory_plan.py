@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_resolve import FACTS, ON_GPUS
+from test_resolve import FACTS, ON_GPUS, layers
 
 from octavo.config.engine import EngineConfig
 from octavo.config.memory import MIB, MemoryUse, estimate, plan_pages
@@ -19,7 +19,7 @@ from octavo.modelfiles.facts import ModelFacts
 PAGE = MIB
 USE = MemoryUse(total=1000 * MIB, free=600 * MIB, weights=300 * MIB, activations=50 * MIB, graphs=20 * MIB, page=PAGE)
 LLAMA_1B = replace(
-    FACTS, num_layers=16, hidden_size=2048, intermediate_size=8192, num_heads=32, num_kv_heads=8, head_dim=64,
+    FACTS, layers=layers(16, 32, 8, 64, 8192), hidden_size=2048,
     vocab_size=128256,
 )  # fmt: skip
 

@@ -15,22 +15,25 @@ from octavo.config.hardware import Hardware, detect, usable_cores
 from octavo.config.resolve import resolve
 from octavo.config.sizes import parse_bytes
 from octavo.errors import ConfigError
-from octavo.modelfiles.facts import ModelFacts, RopeFacts
+from octavo.modelfiles.facts import AttentionFacts, LayerFacts, MLPFacts, ModelFacts, RopeFacts
 
 HARDWARE = Hardware("a cpu", 2, 8 << 30, 6 << 30, frozenset())
 ON_GPUS = replace(HARDWARE, cuda=cuda(H200, L4))
+
+
+def layers(count: int, heads: int, kv_heads: int, head_dim: int, inner_size: int) -> tuple[LayerFacts, ...]:
+    """All alike."""
+    attention = AttentionFacts(heads, kv_heads, head_dim, RopeFacts(rotary_dim=head_dim), head_dim**-0.5)
+    return (LayerFacts(attention, MLPFacts(inner_size)),) * count
+
+
 FACTS = ModelFacts(
     architecture="LlamaForCausalLM",
-    num_layers=2,
+    layers=layers(2, 4, 2, 16, 128),
     hidden_size=64,
-    intermediate_size=128,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
     vocab_size=256,
     max_position=512,
     norm_eps=1e-5,
-    rope=RopeFacts(rotary_dim=16),
     tie_embeddings=True,
 )
 
@@ -67,7 +70,7 @@ def test_auto_is_what_the_file_is_stored_in(hardware: Hardware) -> None:
 
 
 def test_float32_weights_that_would_not_fit_are_rounded() -> None:
-    facts = replace(FACTS, dtype="float32", num_layers=50, hidden_size=4096, intermediate_size=8192)
+    facts = replace(FACTS, dtype="float32", layers=layers(50, 4, 2, 16, 8192), hidden_size=4096)
     resolved = resolve(EngineConfig(), HARDWARE, facts, "big")
     assert resolved.dtype == "bfloat16"
     assert any("the file's float32 would take 19354 of 8192 MiB (--dtype auto)" in why for why in resolved.reasons)
