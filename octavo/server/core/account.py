@@ -5,6 +5,7 @@ Opened around every request and handed down with it; whoever generates, refuses 
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from octavo.errors import ApiError, Field, RequestError
@@ -23,41 +24,35 @@ MAX_CHARGED = 16 << 20
 """Bytes that a request may refer to, or ask for in one answer, beside what it sends."""
 
 
+@dataclass(slots=True)
 class Account:
-    """Of prompts that are generated, `metrics` has one entry each once it has ended, however it ended."""
-
-    __slots__ = (
-        "allowance", "charged", "client", "error", "finish_reasons", "is_streamed", "key", "metrics", "model",
-        "num_open", "owner", "params", "request_id", "seconds", "status",
-    )  # fmt: skip
-
-    def __init__(self, request_id: str) -> None:
-        self.request_id = request_id
-        self.client = ""
-        """Where it comes from: an address, or unix."""
-        self.key = ""
-        """The name of its API key, never the key; empty where there are none."""
-        self.status = 0
-        """Of the answer; 0: none was sent."""
-        self.seconds = 0.0
-        """From the first byte of the request to the last of the answer, once it is closed."""
-        self.error: ApiError | None = None
-        self.model = ""
-        self.charged = 0
-        """Bytes, of MAX_CHARGED."""
-        self.owner = ""
-        """Whom the request belongs to, as an opaque text; empty where there are no keys."""
-        self.allowance: Allowance | None = None
-        """Of its API key; None for a request that asks for no work."""
-        self.is_streamed = False
-        """The answer leaves piece by piece; nothing of it is gathered here."""
-        self.params: SamplingParams | None = None
-        """Set when something is generated."""
-        self.num_open = 0
-        """Prompts whose generation has not ended."""
-        self.metrics: list[Metrics] = []
-        self.finish_reasons: list[str] = []
-        """One per choice that has finished."""
+    request_id: str
+    client: str = ""
+    """Where it comes from: an address, or unix."""
+    key: str = ""
+    """The name of its API key, never the key; empty where there are none."""
+    status: int = 0
+    """Of the answer; 0: none was sent."""
+    seconds: float = 0.0
+    """From the first byte of the request to the last of the answer, once it is closed."""
+    error: ApiError | None = None
+    model: str = ""
+    charged: int = 0
+    """Bytes, of MAX_CHARGED."""
+    owner: str = ""
+    """Whom the request belongs to, as an opaque text; empty where there are no keys."""
+    allowance: Allowance | None = None
+    """Of its API key; None for a request that asks for no work."""
+    is_streamed: bool = False
+    """The answer leaves piece by piece; nothing of it is gathered here."""
+    params: SamplingParams | None = None
+    """Set when something is generated."""
+    num_open: int = 0
+    """Prompts whose generation has not ended."""
+    metrics: list[Metrics] = field(default_factory=list)
+    """One for each prompt that was generated, once that has ended, however it ended."""
+    finish_reasons: list[str] = field(default_factory=list)
+    """One per choice that has finished."""
 
     def charge(self, num_bytes: int, what: Field) -> None:
         """So many bytes more are about to be read or made for the request. Raises RequestError that names the field

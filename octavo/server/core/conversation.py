@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from octavo.client.conversation import Conversation, Prompter, blamed
-from octavo.errors import ApiError
 from octavo.server.core.account import Account
 from octavo.server.core.serving import Served
+from octavo.server.core.turns import reworded
 from octavo.server.core.work import Arrived, Work
 from octavo.text.channels import joined_calls
 from octavo.types import FinishReason, TokenLogprobs, ToolCall, ToolCallDelta
@@ -39,10 +39,8 @@ async def start(served: Served, conversation: Conversation, account: Account) ->
     """Raises RequestError that names the field as chat completions call it."""
     limit = served.info.max_model_len
     prompt = await _prompted(served, conversation, account, lambda prompter: prompter.prompt(conversation, limit))
-    try:
+    with reworded(lambda error: blamed(error, conversation)):
         return await Work.start(served.client, served.metrics, [prompt], conversation.params, account)
-    except ApiError as error:
-        raise blamed(error, conversation) from None
 
 
 def answers(arrived: list[Arrived], n: int) -> list[Answer]:
@@ -77,7 +75,5 @@ async def rendered(served: Served, conversation: Conversation, account: Account)
 
 
 async def _prompted(served: Served, conversation: Conversation, account: Account, work: Callable[[Prompter], T]) -> T:
-    try:
+    with reworded(lambda error: blamed(error, conversation)):
         return await served.prompted(work, account)
-    except ApiError as error:
-        raise blamed(error, conversation) from None

@@ -8,9 +8,8 @@ prefix `octavo:` where vLLM has them. Invariant: an HTTP request that did not su
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -20,7 +19,7 @@ from prometheus_client.registry import Collector
 
 from octavo import __version__
 from octavo.client.base import Client
-from octavo.errors import ApiError, ClientGone
+from octavo.errors import ClientGone
 from octavo.types import Metrics, SamplingParams
 
 _LATENCY = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
@@ -43,9 +42,35 @@ USUAL_CODES = (
 )
 """Failures whose count is shown as 0 before the first one, so that an increase from nothing is seen as one."""
 
+Value = Callable[[Metrics, SamplingParams, float], float | None]
+"""Of a prompt whose generation is complete, with its parameters and the seconds it took; None: there is none."""
+_PER_REQUEST: tuple[tuple[str, str, Sequence[float], Value], ...] = (
+    ("e2e_request_latency_seconds", "Time from request to its last token", _LATENCY, lambda _m, _p, seconds: seconds),
+    ("request_queue_time_seconds", "Time a request waited", _LATENCY, lambda m, _p, _s: m.queue_ms / 1e3),
+    ("request_prefill_time_seconds", "Time of the prompt", _LATENCY, lambda m, _p, _s: m.prefill_ms / 1e3),
+    ("request_decode_time_seconds", "Time of the output", _LATENCY, lambda m, _p, _s: m.decode_ms / 1e3),
+    (
+        "request_inference_time_seconds",
+        "Time of prompt and output",
+        _LATENCY,
+        lambda m, _p, _s: m.prefill_ms / 1e3 + m.decode_ms / 1e3,
+    ),
+    (
+        "request_time_per_output_token_seconds",
+        "Mean time per token after the first",
+        _ITL,
+        lambda m, _p, _s: m.decode_ms / 1e3 / m.decode_iterations if m.decode_iterations else None,
+    ),
+    ("request_prompt_tokens", "Prompt tokens per request", _TOKENS, lambda m, _p, _s: m.prompt_tokens),
+    ("request_generation_tokens", "Generated tokens per request", _TOKENS, lambda m, _p, _s: m.completion_tokens),
+    ("request_params_n", "Choices asked for", _NUMBERS, lambda _m, params, _s: params.n),
+    ("request_params_max_tokens", "max_tokens asked for", _TOKENS, lambda _m, params, _s: params.max_tokens),
+)
+"""Name, meaning, bounds and value of a histogram."""
 
-class _EngineCollector(Collector):
-    """Reads `client.stats` when scraped."""
+
+class _AtScrape(Collector):
+    """What is read when it is scraped: the engine's numbers from `client.stats`, and what the server itself holds."""
 
     def __init__(self, metrics: ServerMetrics) -> None:
         self._metrics = metrics
@@ -77,15 +102,11 @@ class _EngineCollector(Collector):
             ("grammar_cache_evictions", "Compiled grammars that made room for others", stats.grammar_evictions),
             ("engine_restarts", "Engines that replaced an earlier one", client.engine_restarts),
         )
-        for name, text, value in gauges:
-            gauge = GaugeMetricFamily(f"octavo:{name}", text, labels=["model_name"])
-            gauge.add_metric([model], value)
-            yield gauge
-        for name, text, value in counters:
-            counter = CounterMetricFamily(f"octavo:{name}", text, labels=["model_name"])
-            counter.add_metric([model], value)
-            yield counter
+        yield from _families(GaugeMetricFamily, gauges, model)
+        yield from _families(CounterMetricFamily, counters, model)
         yield from self._infos(model)
+        held = [(name, text, value()) for name, text, value in self._metrics.held]
+        yield from _families(GaugeMetricFamily, held, model)
 
     def _infos(self, model: str) -> Iterator[Metric]:
         info = self._metrics.client.info
@@ -109,17 +130,13 @@ class _EngineCollector(Collector):
             yield gauge
 
 
-class _HeldCollector(Collector):
-    """What the server itself holds, read when scraped."""
-
-    def __init__(self, metrics: ServerMetrics) -> None:
-        self._metrics = metrics
-
-    def collect(self) -> Iterator[Metric]:
-        for name, text, value in self._metrics.held:
-            gauge = GaugeMetricFamily(f"octavo:{name}", text, labels=["model_name"])
-            gauge.add_metric([self._metrics.model], value())
-            yield gauge
+def _families(
+    kind: type[GaugeMetricFamily | CounterMetricFamily], rows: Iterable[tuple[str, str, float]], model: str
+) -> Iterator[Metric]:
+    for name, text, value in rows:
+        family = kind(f"octavo:{name}", text, labels=["model_name"])
+        family.add_metric([model], value)
+        yield family
 
 
 class Tokens(Collector):
@@ -149,34 +166,17 @@ class Tokens(Collector):
         self._sum += seconds
 
     def collect(self) -> Iterator[Metric]:
-        label, model = ["model_name"], [self._metrics.model]
-        for name, text, value in (
+        counters = (
             ("prompt_tokens", "Prompt tokens processed", self.prompt),
             ("generation_tokens", "Tokens generated", self._others + sum(self._counts)),
-        ):
-            counter = CounterMetricFamily(f"octavo:{name}", text, labels=label)
-            counter.add_metric(model, value)
-            yield counter
+        )
+        yield from _families(CounterMetricFamily, counters, self._metrics.model)
         text = "Time between tokens of a choice"
-        family = HistogramMetricFamily("octavo:inter_token_latency_seconds", text, labels=label)
+        family = HistogramMetricFamily("octavo:inter_token_latency_seconds", text, labels=["model_name"])
         names = [*map(str, _ITL), "+Inf"]
         totals = [float(total) for total in accumulate(self._counts)]
-        family.add_metric(model, list(zip(names, totals, strict=True)), self._sum)
+        family.add_metric([self._metrics.model], list(zip(names, totals, strict=True)), self._sum)
         yield family
-
-
-class Closed(Protocol):
-    """What came of an HTTP request, as core.account has it."""
-
-    status: int
-    seconds: float
-    error: ApiError | None
-
-    @property
-    def complete(self) -> bool: ...
-
-    @property
-    def code(self) -> str | None: ...
 
 
 class ServerMetrics:
@@ -191,17 +191,15 @@ class ServerMetrics:
         """Gauges of what others own: name, meaning, value."""
         label = ["model_name"]
 
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(f"octavo:{name}", text, label, buckets=buckets, registry=self.registry)
+        def histogram(name: str, text: str, buckets: Sequence[float], labels: Sequence[str] = label) -> Histogram:
+            return Histogram(f"octavo:{name}", text, labels, buckets=buckets, registry=self.registry)
 
         def counter(name: str, text: str, labels: list[str]) -> Counter:
             return Counter(f"octavo:{name}", text, labels, registry=self.registry)
 
         self._http = counter("http_requests", "HTTP answers", ["method", "handler", "status"])
         text = "Time from an HTTP request to the end of its answer"
-        self._http_time = Histogram(
-            "octavo:http_request_duration_seconds", text, ["handler"], buckets=_LATENCY, registry=self.registry
-        )
+        self._http_time = histogram("http_request_duration_seconds", text, _LATENCY, ["handler"])
         self.finished = counter("request_success", "Choices that ended well, by reason", [*label, "finished_reason"])
         self._failed = counter("request_failures", "HTTP requests that failed, by error code", [*label, "code"])
         self._aborted = counter("request_aborts", "Requests whose client left before the end", label)
@@ -209,25 +207,10 @@ class ServerMetrics:
             self, histogram("time_to_first_token_seconds", "Time to the first token of a choice", _TTFT)
         )
         self.registry.register(self.tokens)
-        self._per_request = {
-            name: histogram(name, text, buckets)
-            for name, text, buckets in (
-                ("e2e_request_latency_seconds", "Time from request to its last token", _LATENCY),
-                ("request_queue_time_seconds", "Time a request waited", _LATENCY),
-                ("request_prefill_time_seconds", "Time of the prompt", _LATENCY),
-                ("request_decode_time_seconds", "Time of the output", _LATENCY),
-                ("request_inference_time_seconds", "Time of prompt and output", _LATENCY),
-                ("request_time_per_output_token_seconds", "Mean time per token after the first", _ITL),
-                ("request_prompt_tokens", "Prompt tokens per request", _TOKENS),
-                ("request_generation_tokens", "Generated tokens per request", _TOKENS),
-                ("request_params_n", "Choices asked for", _NUMBERS),
-                ("request_params_max_tokens", "max_tokens asked for", _TOKENS),
-            )
-        }
+        self._per_request = [(histogram(name, text, buckets), value) for name, text, buckets, value in _PER_REQUEST]
         self._checks = counter("grammar_checks", "Constraints checked before a request is taken", [*label, "result"])
         self._check_time = histogram("grammar_check_seconds", "Time of such a check", _CHECKS)
-        self.registry.register(_EngineCollector(self))
-        self.registry.register(_HeldCollector(self))
+        self.registry.register(_AtScrape(self))
         ProcessCollector(registry=self.registry)
 
     @property
@@ -237,39 +220,26 @@ class ServerMetrics:
 
     def ended(self, metrics: Metrics, params: SamplingParams, seconds: float) -> None:
         """One prompt's generation is complete."""
-        queue, prefill, decode = metrics.queue_ms / 1e3, metrics.prefill_ms / 1e3, metrics.decode_ms / 1e3
-        found = {
-            "e2e_request_latency_seconds": seconds,
-            "request_queue_time_seconds": queue,
-            "request_prefill_time_seconds": prefill,
-            "request_decode_time_seconds": decode,
-            "request_inference_time_seconds": prefill + decode,
-            "request_prompt_tokens": metrics.prompt_tokens,
-            "request_generation_tokens": metrics.completion_tokens,
-            "request_params_n": params.n,
-        }
-        if metrics.decode_iterations:
-            found["request_time_per_output_token_seconds"] = decode / metrics.decode_iterations
-        if params.max_tokens is not None:
-            found["request_params_max_tokens"] = params.max_tokens
-        model = self.model
-        for name, value in found.items():
-            self._per_request[name].labels(model).observe(value)
+        for histogram, value in self._per_request:
+            if (found := value(metrics, params, seconds)) is not None:
+                histogram.labels(self.model).observe(found)
 
     def checked(self, seconds: float, *, refused: bool) -> None:
         """A request's grammar was checked."""
         self._checks.labels(self.model, "refused" if refused else "ok").inc()
         self._check_time.labels(self.model).observe(seconds)
 
-    def closed(self, account: Closed, method: str, handler: str) -> None:
-        """One HTTP request is over."""
-        self._http.labels(method, handler, str(account.status)).inc()
-        self._http_time.labels(handler).observe(account.seconds)
-        if isinstance(account.error, ClientGone):
-            if not account.complete:
+    def closed(
+        self, method: str, handler: str, status: int, seconds: float, code: str | None, *, complete: bool
+    ) -> None:
+        """One HTTP request is over. `code`: why it failed; `complete`: all that was to be generated for it was."""
+        self._http.labels(method, handler, str(status)).inc()
+        self._http_time.labels(handler).observe(seconds)
+        if code == ClientGone.default_code:
+            if not complete:
                 self._aborted.labels(self.model).inc()
-        elif account.code is not None and handler not in PROBES:
-            self._failed.labels(self.model, account.code).inc()
+        elif code is not None and handler not in PROBES:
+            self._failed.labels(self.model, code).inc()
 
     def exposition(self, accept: str = "") -> tuple[bytes, str]:
         """→ (body, content type): Prometheus' text, or OpenMetrics for those who accept it."""
@@ -290,5 +260,5 @@ class ServerMetrics:
             self._failed.labels(model, code)
         for result in ("ok", "refused"):
             self._checks.labels(model, result)
-        for metric in (self._aborted, self.tokens.ttft, self._check_time, *self._per_request.values()):
+        for metric in (self._aborted, self.tokens.ttft, self._check_time, *(each for each, _ in self._per_request)):
             metric.labels(model)

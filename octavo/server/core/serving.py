@@ -78,14 +78,15 @@ class Served:
 
     async def encode(
         self,
-        texts: Sequence[str],
+        texts: Sequence[str | list[int]],
         account: Account,
         *,
         add_special_tokens: bool = True,
         parse_special: bool = False,
         max_tokens: int | None = None,
     ) -> list[list[int]]:
-        """Token ids of each text, off the event loop when that takes long. Arguments as Tokenizer.encode has them."""
+        """Token ids of each text, off the event loop when that takes long; what is ids already stays so. Arguments as
+        Tokenizer.encode has them."""
         encode_one = partial(
             self.client.tokenizer.encode,
             add_special_tokens=add_special_tokens,
@@ -94,9 +95,9 @@ class Served:
         )
 
         def encode() -> list[list[int]]:
-            return [encode_one(text) for text in texts]
+            return [encode_one(text) if isinstance(text, str) else text for text in texts]
 
-        if sum(map(len, texts)) <= INLINE_CHARS:
+        if sum(len(text) for text in texts if isinstance(text, str)) <= INLINE_CHARS:
             return encode()
         async with self.threads.entered(account.owner):
             return await asyncio.to_thread(encode)

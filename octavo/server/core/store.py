@@ -39,16 +39,17 @@ class Stored:
     outputs: Items
 
     @property
+    def items(self) -> Items:
+        return self.inputs + self.outputs
+
+    @property
     def num_bytes(self) -> int:
-        return len(self.body) + self.num_item_bytes + 128 * (len(self.inputs) + len(self.outputs))
+        return len(self.body) + self.num_item_bytes + 128 * len(self.items)
 
     @property
     def num_item_bytes(self) -> int:
         """What going on from it weighs."""
-        return sum(len(item) for items in (self.inputs, self.outputs) for _, item in items)
-
-    def item(self, item_id: str) -> bytes | None:
-        return next((item for items in (self.inputs, self.outputs) for id, item in items if id == item_id), None)
+        return sum(len(item) for _, item in self.items)
 
 
 class ResponseStore:
@@ -74,8 +75,7 @@ class ResponseStore:
             return
         self._found[stored.id] = stored
         self.num_bytes += stored.num_bytes
-        for items in (stored.inputs, stored.outputs):
-            self._of_item.update((item_id, stored.id) for item_id, _ in items)
+        self._of_item.update((item_id, stored.id) for item_id, _ in stored.items)
         while len(self._found) > self.max_responses or self.num_bytes > self.max_bytes:
             self._drop(next(iter(self._found)))
 
@@ -95,7 +95,7 @@ class ResponseStore:
     def item(self, item_id: str) -> bytes | None:
         """Of any response, as JSON."""
         stored = self._found.get(self._of_item.get(item_id, ""))
-        return None if stored is None else stored.item(item_id)
+        return None if stored is None else next((item for known, item in stored.items if known == item_id), None)
 
     def chain(self, response_id: str) -> list[Stored]:
         """The response and all before it, the first one first. Raises RequestError where one of them is gone."""
@@ -118,10 +118,9 @@ class ResponseStore:
     def _drop(self, response_id: str) -> None:
         stored = self._found.pop(response_id)
         self.num_bytes -= stored.num_bytes
-        for items in (stored.inputs, stored.outputs):
-            for item_id, _ in items:
-                if self._of_item.get(item_id) == response_id:
-                    del self._of_item[item_id]
+        for item_id, _ in stored.items:
+            if self._of_item.get(item_id) == response_id:
+                del self._of_item[item_id]
 
 
 class ResponseStores:
@@ -141,7 +140,4 @@ class ResponseStores:
 
     def of(self, owner: str) -> ResponseStore:
         """`owner`: as accounts have it, so there are as many as keys."""
-        store = self._of_owner.get(owner)
-        if store is None:
-            store = self._of_owner[owner] = ResponseStore(max_bytes=self._max_bytes)
-        return store
+        return self._of_owner.setdefault(owner, ResponseStore(max_bytes=self._max_bytes))

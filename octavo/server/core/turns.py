@@ -8,11 +8,12 @@ time is linear in what comes, however it is cut.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from octavo.errors import ApiError, Field, Place
+from octavo.errors import ApiError, Field, Place, RequestError
 from octavo.types import Message
 
 INLINE_BYTES = 1 << 16
@@ -54,15 +55,12 @@ class Turns:
         self.places: list[Place] = []
         self._turns: list[_Turn] = []
 
-    def system(self, parts: list[Part], place: Place) -> None:
-        self._say("system", parts, place)
-
-    def user(self, parts: list[Part], place: Place) -> None:
-        self._say("user", parts, place)
-
-    def assistant(self, parts: list[Part], place: Place) -> None:
-        """Also what is said after calls: templates want the results of calls right behind their message."""
-        self._say("assistant", parts, place)
+    def say(self, role: str, parts: list[Part], place: Place) -> None:
+        """What the assistant says after calls, too, is part of their message: templates want the results of calls right
+        behind it. Without parts a turn is begun, if none of this role is open."""
+        turn = self._last_or_new(role, place)
+        if parts:
+            turn.items.append(parts)
 
     def reasoning(self, text: str, place: Place) -> None:
         self._last_or_new("assistant", place).thoughts.append(text)
@@ -73,7 +71,7 @@ class Turns:
 
     def result(self, call_id: str, text: str, place: Place) -> None:
         turn = self._new("tool", place)
-        turn.items, turn.call_id = [[{"type": "text", "text": text}]], call_id
+        turn.items, turn.call_id = [[text_part(text)]], call_id
 
     @property
     def messages(self) -> list[Message]:
@@ -89,11 +87,6 @@ class Turns:
                 error.place = Place(whole)
         return error
 
-    def _say(self, role: str, parts: list[Part], place: Place) -> None:
-        turn = self._last_or_new(role, place)
-        if parts:
-            turn.items.append(parts)
-
     def _last_or_new(self, role: str, place: Place) -> _Turn:
         if self._turns and self._turns[-1].role == role:
             return self._turns[-1]
@@ -103,6 +96,27 @@ class Turns:
         self._turns.append(_Turn(role))
         self.places.append(place)
         return self._turns[-1]
+
+
+def text_part(text: str) -> Part:
+    return {"type": "text", "text": text}
+
+
+def text_of(given: Mapping[str, Any], key: str, place: Place) -> str:
+    """What an object of the body holds under `key`. Raises RequestError."""
+    value = given.get(key)
+    if not isinstance(value, str):
+        raise RequestError(f"{place}.{key} must be a text", param=f"{place}.{key}")
+    return value
+
+
+@contextmanager
+def reworded(words: Callable[[ApiError], ApiError]) -> Iterator[None]:
+    """An error that is raised inside comes out as `words` says it."""
+    try:
+        yield
+    except ApiError as error:
+        raise words(error) from None
 
 
 def schemas_named(error: ApiError, places: Sequence[Place]) -> ApiError:

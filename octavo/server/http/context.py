@@ -93,7 +93,8 @@ class RequestContext:
     def _close(self, account: Account, scope: Scope) -> None:
         route = self._paths.get(scope.get("endpoint"), "other")
         method = scope["method"] if scope["method"] in METHODS else "other"
-        self._metrics.closed(account, method, route)
+        done = account.complete
+        self._metrics.closed(method, route, account.status, account.seconds, account.code, complete=done)
         trace_id = None if self._tracing is None else self._tracing.record(account, route, Headers(scope=scope))
         level = logging.DEBUG if route in PROBES else logging.INFO
         if self._access_log and access.isEnabledFor(level):

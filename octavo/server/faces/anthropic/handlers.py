@@ -6,12 +6,11 @@ import uuid
 
 from starlette.responses import Response
 
-from octavo.client.conversation import Conversation
 from octavo.errors import ApiError
 from octavo.server.core import conversation as core
 from octavo.server.core.account import Account
 from octavo.server.core.conversation import render
-from octavo.server.core.turns import Turns, gathered
+from octavo.server.core.turns import gathered, reworded
 from octavo.server.core.work import Work
 from octavo.server.faces.anthropic import translate
 from octavo.server.faces.anthropic.blocks import Blocks, MessageEvents, ending, usage
@@ -25,7 +24,13 @@ async def messages(call: Call[MessagesRequest]) -> Response:
     message_id = f"msg_{uuid.uuid4().hex}"
 
     async def start() -> Work:
-        return await _start(call, wanted, turns)
+        with reworded(lambda error: translate.refusal(error, turns, asked.tools or [], wanted)):
+            try:
+                return await core.start(call.served, wanted, call.account)
+            except ApiError as error:
+                if error.param != "thinking_budget":
+                    raise
+                return await core.start(call.served, translate.unbounded(wanted), call.account)
 
     async def whole(work: Work) -> AnthropicMessage:
         blocks = Blocks()
@@ -49,23 +54,9 @@ async def messages(call: Call[MessagesRequest]) -> Response:
 async def count_tokens(call: Call[CountTokensRequest]) -> Response:
     asked = call.asked
     turns, wanted = await gathered(len(await call.request.body()), lambda: translate.to_count(asked))
-    try:
+    with reworded(lambda error: translate.refusal(error, turns, asked.tools or [], wanted)):
         ids = await render(call.served, wanted, call.account, is_bounded=False)
-    except ApiError as error:
-        raise translate.refusal(error, turns, asked.tools or [], wanted) from None
     return _with_id(json_response(TokenCount(input_tokens=len(ids))), call.account)
-
-
-async def _start(call: Call[MessagesRequest], wanted: Conversation, turns: Turns) -> Work:
-    try:
-        try:
-            return await core.start(call.served, wanted, call.account)
-        except ApiError as error:
-            if error.param != "thinking_budget":
-                raise
-            return await core.start(call.served, translate.unbounded(wanted), call.account)
-    except ApiError as error:
-        raise translate.refusal(error, turns, call.asked.tools or [], wanted) from None
 
 
 def _with_id(response: Response, account: Account) -> Response:

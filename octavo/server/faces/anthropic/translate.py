@@ -13,7 +13,7 @@ import msgspec
 from octavo.client.conversation import Conversation
 from octavo.errors import ApiError, ContextLengthExceeded, Place, RequestError, Unsupported
 from octavo.server.core.history import checked_messages, template_kwargs
-from octavo.server.core.turns import Part, Turns, moved, schemas_named
+from octavo.server.core.turns import Part, Turns, moved, reworded, schemas_named, text_of, text_part
 from octavo.server.faces.anthropic.protocol import Block, CountTokensRequest, MessageParam, MessagesRequest, Thinking
 from octavo.server.faces.anthropic.tools import chosen, client_tools
 from octavo.types import SamplingParams, StructuredOutputs
@@ -38,10 +38,8 @@ def _conversation(asked: MessagesRequest | CountTokensRequest, params: SamplingP
     turns = turns_of(asked.system, asked.messages)
     tools = client_tools(asked.tools or [])
     choice, named = chosen(asked.tool_choice, tools)
-    try:
+    with reworded(lambda error: turns.named(error, "messages")):
         messages = checked_messages(turns.messages)
-    except ApiError as error:
-        raise turns.named(error, "messages") from None
     effort = asked.output_config.effort if asked.output_config is not None else None
     return turns, Conversation(
         messages=messages,
@@ -103,10 +101,10 @@ def sampling(asked: MessagesRequest) -> SamplingParams:
 def turns_of(system: str | list[Block] | None, messages: list[MessageParam]) -> Turns:
     turns = Turns()
     if system:
-        blocks = [{"type": "text", "text": system}] if isinstance(system, str) else system
+        blocks = [text_part(system)] if isinstance(system, str) else system
         parts = [p for p in (_part(b, Place("system", i)) for i, b in enumerate(blocks)) if not _is_billing(p)]
         if parts:
-            turns.system(parts, Place("system"))
+            turns.say("system", parts, Place("system"))
     for index, message in enumerate(messages):
         _add(turns, message, Place("messages", index))
     return turns
@@ -114,9 +112,9 @@ def turns_of(system: str | list[Block] | None, messages: list[MessageParam]) -> 
 
 def _add(turns: Turns, message: MessageParam, place: Place) -> None:
     content = message.content
-    blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    blocks = [text_part(content)] if isinstance(content, str) else content
     if message.role == "assistant":
-        turns.assistant([], place)  # an empty turn is a turn
+        turns.say("assistant", [], place)  # an empty turn is a turn
         for index, block in enumerate(blocks):
             _add_said(turns, block, place / "content" / index)
     elif message.role == "user":
@@ -127,13 +125,13 @@ def _add(turns: Turns, message: MessageParam, place: Place) -> None:
                 parts.append(_part(block, at))
                 continue
             if parts:
-                turns.user(parts, place)
+                turns.say("user", parts, place)
                 parts = []
-            turns.result(_text(block, "tool_use_id", at), _result(block, at), at)
+            turns.result(text_of(block, "tool_use_id", at), _result(block, at), at)
         if parts:
-            turns.user(parts, place)
+            turns.say("user", parts, place)
     elif message.role == "system":
-        turns.system([_part(block, place / "content" / i) for i, block in enumerate(blocks)], place)
+        turns.say("system", [_part(block, place / "content" / i) for i, block in enumerate(blocks)], place)
     else:
         raise RequestError(
             f"{place}.role is {message.role[:40]!r}; it must be user, assistant or system", param=place / "role"
@@ -144,16 +142,16 @@ def _add_said(turns: Turns, block: Block, place: Place) -> None:
     """One block of the assistant's turn."""
     kind = block.get("type")
     if kind == "thinking":
-        if text := _text(block, "thinking", place):
+        if text := text_of(block, "thinking", place):
             turns.reasoning(text, place)
     elif kind == "tool_use":
         given = block.get("input")
         if not isinstance(given, dict):
             raise RequestError(f"{place}.input must be an object", param=place / "input")
         arguments = msgspec.json.encode(given).decode()
-        turns.call(_text(block, "id", place), _text(block, "name", place), arguments, place)
+        turns.call(text_of(block, "id", place), text_of(block, "name", place), arguments, place)
     elif not (isinstance(kind, str) and (kind in PASSED_OVER or kind.endswith("_tool_result"))):
-        turns.assistant([_part(block, place)], place)
+        turns.say("assistant", [_part(block, place)], place)
 
 
 def _result(block: Block, place: Place) -> str:
@@ -176,16 +174,16 @@ def _part(block: Any, place: Place) -> Part:
     """A block that is text, or holds it."""
     kind = block.get("type") if isinstance(block, dict) else None
     if kind == "text":
-        return {"type": "text", "text": _text(block, "text", place)}
+        return text_part(text_of(block, "text", place))
     source = block.get("source") if isinstance(block, dict) else None
     if kind == "document" and isinstance(source, dict) and source.get("type") == "text":
         title = f"{block['title']}\n" if isinstance(block.get("title"), str) else ""
-        return {"type": "text", "text": title + _text(source, "data", place / "source")}
+        return text_part(title + text_of(source, "data", place / "source"))
     if kind == "search_result" and isinstance(block.get("content"), list):
         said = [_part(part, place / "content" / i)["text"] for i, part in enumerate(block["content"])]
-        return {"type": "text", "text": "\n".join([str(block.get("title", "")), str(source or ""), *said])}
+        return text_part("\n".join([str(block.get("title", "")), str(source or ""), *said]))
     if kind == "tool_reference":
-        return {"type": "text", "text": _text(block, "tool_name", place)}
+        return text_part(text_of(block, "tool_name", place))
     if isinstance(kind, str):
         raise Unsupported(f"{place}: blocks of type {kind[:40]!r} are not supported; send text", param=place)
     raise RequestError(f"{place} must be an object with a type", param=place)
@@ -193,10 +191,3 @@ def _part(block: Any, place: Place) -> Part:
 
 def _is_billing(part: Part) -> bool:
     return str(part["text"]).startswith(BILLING)
-
-
-def _text(block: Block, key: str, place: Place) -> str:
-    value = block.get(key)
-    if not isinstance(value, str):
-        raise RequestError(f"{place}.{key} must be a text", param=f"{place}.{key}")
-    return value

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 from msgspec import UNSET
 from starlette.responses import Response
 
-from octavo.errors import ApiError
 from octavo.server.core import conversation as core
 from octavo.server.core.conversation import Answer
 from octavo.server.core.serving import Served
+from octavo.server.core.turns import reworded
 from octavo.server.core.work import Arrived, Work
-from octavo.server.faces.openai.errors import error_body
 from octavo.server.faces.openai.logprobs import ChatLogprobsBuilder, encoded, lists_encoded, prompt_logprobs
 from octavo.server.faces.openai.protocol.chat import (
     ChatChoice,
@@ -36,10 +36,10 @@ from octavo.server.faces.openai.protocol.chat import (
 from octavo.server.faces.openai.protocol.shared import ChatLogprobs, Usage
 from octavo.server.faces.openai.tools import in_words_of
 from octavo.server.faces.openai.translate import conversation
-from octavo.server.faces.openai.usage import Header, UsageTally, usage_of
+from octavo.server.faces.openai.usage import Chunks, header_of, usage_of
 from octavo.server.http.call import Call
-from octavo.server.http.sse import DONE, Template, event
-from octavo.server.http.stream import EventStream, Source
+from octavo.server.http.sse import Template, event
+from octavo.server.http.stream import Source
 from octavo.text.channels import merged_parts
 from octavo.text.tokenizer import Tokenizer
 from octavo.types import Delta, FinishReason, TokenLogprobs, ToolCallDelta
@@ -50,13 +50,11 @@ _encode = msgspec.json.Encoder().encode
 async def chat_completions(call: Call[ChatCompletionRequest]) -> Response:
     asked, served = call.asked, call.served
     asked_for = conversation(asked)
-    header = Header.new("chatcmpl", served.name, served.fingerprint())
+    header = header_of(served, "chatcmpl")
 
     async def start() -> Work:
-        try:
+        with reworded(lambda error: in_words_of(error, asked)):
             return await core.start(served, asked_for, call.account)
-        except ApiError as error:
-            raise in_words_of(error, asked) from None
 
     async def whole(work: Work) -> ChatCompletion:
         arrived = await work.finish()
@@ -64,22 +62,15 @@ async def chat_completions(call: Call[ChatCompletionRequest]) -> Response:
             return _whole(served, asked, header, work, arrived)
         return await asyncio.to_thread(_whole, served, asked, header, work, arrived)
 
-    return _Chunks(call.source(start), served, asked, header) if asked.stream else await call.whole(start, whole)
+    return ChatChunks(call.source(start), served, asked, header) if asked.stream else await call.whole(start, whole)
 
 
 def _whole(
-    served: Served, asked: ChatCompletionRequest, header: Header, work: Work, arrived: list[Arrived]
+    served: Served, asked: ChatCompletionRequest, header: dict[str, Any], work: Work, arrived: list[Arrived]
 ) -> ChatCompletion:
     found = core.answers(arrived, asked.n)
     tokenizer = served.client.tokenizer
-    whole = ChatCompletion(
-        id=header.id,
-        created=header.created,
-        model=header.model,
-        choices=[],
-        usage=usage_of(work.metrics),
-        system_fingerprint=header.fingerprint,
-    )
+    whole = ChatCompletion(**header, choices=[], usage=usage_of(work.metrics))
     for index, answer in enumerate(found):
         whole.choices.append(
             ChatChoice(
@@ -143,20 +134,14 @@ def _call_chunk(part: ToolCallDelta) -> ToolCallChunk:
     return chunk
 
 
-class _Chunks(EventStream):
-    def __init__(self, source: Source, served: Served, asked: ChatCompletionRequest, header: Header) -> None:
-        super().__init__(source)
-        self._header = header
-        self._tally = UsageTally(asked.stream_options)
+class ChatChunks(Chunks):
+    def __init__(self, source: Source, served: Served, asked: ChatCompletionRequest, header: dict[str, Any]) -> None:
+        super().__init__(source, header, asked.stream_options)
         as_ids = asked.return_tokens_as_token_ids
         self._choices = [_Streamed(served.client.tokenizer, as_ids=as_ids) for _ in range(asked.n)]
-        self._plain = not (asked.logprobs or asked.return_token_ids or self._tally.continuous)
+        self._plain = not (asked.logprobs or asked.return_token_ids or self.counts)
         self._prompt_ids_due = asked.return_token_ids
         self._asked = asked
-
-    def begin(self, work: Work) -> None:
-        super().begin(work)
-        self._tally.prompt_tokens = work.prompt_tokens
 
     def chunk(self, prompt_index: int, delta: Delta) -> bytes:
         index, choice = delta.index, self._choices[delta.index]
@@ -172,7 +157,7 @@ class _Chunks(EventStream):
         if not choice.begun:
             choice.begun = True
             out = self._event([ChatChunkChoice(index=index, delta=ChatDelta(role="assistant", content=""))])
-        self._tally.add(len(delta.token_ids))
+        self.num_tokens += len(delta.token_ids)
         final = delta.finish_reason is not None
         choice.waiting += delta.logprobs or ()
         by_id = self._asked.return_token_ids
@@ -204,19 +189,11 @@ class _Chunks(EventStream):
             else:
                 yield ChatDelta(tool_calls=[call])
 
-    def end(self) -> bytes:
-        if not self._tally.wanted:
-            return DONE
-        return self._event([], usage_of(self.work.metrics)) + DONE
-
-    def fail(self, error: ApiError) -> bytes:
-        return event(error_body(error))
+    def last(self, usage: Usage) -> bytes:
+        return self._event([], usage)
 
     def _event(self, choices: list[ChatChunkChoice], usage: Usage | None = None) -> bytes:
-        header = self._header
-        chunk = ChatCompletionChunk(id=header.id, created=header.created, model=header.model, choices=choices)
-        chunk.system_fingerprint = header.fingerprint
-        chunk.usage = self._tally.of_chunk if usage is None else usage
+        chunk = ChatCompletionChunk(**self.header, choices=choices, usage=usage or self.usage)
         if self._prompt_ids_due:
             self._prompt_ids_due = False
             chunk.prompt_token_ids = self.work.prompt_ids[0]

@@ -16,13 +16,12 @@ from starlette.responses import Response
 
 from octavo.client.base import Prompt
 from octavo.client.prepare import refuse_nul
-from octavo.errors import ApiError, Field, RequestError
+from octavo.errors import RequestError
 from octavo.grammar.spec import grammar_of
 from octavo.server.core.account import Account
 from octavo.server.core.serving import Served
-from octavo.server.core.turns import renamed
+from octavo.server.core.turns import renamed, reworded
 from octavo.server.core.work import ENTRY_BYTES, Arrived, Work
-from octavo.server.faces.openai.errors import error_body
 from octavo.server.faces.openai.logprobs import CompletionLogprobsBuilder, encoded, lists_encoded, prompt_logprobs
 from octavo.server.faces.openai.protocol.shared import (
     CompletionLogprobs,
@@ -31,11 +30,11 @@ from octavo.server.faces.openai.protocol.shared import (
     PromptLogprobs,
     Usage,
 )
-from octavo.server.faces.openai.usage import Header, UsageTally, usage_of
+from octavo.server.faces.openai.usage import Chunks, header_of, usage_of
 from octavo.server.http.call import Call
-from octavo.server.http.sse import DONE, Template, event
-from octavo.server.http.stream import EventStream, Source
-from octavo.types import Delta, FinishReason, SamplingParams, StructuredOutputs
+from octavo.server.http.sse import Template, event
+from octavo.server.http.stream import Source
+from octavo.types import Delta, FinishReason, SamplingParams
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's default for this route."""
@@ -96,19 +95,19 @@ _encode = msgspec.json.Encoder().encode
 async def completions(call: Call[CompletionRequest]) -> Response:
     asked, served = call.asked, call.served
     given = split_prompts(asked.prompt)
-    header = Header.new("cmpl", served.name, served.fingerprint())
+    header = header_of(served, "cmpl")
     _check_fan_out(served, asked, len(given))
     choices: list[_Choice] = []
 
     async def start() -> Work:
         constraint, param = asked.constraint()
-        prompts = await _tokenized(call, given, await _written(constraint, param))
+        grammar = None if constraint is None else await asyncio.to_thread(grammar_of, constraint, param)
+        prompts = await _prompts(call, given, grammar)
         _charge_echo(call.account, asked, prompts)
-        choices.extend(_choices(served, asked, prompts))
-        try:
+        each = [prompt for prompt in prompts for _ in range(asked.n)]
+        choices.extend(_Choice(served, asked, prompt, index) for index, prompt in enumerate(each))
+        with reworded(lambda error: renamed(error, "grammar", param)):
             return await Work.start(served.client, served.metrics, prompts, sampling(asked), call.account)
-        except ApiError as error:
-            raise renamed(error, "grammar", param) from None
 
     async def whole(work: Work) -> Completion:
         arrived = await work.finish()
@@ -116,12 +115,9 @@ async def completions(call: Call[CompletionRequest]) -> Response:
             return _whole(served, asked, header, work, choices, arrived)
         return await asyncio.to_thread(_whole, served, asked, header, work, choices, arrived)
 
-    return _Chunks(call.source(start), asked, header, choices) if asked.stream else await call.whole(start, whole)
-
-
-async def _written(structured: StructuredOutputs | None, param: Field) -> str | None:
-    """The grammar of the whole output; written in a thread, so that streams keep their pace. Raises RequestError."""
-    return None if structured is None else await asyncio.to_thread(grammar_of, structured, param)
+    if asked.stream:
+        return CompletionChunks(call.source(start), asked, header, choices)
+    return await call.whole(start, whole)
 
 
 def sampling(asked: CompletionRequest) -> SamplingParams:
@@ -168,26 +164,15 @@ def _check_fan_out(served: Served, asked: CompletionRequest, num_prompts: int) -
         )
 
 
-async def _tokenized(call: Call[CompletionRequest], given: list[str | list[int]], grammar: str | None) -> list[Prompt]:
+async def _prompts(call: Call[CompletionRequest], given: list[str | list[int]], grammar: str | None) -> list[Prompt]:
     asked, served = call.asked, call.served
-    texts = [prompt for prompt in given if isinstance(prompt, str)]
-    if not texts:
-        return [_prompt(asked, prompt, None, grammar) for prompt in given if not isinstance(prompt, str)]
-    limit = served.info.max_model_len
-    add, parse = asked.add_special_tokens, asked.parse_special
-    encoded = iter(
-        await served.encode(texts, call.account, add_special_tokens=add, parse_special=parse, max_tokens=limit)
-    )
+    add, parse, limit = asked.add_special_tokens, asked.parse_special, served.info.max_model_len
+    each = await served.encode(given, call.account, add_special_tokens=add, parse_special=parse, max_tokens=limit)
+    texts = [prompt if isinstance(prompt, str) else None for prompt in given]
     return [
-        _prompt(asked, next(encoded), prompt, grammar)
-        if isinstance(prompt, str)
-        else _prompt(asked, prompt, None, grammar)
-        for prompt in given
+        Prompt(token_ids=ids, text=text, grammar=grammar, logprobs_of_all=asked.return_token_ids)
+        for ids, text in zip(each, texts, strict=True)
     ]
-
-
-def _prompt(asked: CompletionRequest, ids: list[int], text: str | None, grammar: str | None) -> Prompt:
-    return Prompt(token_ids=ids, text=text, grammar=grammar, logprobs_of_all=asked.return_token_ids)
 
 
 def _charge_echo(account: Account, asked: CompletionRequest, prompts: list[Prompt]) -> None:
@@ -274,14 +259,10 @@ def joined(parts: Sequence[CompletionLogprobs]) -> CompletionLogprobs:
     return whole
 
 
-def _choices(served: Served, asked: CompletionRequest, prompts: list[Prompt]) -> list[_Choice]:
-    return [_Choice(served, asked, prompt, i * asked.n + k) for i, prompt in enumerate(prompts) for k in range(asked.n)]
-
-
 def _whole(
     served: Served,
     asked: CompletionRequest,
-    header: Header,
+    header: dict[str, Any],
     work: Work,
     choices: list[_Choice],
     arrived: list[Arrived],
@@ -291,13 +272,12 @@ def _whole(
         index = prompt_index * asked.n + delta.index
         if (part := choices[index].take(delta, work, prompt_index)) is not None:
             shown[index].append(part)
-    answer = _completion(header, [])
+    answer = Completion(**header, choices=[], usage=usage_of(work.metrics))
     for index, parts in enumerate(shown):
         assert parts, "a generation ended without a finish_reason"
         answer.choices.append(_of_parts(parts))
         if asked.prompt_logprobs is not None and (found := work.prompt_logprobs(index // asked.n)) is not None:
             answer.choices[-1].prompt_logprobs = encoded(prompt_logprobs(served.client.tokenizer, found))
-    answer.usage = usage_of(work.metrics)
     return answer
 
 
@@ -315,34 +295,20 @@ def _of_parts(parts: list[CompletionChoice]) -> CompletionChoice:
     )
 
 
-def _completion(header: Header, choices: list[CompletionChoice]) -> Completion:
-    return Completion(
-        id=header.id,
-        created=header.created,
-        model=header.model,
-        choices=choices,
-        system_fingerprint=header.fingerprint,
-    )
-
-
-class _Chunks(EventStream):
-    def __init__(self, source: Source, asked: CompletionRequest, header: Header, choices: list[_Choice]) -> None:
+class CompletionChunks(Chunks):
+    def __init__(
+        self, source: Source, asked: CompletionRequest, header: dict[str, Any], choices: list[_Choice]
+    ) -> None:
         """`choices`: there when the work has started."""
-        super().__init__(source)
-        self._header = header
+        super().__init__(source, header, asked.stream_options)
         self._choices = choices
         self._n = asked.n
-        self._tally = UsageTally(asked.stream_options)
         self._templates: dict[int, Template] = {}
-
-    def begin(self, work: Work) -> None:
-        super().begin(work)
-        self._tally.prompt_tokens = work.prompt_tokens
 
     def chunk(self, prompt_index: int, delta: Delta) -> bytes:
         index = prompt_index * self._n + delta.index
         choice = self._choices[index]
-        if choice.plain and delta.finish_reason is None and not self._tally.continuous:
+        if choice.plain and delta.finish_reason is None and not self.counts:
             if not delta.text:
                 return b""
             template = self._templates.get(index)
@@ -350,24 +316,15 @@ class _Chunks(EventStream):
                 empty = CompletionChoice(index=index, text="", logprobs=None, finish_reason=None)
                 template = self._templates[index] = Template(self._event(empty), "text")
             return template.fill(delta.text)
-        self._tally.add(len(delta.token_ids))
+        self.num_tokens += len(delta.token_ids)
         part = choice.take(delta, self.work, prompt_index)
         return b"" if part is None else self._event(part)
 
     def is_long(self, prompt_index: int, delta: Delta) -> bool:
         return self._choices[prompt_index * self._n + delta.index].num_due > INLINE_ENTRIES
 
-    def end(self) -> bytes:
-        if not self._tally.wanted:
-            return DONE
-        final = _completion(self._header, [])
-        final.usage = usage_of(self.work.metrics)
-        return event(_encode(final)) + DONE
-
-    def fail(self, error: ApiError) -> bytes:
-        return event(error_body(error))
+    def last(self, usage: Usage) -> bytes:
+        return event(_encode(Completion(**self.header, choices=[], usage=usage)))
 
     def _event(self, part: CompletionChoice) -> bytes:
-        body = _completion(self._header, [part])
-        body.usage = self._tally.of_chunk
-        return event(_encode(body))
+        return event(_encode(Completion(**self.header, choices=[part], usage=self.usage)))

@@ -16,10 +16,10 @@ from starlette.responses import Response
 from octavo.client.base import Prompt
 from octavo.client.embedding import EMBEDDING, finished, numbers
 from octavo.client.prepare import refuse_nul
-from octavo.errors import ApiError, Place, RequestError, Unsupported
+from octavo.errors import Place, RequestError, Unsupported
 from octavo.server.core.account import Account
 from octavo.server.core.serving import Served
-from octavo.server.core.turns import renamed
+from octavo.server.core.turns import renamed, reworded
 from octavo.server.core.work import Work
 from octavo.server.http.call import Call
 from octavo.types import Pooling
@@ -78,11 +78,11 @@ async def embeddings(call: Call[EmbeddingRequest]) -> Response:
         raise RequestError(f"dimensions is {asked.dimensions}; {model} has {size}", param="dimensions")
     inputs = split_inputs(asked.input)
     async with call.serving.inflight.watch(call.request.receive):
-        try:
-            prompts = await _tokenized(call, inputs)
+        with reworded(lambda error: renamed(error, "prompt", "input")):
+            add, limit = asked.add_special_tokens, served.info.max_model_len
+            each = await served.encode(inputs, call.account, add_special_tokens=add, max_tokens=limit)
+            prompts = [Prompt(token_ids=ids, pooling=asked.pooling) for ids in each]
             pooled = await _computed(served, prompts, call.account)
-        except ApiError as error:
-            raise renamed(error, "prompt", "input") from None
         tokens = sum(len(prompt.token_ids) for prompt in prompts)
         body = await asyncio.to_thread(_answer, asked, pooled, model, tokens)
     return Response(body, media_type="application/json")
@@ -108,18 +108,6 @@ def split_inputs(given: str | list[str | int | list[int]]) -> list[str | list[in
             refuse_nul(entry, at)
         found.append(entry)
     return found
-
-
-async def _tokenized(call: Call[EmbeddingRequest], inputs: list[str | list[int]]) -> list[Prompt]:
-    asked, served = call.asked, call.served
-    texts = [entry for entry in inputs if isinstance(entry, str)]
-    limit = served.info.max_model_len
-    encoded = iter(
-        await served.encode(texts, call.account, add_special_tokens=asked.add_special_tokens, max_tokens=limit)
-    )
-    return [
-        Prompt(token_ids=next(encoded) if isinstance(entry, str) else entry, pooling=asked.pooling) for entry in inputs
-    ]
 
 
 async def _computed(served: Served, prompts: list[Prompt], account: Account) -> list[bytes]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 from msgspec import UNSET, UnsetType
 
+from octavo.errors import ApiError
+from octavo.server.core.serving import Served
+from octavo.server.faces.openai.errors import error_body
 from octavo.server.faces.openai.protocol.shared import (
     CompletionTokensDetails,
     Performance,
@@ -16,42 +19,50 @@ from octavo.server.faces.openai.protocol.shared import (
     StreamOptions,
     Usage,
 )
+from octavo.server.http.sse import DONE, event
+from octavo.server.http.stream import EventStream, Source
 from octavo.types import Metrics
 
 
-@dataclass(frozen=True)
-class Header:
-    """What every chunk of one answer repeats."""
-
-    id: str
-    created: int
-    model: str
-    fingerprint: str | None = None
-
-    @classmethod
-    def new(cls, prefix: str, model: str, fingerprint: str | None = None) -> Header:
-        return cls(f"{prefix}-{uuid.uuid4().hex}", int(time.time()), model, fingerprint)
+def header_of(served: Served, prefix: str) -> dict[str, Any]:
+    """The fields that all chunks of one answer repeat."""
+    return {
+        "id": f"{prefix}-{uuid.uuid4().hex}",
+        "created": int(time.time()),
+        "model": served.name,
+        "system_fingerprint": served.fingerprint(),
+    }
 
 
-class UsageTally:
-    """The `usage` of a stream's chunks: absent, null, or so far."""
+class Chunks(EventStream):
+    """A stream of chunks in OpenAI's form: how it ends, and the `usage` of each chunk."""
 
-    prompt_tokens = 0
+    def __init__(self, source: Source, header: dict[str, Any], options: StreamOptions | None) -> None:
+        super().__init__(source)
+        self.header = header
+        self._shows_usage = options is not None and options.include_usage
+        self.counts = options is not None and options.include_usage and options.continuous_usage_stats
+        """Every chunk tells the usage so far."""
+        self.num_tokens = 0
+        """That have come, where chunks count them."""
 
-    def __init__(self, options: StreamOptions | None) -> None:
-        self.wanted = options is not None and options.include_usage
-        self.continuous = options is not None and options.include_usage and options.continuous_usage_stats
-        self._completion_tokens = 0
-
-    def add(self, tokens: int) -> None:
-        self._completion_tokens += tokens
+    def last(self, usage: Usage) -> bytes:
+        """The chunk without choices."""
+        raise NotImplementedError
 
     @property
-    def of_chunk(self) -> Usage | UnsetType | None:
-        if self.continuous:
-            prompt, done = self.prompt_tokens, self._completion_tokens
+    def usage(self) -> Usage | UnsetType | None:
+        """Of a chunk: absent, null, or so far."""
+        if self.counts:
+            prompt, done = self.work.prompt_tokens, self.num_tokens
             return Usage(prompt_tokens=prompt, completion_tokens=done, total_tokens=prompt + done)
-        return None if self.wanted else UNSET
+        return None if self._shows_usage else UNSET
+
+    def end(self) -> bytes:
+        return self.last(usage_of(self.work.metrics)) + DONE if self._shows_usage else DONE
+
+    def fail(self, error: ApiError) -> bytes:
+        return event(error_body(error))
 
 
 def usage_of(each: Sequence[Metrics]) -> Usage:

@@ -36,7 +36,6 @@ from octavo.server.faces.openai.responses.events import ResponseEvents
 from octavo.server.faces.openai.responses.items import listed
 from octavo.server.faces.openai.responses.output import Manner, Output
 from octavo.server.faces.openai.responses.tools import functions
-from octavo.server.faces.openai.usage import Header
 from octavo.server.http.call import Call, json_response, serving
 from octavo.server.http.failures import account_of
 from octavo.types import Metrics
@@ -46,12 +45,12 @@ MAX_LISTED = 100
 
 
 async def create(call: Call[ResponsesRequest]) -> Response:
-    header = Header(f"resp_{uuid.uuid4().hex}", int(time.time()), call.served.name)
+    header = {"id": f"resp_{uuid.uuid4().hex}", "created_at": int(time.time()), "model": call.served.name}
     previous_id = call.asked.previous_response_id
     store, account = call.serving.responses.of(call.account.owner), call.account
     chain = store.chain(previous_id) if previous_id is not None else []
     account.charge(sum(stored.num_item_bytes for stored in chain), "previous_response_id")
-    known = {item_id for stored in chain for items in (stored.inputs, stored.outputs) for item_id, _ in items}
+    known = {item_id for stored in chain for item_id, _ in stored.items}
     num_bytes = len(await call.request.body())
     inputs = await gathered(num_bytes, lambda: listed(call.asked.input))
     referred = await gathered(num_bytes, lambda: _referred(inputs, known, store, account))
@@ -68,7 +67,7 @@ class _Exchange:
     def __init__(
         self,
         call: Call[ResponsesRequest],
-        header: Header,
+        header: dict[str, Any],
         chain: list[Stored],
         inputs: list[Item],
         referred: dict[str, bytes],
@@ -76,7 +75,8 @@ class _Exchange:
         """`referred`: JSON of the items that the input refers to, but for those of the chain."""
         self._call = call
         self._asked = asked = call.asked
-        before = [_decoded(items) for stored in chain for items in (stored.inputs, stored.outputs)]
+        kept = [items for stored in chain for items in (stored.inputs, stored.outputs)]
+        before = [[_item.decode(item) for _, item in items] for items in kept]
         known = {item["id"] for items in before for item in items}
         found = {item_id: _item.decode(item) for item_id, item in referred.items()}
         inputs = [item for item in inputs if item["type"] != "item_reference" or item["id"] not in known]
@@ -202,7 +202,3 @@ def _referred(inputs: list[Item], known: Container[str], store: ResponseStore, a
 
 def _encoded(items: list[Item]) -> Items:
     return tuple((str(item["id"]), msgspec.json.encode(item)) for item in items)
-
-
-def _decoded(items: Items) -> list[Item]:
-    return [_item.decode(item) for _, item in items]

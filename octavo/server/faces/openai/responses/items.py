@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from octavo.errors import Place, RequestError, Unsupported
-from octavo.server.core.turns import Part, Turns
+from octavo.server.core.turns import Part, Turns, text_of, text_part
 from octavo.server.faces.openai.protocol.shared import Item
 from octavo.server.faces.openai.responses.seal import SEALED, unsealed
 from octavo.server.faces.openai.responses.tools import seen_name
@@ -65,10 +65,10 @@ def _add(turns: Turns, item: Item, place: Place) -> None:
         if text := _reasoning(item, place):
             turns.reasoning(text, place)
     elif kind == "function_call":
-        turns.call(_text(item, "call_id", place), _name(item, place), _text(item, "arguments", place), place)
+        turns.call(text_of(item, "call_id", place), _name(item, place), text_of(item, "arguments", place), place)
     elif kind == "custom_tool_call":
-        arguments = _json({"input": _text(item, "input", place)})
-        turns.call(_text(item, "call_id", place), _name(item, place), arguments, place)
+        arguments = _json({"input": text_of(item, "input", place)})
+        turns.call(text_of(item, "call_id", place), _name(item, place), arguments, place)
     elif kind in ("local_shell_call", "shell_call", "apply_patch_call", "mcp_call"):
         named = item.get("name") if kind == "mcp_call" else kind.removesuffix("_call")
         about = item.get("action") or item.get("operation") or item.get("arguments")
@@ -85,33 +85,28 @@ def _add(turns: Turns, item: Item, place: Place) -> None:
 def _add_message(turns: Turns, item: Item, place: Place) -> None:
     role = item.get("role")
     parts = _parts(item.get("content"), place / "content")
-    if role == "user":
-        turns.user(parts, place)
-    elif role in ("system", "developer"):
-        turns.system(parts, place)
-    elif role == "assistant":
-        turns.assistant(parts, place)
-    else:
+    if role not in ("user", "assistant", "system", "developer"):
         raise RequestError(
             f"{place}.role is {str(role)[:40]!r}; it must be one of user, assistant, system, developer",
             param=place / "role",
         )
+    turns.say("system" if role == "developer" else role, parts, place)
 
 
 def _parts(content: Any, place: Place) -> list[Part]:
     if isinstance(content, str):
-        return [{"type": "text", "text": content}]
+        return [text_part(content)]
     if not isinstance(content, list):
         raise RequestError(f"{place} must be a text or a list of parts", param=place)
-    return [{"type": "text", "text": _part_text(part, place / i)} for i, part in enumerate(content)]
+    return [text_part(_part_text(part, place / i)) for i, part in enumerate(content)]
 
 
 def _part_text(part: Any, place: Place) -> str:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind in _TEXT_PARTS:
-        return _text(part, "text", place)
+        return text_of(part, "text", place)
     if kind == "refusal":
-        return _text(part, "refusal", place)
+        return text_of(part, "refusal", place)
     if isinstance(kind, str):
         raise Unsupported(f"{place}: parts of type {kind[:40]!r} are not supported; send text", param=place)
     raise RequestError(f"{place} must be an object with a type", param=place)
@@ -142,14 +137,7 @@ def _reasoning(item: Item, place: Place) -> str:
 
 
 def _name(item: Item, place: Place) -> str:
-    return seen_name(_text(item, "name", place), item.get("namespace"))
-
-
-def _text(item: Item, key: str, place: Place) -> str:
-    value = item.get(key)
-    if not isinstance(value, str):
-        raise RequestError(f"{place}.{key} must be a text", param=f"{place}.{key}")
-    return value
+    return seen_name(text_of(item, "name", place), item.get("namespace"))
 
 
 def _json(value: Any) -> str:

@@ -6,9 +6,9 @@ Called by the responses handlers. Everything here raises RequestError in the wor
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -16,7 +16,7 @@ from octavo.client.conversation import Conversation
 from octavo.errors import ApiError, Place, QueueFull, RequestError
 from octavo.server.core.errors import clean
 from octavo.server.core.history import checked_messages, template_kwargs
-from octavo.server.core.turns import Turns, moved, schemas_named
+from octavo.server.core.turns import Turns, moved, reworded, schemas_named, text_part
 from octavo.server.faces.openai.protocol.responses import (
     LOGPROBS,
     IncompleteDetails,
@@ -34,7 +34,6 @@ from octavo.server.faces.openai.protocol.shared import Item
 from octavo.server.faces.openai.responses.items import add_items
 from octavo.server.faces.openai.responses.output import Output
 from octavo.server.faces.openai.responses.tools import Functions, shown, tool_choice
-from octavo.server.faces.openai.usage import Header
 from octavo.types import Metrics, SamplingParams, StructuredOutputs
 
 _PLACES = {
@@ -48,7 +47,7 @@ def turns_of(asked: ResponsesRequest, before: Sequence[list[Item]], items: list[
     """`before`: the items of earlier responses, `items`: those of this input."""
     turns = Turns()
     if asked.instructions:
-        turns.system([{"type": "text", "text": asked.instructions}], Place("instructions"))
+        turns.say("system", [text_part(asked.instructions)], Place("instructions"))
     for earlier in before:
         add_items(turns, earlier, "previous_response_id")
     add_items(turns, items)
@@ -59,10 +58,8 @@ def turns_of(asked: ResponsesRequest, before: Sequence[list[Item]], items: list[
 
 def conversation(asked: ResponsesRequest, turns: Turns, found: Functions) -> Conversation:
     choice, named, allowed = tool_choice(asked.tool_choice, found)
-    try:
+    with reworded(lambda error: turns.named(error, "input")):
         messages = checked_messages(turns.messages)
-    except ApiError as error:
-        raise turns.named(error, "input") from None
     effort = asked.reasoning.effort if asked.reasoning is not None else None
     return Conversation(
         messages=messages,
@@ -125,18 +122,16 @@ def refusal(error: ApiError, turns: Turns, wanted: Conversation, found: Function
 # -- what comes out
 
 
-def response(asked: ResponsesRequest, header: Header, defaults: SamplingParams) -> ResponseObject:
+def response(asked: ResponsesRequest, header: Mapping[str, Any], defaults: SamplingParams) -> ResponseObject:
     """As it is announced, before anything has come."""
     wanted = asked.text.format if asked.text is not None else None
     reasoning = asked.reasoning
     return ResponseObject(
-        id=header.id,
-        created_at=header.created,
+        **header,
         status="in_progress",
         instructions=asked.instructions,
         max_output_tokens=asked.max_output_tokens,
         max_tool_calls=asked.max_tool_calls,
-        model=header.model,
         output=[],
         parallel_tool_calls=asked.parallel_tool_calls is not False,
         previous_response_id=asked.previous_response_id,
