@@ -50,8 +50,11 @@ class Sleeper:
             backend="sleeper", weights_bytes=0, kv_bytes=0,
         )  # fmt: skip
 
-    def submit(self, plan: Plan, masks: Masks | None = None) -> None:
+    def submit(self, plan: Plan) -> None:
         self._plans.append(plan)
+
+    def masks(self, masks: Masks) -> None:
+        raise NotImplementedError
 
     def collect(self) -> Result:
         time.sleep(self._seconds)

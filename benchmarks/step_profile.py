@@ -73,7 +73,7 @@ class Engine:
         worker: Any = Worker(resolved, files)
         self._vocab_size = worker.start().vocab_size
         self._run, self._block_size = worker.run, resolved.block_size
-        self._program = worker._runner._recorded.program
+        self._program = worker._runner._steps.program
         self._plans = itertools.count()
         self._random = random.Random(0)
         self.clocks = False

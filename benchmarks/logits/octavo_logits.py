@@ -22,6 +22,7 @@ from octavo.config.hardware import detect
 from octavo.config.resolve import resolve
 from octavo.env import forced_backend, forced_isa
 from octavo.kernels import registry
+from octavo.kernels.recorded import Runs
 from octavo.modelfiles.facts import read_facts
 from octavo.modelfiles.files import locate
 from octavo.models.registry import build
@@ -60,7 +61,7 @@ def main(path: str, ids_path: str, out_path: str, dtype: str, kv_dtype: str, chu
             batch.admit(Admit(0, ids[window].tolist(), length, 0, blocks, SamplingParams(), 0, [], []))
             for first in range(0, length, int(chunk or length)):
                 count = min(int(chunk or length), length - first)
-                steps.begin([0], [count], [False], whole=True)
+                steps.begin(Runs([0], [count], [False]), whole=True)
                 hidden = steps.hidden()
                 for at in range(0, count, steps.chunk):
                     logits = model.logits(hidden[at : min(at + steps.chunk, count)])

@@ -23,7 +23,6 @@ from octavo.fair import RoundRobin
 from octavo.grammar.compiled import CompiledGrammars
 from octavo.grammar.matcher import Vocabulary
 from octavo.wire.messages import Add
-from octavo.wire.plan import Masks
 
 CHEAP_S = 50e-6
 """Masks are computed at once when the last ones took less, all of them together. One within a JSON string takes some
@@ -97,18 +96,9 @@ class Constraints:
         constraint.behind = True
         self._slow.give(constraint.add.owner, lambda: self._finish(constraint, lambda: constraint.advance(token)))
 
-    def masks(self, constraints: Sequence[Constraint | None]) -> Masks:
-        """Those of a plan's sampling runs, in their order. Those that are not there in time are None and `late`."""
-        return lambda: self._masks(constraints)
-
-    def close(self) -> None:
-        """Ends the threads; waits a moment for what they do. Idempotent."""
-        for owner in (self._compiler, self._slow, self._masker):
-            if owner is not None:
-                owner.close()
-        self._compiler = self._slow = self._masker = None
-
-    def _masks(self, constraints: Sequence[Constraint | None]) -> list[bytes | None]:
+    def masks(self, constraints: Sequence[Constraint | None]) -> list[bytes | None]:
+        """Those of a plan's samples, in their order, as wire/plan.py has them. Blocks until they are computed; those
+        that are not there in time are None and `late`."""
         if self._masker is not None:
             self._masker.wait([each for each in constraints if each is not None and each.behind])
         found: list[bytes | None] = []
@@ -122,6 +112,13 @@ class Constraints:
             else:
                 found.append(None)
         return found
+
+    def close(self) -> None:
+        """Ends the threads; waits a moment for what they do. Idempotent."""
+        for owner in (self._compiler, self._slow, self._masker):
+            if owner is not None:
+                owner.close()
+        self._compiler = self._slow = self._masker = None
 
     def _finish(self, constraint: Constraint, work: Task) -> None:
         work()

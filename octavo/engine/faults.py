@@ -33,9 +33,12 @@ class FaultyExecutor:
     def start(self) -> WorkerInfo:
         return self._executor.start()
 
-    def submit(self, plan: Plan, masks: Masks | None = None) -> None:
+    def submit(self, plan: Plan) -> None:
         self._poisoned([id for admit in plan.admit for id in admit.token_ids])
-        self._executor.submit(plan, masks)
+        self._executor.submit(plan)
+
+    def masks(self, masks: Masks) -> None:
+        self._executor.masks(masks)
 
     def collect(self) -> Result:
         self._step += 1

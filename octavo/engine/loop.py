@@ -148,7 +148,9 @@ class EngineLoop:
             if plan is None:
                 break
             self._plans.append((plan, self._clock()))
-            self._executor.submit(plan, self._scheduler.masks())
+            self._executor.submit(plan)
+            if plan.masked:  # the model is on its way, and the masks are computed beside it
+                self._executor.masks(self._scheduler.masks(plan))
         if not self._plans:
             assert not self._scheduler.can_compute, "requests, but nothing to compute"
             return False

@@ -60,7 +60,8 @@ class Counters:
 
 @dataclass(slots=True)
 class Flight:
-    """A plan and whom it computes: (request, its epoch then, run, tokens computed after the run)."""
+    """A plan and whom it computes: (request, its epoch then, run, tokens computed after the run). While it is made,
+    what will stand in the plan is listed here."""
 
     plan: Plan
     items: list[tuple[Request, int, Run, int]] = field(default_factory=list)
@@ -69,6 +70,8 @@ class Flight:
     long: Request | None = None
     """The long prompt of this step, run last, and the tokens it has for certain."""
     long_tokens: int = 0
+    admit: list[Admit] = field(default_factory=list)
+    extend: list[Extend] = field(default_factory=list)
     preempted: bool = False
     decodes: int = 0
     """Runs of one token; all other runs compute `prompt_tokens`."""
@@ -83,7 +86,7 @@ class _Steady:
     next one is the same, but for its index and the pages that fill."""
 
     items: list[tuple[Request, int, Run, int]]
-    run: list[Run]
+    run: tuple[Run, ...]
     steps_left: int
     """Until a request has computed all it will ever compute."""
     bound: list[Request]
@@ -129,17 +132,18 @@ class Planner:
             self._admit_waiting(flight, now)
         if flight.long is not None:
             self._run_long(flight, flight.long)
-        plan = flight.plan
         if not flight.items:
-            assert not plan.admit and not plan.extend
+            assert not flight.admit and not flight.extend
             return None
         if len({item[2].num_tokens > 1 for item in flight.items}) == 2:
             flight.items.sort(key=lambda item: item[2].num_tokens > 1)
-        plan.run = [item[2] for item in flight.items]
-        counts = [run.num_tokens for run in plan.run]
+        run = tuple([item[2] for item in flight.items])
+        masked = any(request.constraint is not None and each.samples for request, _, each, _ in flight.items)
+        flight.plan = Plan(index, tuple(self._release), tuple(flight.admit), tuple(flight.extend), (), run, masked)
+        self._release = []
+        counts = [each.num_tokens for each in run]
         flight.decodes = counts.count(1)
         flight.prompt_tokens = sum(counts) - flight.decodes
-        plan.release, self._release = self._release, []
         self._steady = self._steady_after(flight)
         return flight
 
@@ -211,12 +215,14 @@ class Planner:
             self._steady = None
             return None
         steady.steps_left -= 1
-        flight = Flight(Plan(index, run=steady.run), steady.items, decodes=len(steady.items))
+        extend = []
         for request in full:
             assert request.row is not None
             pages = self.pool.allocate(1)
             request.block_ids += pages
-            flight.plan.extend.append(Extend(request.row, pages))
+            extend.append(Extend(request.row, tuple(pages)))
+        plan = Plan(index, extend=tuple(extend), run=steady.run, masked=bool(steady.bound))
+        flight = Flight(plan, steady.items, decodes=len(steady.items))
         for request, _, _, _ in steady.items:
             request.num_computed = computed = request.num_computed + 1
             request.num_pending += 1
@@ -278,7 +284,7 @@ class Planner:
             if pages:
                 assert request.row is not None
                 request.block_ids += pages
-                flight.plan.extend.append(Extend(request.row, pages))
+                flight.extend.append(Extend(request.row, tuple(pages)))
                 held += len(pages)
         return min(tokens, held * self._block_size - request.num_computed)
 
@@ -352,7 +358,7 @@ class Planner:
             tokens = (flight.left + 1) // 2
         pages = self.pool.allocate(self._pages(cached + tokens) - len(hits))
         request.block_ids += pages
-        flight.plan.admit.append(self._admission(request, cached))
+        flight.admit.append(self._admission(request, cached))
         flight.left -= tokens
         if long:
             flight.long, flight.long_tokens = request, tokens
@@ -364,14 +370,14 @@ class Planner:
         assert request.row is not None
         return Admit(
             row=request.row,
-            token_ids=request.token_ids[:],
+            token_ids=tuple(request.token_ids),
             num_prompt_tokens=request.num_prompt,
             num_computed_tokens=cached,
-            block_ids=request.block_ids[:],
+            block_ids=tuple(request.block_ids),
             params=request.params_for_worker(),
             seed=add.seed,
-            stop_ids=add.stop_ids,
-            bad_word_ids=add.bad_word_ids,
+            stop_ids=tuple(add.stop_ids),
+            bad_word_ids=tuple(map(tuple, add.bad_word_ids)),
             constrained=request.constraint is not None,
             pooling=add.pooling,
         )

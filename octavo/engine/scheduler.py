@@ -59,8 +59,6 @@ class Scheduler:
         self.holding = Holding(blame or Blame())
         self._compiling: set[Request] = set()
         """Accepted, and queued as soon as their grammar is compiled, or has caught up."""
-        self._num_bound = 0
-        """Requests with a grammar, those in `_compiling` too."""
         self._stalled = False
         """Nothing can be computed before a grammar has caught up, or a request comes or goes."""
 
@@ -151,7 +149,6 @@ class Scheduler:
         if request.add.grammar is not None and request.constraint is None:
             assert self.constraints is not None
             self._compiling.add(request)
-            self._num_bound += 1
             request.constraint = self.constraints.compile(request, request.add)
         else:
             self._planner.queue.push(request)
@@ -201,14 +198,12 @@ class Scheduler:
         self._flights.append(flight)
         return flight.plan
 
-    def masks(self) -> Masks | None:
-        """For the plan made last, if a request with a grammar samples in it."""
-        if not self._num_bound:
-            return None
-        bound = [request.constraint for request, _, run, _ in self._flights[-1].items if run.samples]
-        if self.constraints is None or all(constraint is None for constraint in bound):
-            return None
-        return self.constraints.masks(bound)
+    def masks(self, plan: Plan) -> Masks:
+        """Of the plan made last, which is masked. Blocks until they are computed, or will come too late for it."""
+        flight = self._flights[-1]
+        assert flight.plan is plan and self.constraints is not None
+        bound = [request.constraint for request, _, run, _ in flight.items if run.samples]
+        return Masks(plan.index, tuple(self.constraints.masks(bound)))
 
     def update(self, plan: Plan, result: Result, now: float) -> list[Reply]:
         """Applies the result of the oldest plan in flight."""
@@ -384,8 +379,6 @@ class Scheduler:
     def _finish(self, request: Request) -> None:
         request.epoch += 1
         self._stalled = False
-        if request.constraint is not None:
-            self._num_bound -= 1
         if request in self._compiling:
             self._compiling.discard(request)
         elif request not in self.holding:

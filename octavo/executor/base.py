@@ -1,4 +1,4 @@
-"""What runs plans. The engine loop submits plans, collects results in order; how many may be in flight is `depth`."""
+"""What runs plans. Plans are submitted and their results collected in order; how many may be in flight is `depth`."""
 
 from __future__ import annotations
 
@@ -19,8 +19,12 @@ class Executor(Protocol):
         """Load the model, profile, size the KV cache; blocks until ready. Raises OctavoError."""
         ...
 
-    def submit(self, plan: Plan, masks: Masks | None = None) -> None:
-        """`masks`: given when a run that samples belongs to a row that was admitted as constrained."""
+    def submit(self, plan: Plan) -> None:
+        """Gives the plan's work. If it is masked, `masks` follows before anything else is asked."""
+        ...
+
+    def masks(self, masks: Masks) -> None:
+        """Of the plan submitted last, whose model may have been computed meanwhile."""
         ...
 
     def collect(self) -> Result:

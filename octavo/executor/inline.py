@@ -1,14 +1,15 @@
-"""Runs plans in the engine's own process, one at a time: the executor for a single device without overlap.
+"""Runs plans in the engine's own process: at once on a CPU, and on a device the next one launched while the one before
+is computed.
 
-Owned by whoever builds the engine (engine/process.py, client/offline.py). Invariant: the worker, and with it torch,
-is imported by `start` and not before; a plan runs in `collect`, so a plan that raises is told apart from one that was
-never submitted.
+Invariants: the worker, and with it torch, is imported by `start` and not before; results and failures come in the order
+of the plans; DeviceLost goes through, and ends the engine.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol, TypeVar
 
 from octavo.config.resolve import ResolvedConfig
@@ -24,9 +25,9 @@ T = TypeVar("T")
 class _Worker(Protocol):
     def start(self) -> WorkerInfo: ...
 
-    def run(self, plan: Plan, masks: Masks | None) -> Result: ...
+    def launch(self, plan: Plan) -> None: ...
 
-    def launch(self, plan: Plan, masks: Masks | None) -> None: ...
+    def masks(self, masks: Masks) -> None: ...
 
     def collect(self) -> Result: ...
 
@@ -37,15 +38,15 @@ class _Worker(Protocol):
 
 
 class InlineExecutor:
-    """Implements executor.base.Executor."""
+    """Implements executor.base.Executor. `depth` 2 overlaps a host and its device; the tokens are the same."""
 
-    depth = 1
-
-    def __init__(self, resolved: ResolvedConfig, files: ModelFiles) -> None:
+    def __init__(self, resolved: ResolvedConfig, files: ModelFiles, depth: int = 1) -> None:
+        self.depth = depth
         self._resolved = resolved
         self._files = files
         self._worker: _Worker | None = None
-        self._plans: deque[tuple[Plan, Masks | None]] = deque()
+        self._flight: deque[tuple[int, StepFailed | None]] = deque()
+        """Plans in flight by their index, each with what its launch raised."""
 
     def start(self) -> WorkerInfo:
         """Loads the model. Raises OctavoError (ModelFileError, OutOfMemory, ...)."""
@@ -57,18 +58,33 @@ class InlineExecutor:
         self._worker = worker
         return info
 
-    def submit(self, plan: Plan, masks: Masks | None = None) -> None:
-        self._plans.append((plan, masks))
+    def submit(self, plan: Plan) -> None:
+        """Gives the plan's work; a CPU has done it then. Raises DeviceLost."""
+        worker = self._started()
+        self._flight.append((plan.index, self._failure(plan.index, lambda: worker.launch(plan))))
+
+    def masks(self, masks: Masks) -> None:
+        worker = self._started()
+        index, failed = self._flight[-1]
+        assert index == masks.index, f"masks of plan {masks.index} after plan {index}"
+        if failed is None:
+            self._flight[-1] = index, self._failure(index, lambda: worker.masks(masks))
 
     def collect(self) -> Result:
-        """Runs the oldest plan. Raises StepFailed when the worker raises, whatever it raises, DeviceLost."""
+        """Raises StepFailed for whatever the oldest plan raised, DeviceLost."""
         worker = self._started()
-        plan, masks = self._plans.popleft()
-        return self._attempt(plan.index, lambda: worker.run(plan, masks))
+        index, failed = self._flight.popleft()
+        if failed is not None:
+            raise failed
+        return self._attempt(index, worker.collect)
 
     def shutdown(self) -> None:
-        """Idempotent; frees the model."""
-        self._plans.clear()
+        """Idempotent; waits for what is in flight and frees the model."""
+        while self._worker is not None and self._flight:
+            _, failed = self._flight.popleft()
+            if failed is None:
+                with suppress(Exception):  # nobody is left whom it could concern
+                    self._worker.collect()
         if self._worker is not None:
             worker, self._worker = self._worker, None
             worker.shutdown()
@@ -76,6 +92,14 @@ class InlineExecutor:
     def _started(self) -> _Worker:
         assert self._worker is not None, "the executor has not been started"
         return self._worker
+
+    def _failure(self, index: int, work: Callable[[], None]) -> StepFailed | None:
+        """What the work raised, for `collect`."""
+        try:
+            self._attempt(index, work)
+        except StepFailed as error:
+            return error
+        return None
 
     def _attempt(self, index: int, work: Callable[[], T]) -> T:
         """What a step raises fails that step alone, unless the device is lost."""

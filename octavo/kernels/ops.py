@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.layouts import Layout, Prepared, PreparedExperts
-from octavo.kernels.recorded import PermanentRows, Recorded, StepModel
+from octavo.kernels.recorded import PermanentRows, StepModel, Steps
 from octavo.kernels.rows import DeviceRows
 from octavo.kernels.step import Step
 
@@ -63,7 +63,7 @@ class Ops(Protocol):
 
     def record(
         self, model: StepModel, kv: Sequence[Tensor], rows: PermanentRows, max_tokens: int, block_size: int
-    ) -> Recorded | None:
+    ) -> Steps | None:
         """The model's step over these pages and rows, of at most `max_tokens` tokens, to be replayed by one call;
         None: this backend runs steps one operation at a time."""
         ...

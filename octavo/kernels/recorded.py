@@ -1,22 +1,18 @@
-"""A step recorded once and replayed: the seam between the worker and backends that can do so (`Ops.record`).
+"""How a step is computed: the seam between the worker and whoever runs the model, be it operation by operation, by
+graphs, or recorded once and replayed (`Ops.record`).
 
-The worker's permanent rows are the inputs, so that a step costs one call with the numbers of the moment. On the CPU it
-is a list of native calls over a fixed workspace (kernels/cpu).
+The worker's permanent rows are the inputs, so that a recorded step costs one call with the numbers of the moment.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from octavo.kernels.step import Step
-
-Masks = Callable[[], list[bytes | None]]
-"""The tokens that each sample may take, None for any: bit t % 32 of the little-endian 32-bit word t // 32 of
-[ceil(vocab / 32)]. It may block until they are there."""
 
 
 class StepModel(Protocol):
@@ -41,17 +37,43 @@ class PermanentRows:
     sampling_ints: Tensor  # [rows, n] int64: top_k, seed, output tokens so far
 
 
+@dataclass(frozen=True)
+class Runs:
+    """What one step computes: the next counts[i] tokens of rows[i]; with samples[i] they end at the row's last token,
+    and one more is sampled."""
+
+    rows: list[int]
+    counts: list[int]
+    samples: list[bool]
+
+
 class Steps(Protocol):
-    """One step after the other: `begin`, then `hidden` and `logits` as wanted, then `advance`; or `begin` and `plain`,
-    where that has an answer."""
+    """One step after the other, each in one of two ways: `fused`, where that has an answer; or in parts: `begin`, then
+    `sample`, where that has an answer, or else `hidden` and `logits` as wanted, and `advance`."""
 
     chunk: int
     """Most samples whose logits are there at once."""
 
-    def begin(self, rows: list[int], counts: list[int], samples: list[bool], whole: bool = False) -> None:
-        """Computes the next counts[i] tokens of rows[i]; with samples[i] they end at the row's last token, and logits
-        are wanted there. `whole`: `hidden` is wanted too. Raises when a row has too few tokens or pages. No row
+    @property
+    def nbytes(self) -> int | None:
+        """Of the workspace; None: nobody knows before a step was run."""
+        ...
+
+    def fused(self, runs: Runs) -> list[int] | Tensor | None:
+        """All of a step: its tokens are sampled by the rows' temperature, top_k, top_p and min_p alone, and the rows
+        advance. [samples] int64, valid until the next step; a list, where the host knows them already. Where a token
+        is -1 (logits that are not numbers) no row has advanced. None: nothing was done, this step comes in parts.
+        Raises as `begin` does."""
+        ...
+
+    def begin(self, runs: Runs, whole: bool = False) -> None:
+        """Computes the hidden states, with `whole` of all tokens. Raises when a row has too few tokens or pages. No row
         advances."""
+        ...
+
+    def sample(self, masks: Sequence[bytes | None]) -> list[int] | Tensor | None:
+        """What is left of a step that was begun, as `fused` has it. `masks`: one for each sample, as wire/plan.py has
+        them, or none at all."""
         ...
 
     def hidden(self) -> Tensor:
@@ -65,22 +87,4 @@ class Steps(Protocol):
 
     def advance(self, token_ids: Tensor) -> None:
         """The step is computed, and these tokens [samples] int64 were sampled."""
-        ...
-
-    def plain(self) -> Tensor | None:
-        """[samples] int64: tokens sampled by the rows' temperature, top_k, top_p and min_p alone, and the rows have
-        advanced; None: this step has no such shortcut. Valid until the next step."""
-        ...
-
-
-class Recorded(Steps, Protocol):
-    """Steps of which each may also be one call."""
-
-    nbytes: int
-    """Of the workspace."""
-
-    def step(self, rows: list[int], counts: list[int], samples: list[bool], masks: Masks | None = None) -> list[int]:
-        """All of it: tokens are sampled by the rows' temperature, top_k, top_p and min_p alone, and the rows advance.
-        Where a token is -1 (logits that are not numbers) no row has advanced. `masks` is asked once logits are wanted.
-        """
         ...

@@ -4,45 +4,46 @@ A `Plan` is applied in the order of its fields: release, admit, extend, copies, 
 in the worker's batch, owned by one request from admit to release. There are no phases: each `Run` computes the
 next `num_tokens` tokens of a row, starting at what is computed so far; when that reaches the row's last token
 the row samples one more.
+
+All messages are frozen, and what they hold is too: they cross a process as they are, and a plan may share what it
+holds with the one before.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import msgspec
 
 from octavo.types import Pooling, SamplingParams, TokenLogprobs
 
 
-class Admit(msgspec.Struct, array_like=True, gc=False):
+class Admit(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """Puts a request on a row. `token_ids` = prompt + output so far (after preemption or restart)."""
 
     row: int
-    token_ids: list[int]
+    token_ids: tuple[int, ...]
     num_prompt_tokens: int
     num_computed_tokens: int
     """Tokens whose KV pages are already filled (prefix cache)."""
-    block_ids: list[int]
+    block_ids: tuple[int, ...]
     params: SamplingParams
     seed: int
-    stop_ids: list[int]
+    stop_ids: tuple[int, ...]
     """Masked until min_tokens output tokens exist."""
-    bad_word_ids: list[list[int]]
+    bad_word_ids: tuple[tuple[int, ...], ...]
     constrained: bool = False
     """Each of its samples comes with a mask of the tokens that are allowed (Masks)."""
     pooling: Pooling | None = None
     """The hidden states of its tokens are pooled into an embedding."""
 
 
-class Extend(msgspec.Struct, array_like=True, gc=False):
+class Extend(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """Appends pages to a row's block table."""
 
     row: int
-    block_ids: list[int]
+    block_ids: tuple[int, ...]
 
 
-class Run(msgspec.Struct, array_like=True, gc=False):
+class Run(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """Computes `num_tokens` tokens of a row; `samples`: this reaches the row's end and one token is sampled."""
 
     row: int
@@ -50,18 +51,30 @@ class Run(msgspec.Struct, array_like=True, gc=False):
     samples: bool
 
 
-class BlockCopy(msgspec.Struct, array_like=True, gc=False):
+class BlockCopy(msgspec.Struct, array_like=True, gc=False, frozen=True):
     src: int
     dst: int
 
 
-class Plan(msgspec.Struct, array_like=True, gc=False):
+class Plan(msgspec.Struct, array_like=True, gc=False, frozen=True):
     index: int
-    release: list[int] = []
-    admit: list[Admit] = []
-    extend: list[Extend] = []
-    copies: list[BlockCopy] = []
-    run: list[Run] = []
+    release: tuple[int, ...] = ()
+    admit: tuple[Admit, ...] = ()
+    extend: tuple[Extend, ...] = ()
+    copies: tuple[BlockCopy, ...] = ()
+    run: tuple[Run, ...] = ()
+    masked: bool = False
+    """`Masks` follow, before the next plan: a row that was admitted as constrained samples."""
+
+
+class Masks(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """Which tokens the samples of a plan may take. It follows the plan, so that masks are computed beside the model."""
+
+    index: int
+    """The plan's."""
+    allowed: tuple[bytes | None, ...]
+    """In the order of its samples: None for any token, else [ceil(vocab / 32)] 32-bit words, little-endian, bit i % 32
+    of word i // 32 set when token i is allowed."""
 
 
 class Result(msgspec.Struct, array_like=True, gc=False):
@@ -75,12 +88,6 @@ class Result(msgspec.Struct, array_like=True, gc=False):
     for every computed position p inside the prompt), for rows that asked."""
     embeddings: dict[int, bytes] = {}
     """row → [hidden] f32, little-endian, for rows with `pooling` whose last prompt token this plan computed."""
-
-
-Masks = Callable[[], list[bytes | None]]
-"""Tells, once the logits are wanted, which tokens each sampling run of a plan may take, in the order of the runs: None
-for any, else [ceil(vocab / 32)] 32-bit words, little-endian, bit i % 32 of word i // 32 set when token i is allowed.
-It blocks until they are computed, which happens beside the forward pass."""
 
 
 class WorkerInfo(msgspec.Struct, kw_only=True):

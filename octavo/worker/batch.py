@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from octavo.kernels.recorded import PermanentRows
+from octavo.kernels.recorded import PermanentRows, Runs
 from octavo.wire.plan import Admit, Extend
 
 Ints = NDArray[np.int32]
@@ -68,13 +68,11 @@ class Batch:
         self.prompt_logprobs[row] = -1
         self.scored.discard(row)
 
-    def advance(
-        self, rows: list[int], counts: list[int], samples: list[bool], token_ids: Sequence[int] | int = UNKNOWN
-    ) -> None:
-        """counts[i] more tokens of rows[i] are computed, and one of `token_ids` was sampled for each with samples[i];
-        UNKNOWN while they are on their way. (A recorded step does this by itself.)"""
-        self.num_computed[rows] += np.array(counts, np.int32)
-        sampled = np.array(rows, np.int64)[np.array(samples, np.bool_)]
+    def advance(self, runs: Runs, token_ids: Sequence[int] | int = UNKNOWN) -> None:
+        """The runs are computed, and one of `token_ids` was sampled for each that samples; UNKNOWN while they are on
+        their way. (A recorded step does this by itself.)"""
+        self.num_computed[runs.rows] += np.array(runs.counts, np.int32)
+        sampled = np.array(runs.rows, np.int64)[np.array(runs.samples, np.bool_)]
         self.token_ids[sampled, self.num_tokens[sampled]] = token_ids
         self.num_tokens[sampled] += 1
 

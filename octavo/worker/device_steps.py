@@ -1,4 +1,4 @@
-"""Steps on a device that computes while the host goes on. Made by worker/worker; implements kernels.recorded.Steps.
+"""Steps on a device that computes while the host goes on. Implements kernels.recorded.Steps.
 
 A step in which every row computes one token and samples is replayed as a graph (worker/graphs.py); any other runs
 operation by operation, its inputs gathered on the host and sent in one copy. The host may be a step ahead: tokens it
@@ -7,6 +7,7 @@ does not know yet are -1 in its batch, and are taken from the device's rows. Not
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from octavo.kernels.recorded import Runs
 from octavo.kernels.step import Step
 from octavo.worker.batch import Batch
 from octavo.worker.graphs import Computation, DecodeGraphs
@@ -32,26 +34,32 @@ class DeviceSteps:
     ) -> None:
         self._parts, self._lane, self._batch, self._graphs = parts, lane, batch, graphs
         self.chunk = max(1, LOGITS_BYTES // (4 * vocab_size))
-        self._runs: tuple[list[int], list[int], list[bool]] = ([], [], [])
+        self.nbytes: int | None = None
+        self._runs = Runs([], [], [])
         self._replayed = False
         self._hidden = self._sampled = torch.empty(0)
 
-    def begin(self, rows: list[int], counts: list[int], samples: list[bool], whole: bool = False) -> None:
-        self._runs = rows, counts, samples
-        graphs = None if whole else self._graphs
-        if graphs is not None and graphs.fits(len(rows)) and max(counts) == 1 and all(samples):
-            graphs.forward(rows, self._lane.staging)
-            self._sampled, self._replayed = graphs.sampled, True
-        else:
-            self._replayed = False
-            step = gather(self._batch, rows, counts, samples)
-            self._lane.launch(lambda: self._compute(step, np.repeat(np.array(rows, np.int64), counts)))
-
-    def plain(self) -> Tensor | None:
-        if not self._replayed or self._graphs is None:
+    def fused(self, runs: Runs) -> Tensor | None:
+        if not self._has_graph(runs):
             return None
-        token_ids = self._graphs.sample(len(self._runs[0]))
-        self._batch.advance(*self._runs)
+        self.begin(runs)
+        return self.sample(())
+
+    def begin(self, runs: Runs, whole: bool = False) -> None:
+        self._runs = runs
+        self._replayed = not whole and self._has_graph(runs)
+        if self._replayed and self._graphs is not None:
+            self._graphs.forward(runs.rows, self._lane.staging)
+            self._sampled = self._graphs.sampled
+        else:
+            step = gather(self._batch, runs)
+            self._lane.launch(lambda: self._compute(step, np.repeat(np.array(runs.rows, np.int64), runs.counts)))
+
+    def sample(self, masks: Sequence[bytes | None]) -> Tensor | None:
+        if masks or not self._replayed or self._graphs is None:
+            return None
+        token_ids = self._graphs.sample(len(self._runs.rows))
+        self._batch.advance(self._runs)
         return token_ids
 
     def hidden(self) -> Tensor:
@@ -62,10 +70,14 @@ class DeviceSteps:
 
     def advance(self, token_ids: Tensor) -> None:
         """(The sampler has counted the outputs.)"""
-        rows, _, samples = self._runs
-        self._batch.advance(*self._runs)
-        sampled = [row for row, sample in zip(rows, samples, strict=True) if sample]
-        self._lane.launch(lambda: self._move_on(rows, sampled, token_ids))
+        runs = self._runs
+        self._batch.advance(runs)
+        sampled = [row for row, sample in zip(runs.rows, runs.samples, strict=True) if sample]
+        self._lane.launch(lambda: self._move_on(runs.rows, sampled, token_ids))
+
+    def _has_graph(self, runs: Runs) -> bool:
+        graphs = self._graphs
+        return graphs is not None and graphs.fits(len(runs.rows)) and max(runs.counts) == 1 and all(runs.samples)
 
     def _compute(self, step: Step, row_of: NDArray[np.int64]) -> None:
         """step: on the host; row_of [tokens]."""

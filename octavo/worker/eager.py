@@ -1,5 +1,4 @@
-"""A step run operation by operation, for backends that cannot record one. Made by worker/worker; implements
-kernels.recorded.Steps."""
+"""A step run operation by operation, for backends that cannot record one. Implements kernels.recorded.Steps."""
 
 from __future__ import annotations
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.ops import Ops
+from octavo.kernels.recorded import Runs
 from octavo.models.decoder import Model
 from octavo.worker.batch import Batch
 from octavo.worker.step import gather
@@ -23,14 +23,21 @@ class EagerSteps:
     def __init__(self, model: Model, ops: Ops, kv: Sequence[Tensor], batch: Batch, vocab_size: int) -> None:
         self._model, self._ops, self._kv, self._batch = model, ops, kv, batch
         self.chunk = max(1, LOGITS_BYTES // (4 * vocab_size))
-        self._runs: tuple[list[int], list[int], list[bool]] = ([], [], [])
+        self.nbytes: int | None = None
+        self._runs = Runs([], [], [])
         self._hidden = self._sampled = torch.empty(0)
 
-    def begin(self, rows: list[int], counts: list[int], samples: list[bool], whole: bool = False) -> None:
-        self._runs = rows, counts, samples
-        step = gather(self._batch, rows, counts, samples)
+    def fused(self, runs: Runs) -> None:
+        return None
+
+    def begin(self, runs: Runs, whole: bool = False) -> None:
+        self._runs = runs
+        step = gather(self._batch, runs)
         self._hidden = self._model(step, self._kv)
         self._sampled = self._ops.gather_rows(self._hidden, step.logits_index)
+
+    def sample(self, masks: Sequence[bytes | None]) -> None:
+        return None
 
     def hidden(self) -> Tensor:
         return self._hidden
@@ -39,7 +46,4 @@ class EagerSteps:
         return self._model.logits(self._sampled[first : first + count])
 
     def advance(self, token_ids: Tensor) -> None:
-        self._batch.advance(*self._runs, token_ids.tolist())
-
-    def plain(self) -> None:
-        return None
+        self._batch.advance(self._runs, token_ids.tolist())

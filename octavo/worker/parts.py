@@ -55,7 +55,7 @@ class HostParts:
         rows = batch.permanent(*self._sampler.settings)
         recorded = ops.record(model, pages, rows, resolved.max_num_batched_tokens, resolved.block_size)
         steps = recorded or EagerSteps(model, ops, pages, batch, self._facts.vocab_size)
-        return Runner(model, pages, batch, self._sampler, steps, recorded=recorded)
+        return Runner(model, pages, batch, self._sampler, steps)
 
 
 class DeviceParts:

@@ -16,7 +16,7 @@ import psutil
 
 from octavo.config.resolve import ResolvedConfig
 from octavo.types import SamplingParams
-from octavo.wire.plan import Admit, Plan, Run
+from octavo.wire.plan import Admit, Masks, Plan, Run
 from octavo.worker.device import Device
 from octavo.worker.runner import Runner
 
@@ -58,7 +58,7 @@ def measure_on(device: Device, runner: Runner, resolved: ResolvedConfig, vocab_s
     everything = b"\xff" * (4 * -(-vocab_size // 32))
 
     def run(plan: Plan) -> None:
-        runner.run(plan, lambda: [everything for run in plan.run if run.samples])
+        runner.run(plan, Masks(plan.index, tuple(everything for run in plan.run if run.samples)))
         _release(runner, plan)
 
     for plan in [*small_plans(resolved), *device_plans(resolved)[:1]]:
@@ -98,18 +98,19 @@ def _dummies(resolved: ResolvedConfig, steps: list[list[tuple[int, int]]], param
     return [
         Plan(
             index,
-            admit=[
-                Admit(row, [0] * length, length, length - tokens, [0] * -(-length // size), params, row, [], [])
+            admit=tuple(
+                Admit(row, (0,) * length, length, length - tokens, (0,) * -(-length // size), params, row, (), ())
                 for row, (tokens, length) in enumerate(rows)
-            ],
-            run=[Run(row, tokens, True) for row, (tokens, _) in enumerate(rows)],
+            ),
+            run=tuple(Run(row, tokens, True) for row, (tokens, _) in enumerate(rows)),
+            masked=params is _ALL,
         )
         for index, rows in enumerate(steps)
     ]
 
 
 def _release(runner: Runner, plan: Plan) -> None:
-    runner.run(Plan(plan.index, release=[run.row for run in plan.run]))
+    runner.run(Plan(plan.index, release=tuple(run.row for run in plan.run)))
 
 
 def _grown(runner: Runner, plan: Plan) -> int:

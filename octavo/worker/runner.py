@@ -1,8 +1,9 @@
-"""Runs plans: permanent rows, block copies, the step over them, the sampler, in that order. Owned by worker/worker.
+"""Runs plans: permanent rows, block copies, the step over them, the sampler, in that order.
 
-A plan has two halves: `launch` gives all of its work, `finish` reads what it sampled. On the CPU all is done by the end
-of the first; on a device the host may launch the next plan in between, so nothing in `launch` hangs on a value that is
-computed there (prompt log-probabilities and embeddings do, and wait).
+A plan has two halves: `launch` gives all of its work, `finish` reads what it sampled; where it is masked, the work
+behind the model is given by `sample`. On the CPU all is done by the end of the first; on a device the host may launch
+the next plan in between, so nothing in it hangs on a value that is computed there (prompt log-probabilities and
+embeddings do, and wait).
 
 Invariant: nothing here decides; every state change is one that the plan names, plus the sampled tokens. When a plan
 raises, its rows are left out of the plans that were made before that was known, until they are released.
@@ -17,7 +18,7 @@ from itertools import compress
 import torch
 from torch import Tensor
 
-from octavo.kernels.recorded import Recorded, Steps
+from octavo.kernels.recorded import Runs, Steps
 from octavo.models.decoder import Model
 from octavo.types import TokenLogprobs
 from octavo.wire.plan import BlockCopy, Masks, Plan, Result, Run
@@ -32,6 +33,12 @@ class Launched:
     """A plan whose work is given."""
 
     plan: Plan
+    runs: Runs
+    """Without those of `left_out`."""
+    left_out: frozenset[int] = frozenset()
+    """Rows of the plan that are not run."""
+    plain: bool = False
+    """Its tokens hang on temperature, top_k, top_p and min_p alone, and masks."""
     sampled: list[Sampled] = field(default_factory=list)
     readback: Readback | None = None
     """Of the tensors of `sampled`, in order."""
@@ -39,13 +46,16 @@ class Launched:
     """Known already, without log-probabilities."""
     prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
     embeddings: dict[int, bytes] = field(default_factory=dict)
-    left_out: frozenset[int] = frozenset()
-    """Rows of the plan that were not run."""
+
+    @property
+    def sampling(self) -> list[int]:
+        """The rows that sample."""
+        runs = self.runs
+        return runs.rows if all(runs.samples) else list(compress(runs.rows, runs.samples))
 
 
 class Runner:
-    """`kv`: per layer [2, blocks, ...]; `steps` compute over them, reached by `lane`; `recorded`: the same, when it
-    takes but one call."""
+    """`kv`: per layer [2, blocks, ...]; `steps` compute over them, reached by `lane`."""
 
     def __init__(
         self,
@@ -55,34 +65,50 @@ class Runner:
         sampler: Sampler,
         steps: Steps,
         lane: Lane | None = None,
-        recorded: Recorded | None = None,
     ) -> None:
         self._model, self._kv = model, kv
         self._batch, self._sampler = batch, sampler
-        self._steps, self._recorded = steps, recorded
+        self._steps = steps
         self._lane = lane or HostLane()
         self._pooling = Pooling()
         self._broken: set[int] = set()
-        self.workspace = recorded.nbytes if recorded is not None else None
-        """Bytes the largest step takes; None: it was not recorded, and nobody knows."""
+
+    @property
+    def workspace(self) -> int | None:
+        """Bytes the largest step takes, where that is known beforehand."""
+        return self._steps.nbytes
 
     def run(self, plan: Plan, masks: Masks | None = None) -> Result:
         """Applies and computes one plan."""
-        return self.finish(self.launch(plan, masks))
+        launched = self.launch(plan)
+        if masks is not None:
+            self.sample(launched, masks)
+        return self.finish(launched)
 
-    def launch(self, plan: Plan, masks: Masks | None = None) -> Launched:
-        """Gives the plan's work. Raises whatever it raises."""
+    def launch(self, plan: Plan) -> Launched:
+        """Gives the plan's work; of one that is masked, what comes before `sample`. Raises whatever it raises."""
         try:
             self._apply(plan)
-            launched = Launched(plan)
-            if not self._broken:
-                self._launch(launched, plan.run, masks)
-                return launched
-            launched.left_out = left_out = frozenset(self._broken.intersection(run.row for run in plan.run))
-            kept = [run.row not in left_out for run in plan.run if run.samples]
-            of_kept = None if masks is None else (lambda: list(compress(masks(), kept)))
-            self._launch(launched, [run for run in plan.run if run.row not in left_out], of_kept)
+            runs, left_out = plan.run, self._broken.intersection(run.row for run in plan.run) if self._broken else ()
+            if left_out:
+                runs = tuple(run for run in runs if run.row not in left_out)
+            listed = Runs([run.row for run in runs], [run.num_tokens for run in runs], [run.samples for run in runs])
+            launched = Launched(plan, listed, frozenset(left_out))
+            if runs:
+                self._begin(launched)
             return launched
+        except BaseException:
+            self._broken.update(run.row for run in plan.run)
+            raise
+
+    def sample(self, launched: Launched, masks: Masks) -> None:
+        """Gives the rest of the work of a plan that is masked, the last that was launched. Raises as `launch` does."""
+        plan, allowed = launched.plan, masks.allowed
+        try:
+            if launched.left_out:
+                allowed = tuple(compress(allowed, [r.row not in launched.left_out for r in plan.run if r.samples]))
+            if launched.runs.rows:
+                self._sample(launched, allowed)
         except BaseException:
             self._broken.update(run.row for run in plan.run)
             raise
@@ -103,47 +129,58 @@ class Runner:
             token_ids, logprobs = _with_gaps(plan.run, launched.left_out, token_ids, logprobs)
         return Result(plan.index, token_ids, logprobs, launched.prompt_logprobs, launched.embeddings)
 
-    def _launch(self, launched: Launched, runs: list[Run], masks: Masks | None) -> None:
-        if not runs:
-            return
-        rows = [run.row for run in runs]
-        counts = [run.num_tokens for run in runs]
-        samples = [run.samples for run in runs]
-        sampling = rows if all(samples) else [run.row for run in runs if run.samples]
-        plain = self._sampler.is_plain(sampling) and not self._batch.scored and not self._pooling.rows
-        if self._recorded is None or not plain:
-            self._launch_in_parts(launched, (rows, counts, samples), sampling, masks, plain and masks is None)
-            return
-        launched.token_ids = self._recorded.step(rows, counts, samples, masks)
-        self._sampler.check(sampling, launched.token_ids)
+    def _begin(self, launched: Launched) -> None:
+        """All of the step, in one if that can be; of a plan that is masked, the model."""
+        whole = bool(self._batch.scored or self._pooling.rows)
+        launched.plain = not whole and self._sampler.is_plain(launched.sampling)
+        masked = launched.plan.masked
+        if launched.plain and not masked and (token_ids := self._steps.fused(launched.runs)) is not None:
+            self._take(launched, token_ids)
+        else:
+            self._begin_in_parts(launched, whole)
+            if not masked:
+                self._sample(launched, ())
 
     @torch.inference_mode()
-    def _launch_in_parts(
-        self,
-        launched: Launched,
-        runs: tuple[list[int], list[int], list[bool]],
-        sampling: list[int],
-        masks: Masks | None,
-        plain: bool,
-    ) -> None:
+    def _begin_in_parts(self, launched: Launched, whole: bool) -> None:
         """Where the sampler needs the logits, or the hidden states of a prompt are wanted."""
-        steps, lane = self._steps, self._lane
-        steps.begin(*runs, whole=bool(self._batch.scored or self._pooling.rows))
+        runs = launched.runs
+        self._steps.begin(runs, whole)
         if self._batch.scored:
-            launched.prompt_logprobs = lane.launch(lambda: self._prompt_logprobs(*runs[:2]))
+            launched.prompt_logprobs = self._lane.launch(lambda: self._prompt_logprobs(runs.rows, runs.counts))
         if self._pooling.rows:
-            launched.embeddings = lane.launch(lambda: self._embeddings(*runs[:2]))
-        if plain and (token_ids := steps.plain()) is not None:
-            launched.sampled = [Sampled(sampling, token_ids)]
-        else:
-            allowed: list[bytes | None] = [None] * len(sampling) if masks is None else masks()
-            launched.sampled = lane.launch(lambda: self._sample(sampling, allowed))
-            token_ids = lane.launch(lambda: _joined(launched.sampled))
-            steps.advance(token_ids)
-        # Also where nothing was sampled: that the step is done has to be known.
-        launched.readback = lane.download([tensor for part in launched.sampled for tensor in part.tensors()])
+            launched.embeddings = self._lane.launch(lambda: self._embeddings(runs.rows, runs.counts))
 
-    def _sample(self, rows: list[int], allowed: list[bytes | None]) -> list[Sampled]:
+    def _sample(self, launched: Launched, allowed: Sequence[bytes | None]) -> None:
+        """The rest of a step that was begun. `allowed`: a mask for each sample, or none at all."""
+        if launched.plain and (token_ids := self._steps.sample(allowed)) is not None:
+            self._take(launched, token_ids)
+        else:
+            self._sample_in_parts(launched, allowed)
+
+    @torch.inference_mode()
+    def _sample_in_parts(self, launched: Launched, allowed: Sequence[bytes | None]) -> None:
+        lane, rows = self._lane, launched.sampling
+        launched.sampled = lane.launch(lambda: self._sample_chunks(rows, allowed))
+        token_ids = lane.launch(lambda: _joined(launched.sampled))
+        self._steps.advance(token_ids)
+        self._read_back(launched)
+
+    def _take(self, launched: Launched, token_ids: list[int] | Tensor) -> None:
+        """What a step has sampled by itself."""
+        if isinstance(token_ids, Tensor):
+            launched.sampled = [Sampled(launched.sampling, token_ids)]
+            self._read_back(launched)
+        else:
+            launched.token_ids = token_ids
+            self._sampler.check(launched.sampling, token_ids)
+
+    @torch.inference_mode()
+    def _read_back(self, launched: Launched) -> None:
+        """Also where nothing was sampled: that the step is done has to be known."""
+        launched.readback = self._lane.download([tensor for part in launched.sampled for tensor in part.tensors()])
+
+    def _sample_chunks(self, rows: list[int], allowed: Sequence[bytes | None]) -> list[Sampled]:
         """As many at a time as the logits of fit."""
         found = []
         for at in range(0, len(rows), self._steps.chunk):
@@ -169,7 +206,7 @@ class Runner:
         if plan.copies:
             self._lane.launch(lambda: self._copy(plan.copies))
 
-    def _copy(self, copies: list[BlockCopy]) -> None:
+    def _copy(self, copies: Sequence[BlockCopy]) -> None:
         """All sources are read before any destination is written."""
         where = self._kv[0].device
         src = torch.tensor([copy.src for copy in copies], device=where)
@@ -224,7 +261,7 @@ def _joined(parts: list[Sampled]) -> Tensor:
 
 
 def _with_gaps(
-    runs: list[Run], left_out: frozenset[int], token_ids: list[int], logprobs: list[TokenLogprobs | None]
+    runs: Sequence[Run], left_out: frozenset[int], token_ids: list[int], logprobs: list[TokenLogprobs | None]
 ) -> tuple[list[int], list[TokenLogprobs | None]]:
     """A token that nobody waits for in the place of each row that was left out."""
     found = iter(zip(token_ids, logprobs, strict=True))

@@ -1,5 +1,5 @@
 """Gathers the Step of a plan from the permanent rows: array operations over all tokens at once, no loop over rows or
-tokens. Called by worker/eager.py. (Recorded steps gather natively.)"""
+tokens."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from octavo.kernels.recorded import Runs
 from octavo.kernels.step import Step
 from octavo.worker.batch import Batch
 
@@ -19,12 +20,12 @@ def _ragged(lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.i
     return starts, part, np.arange(starts[-1]) - starts[part]
 
 
-def gather(batch: Batch, row_list: list[int], counts: list[int], sample_list: list[bool]) -> Step:
-    """The next counts[i] tokens of each row, with logits wanted where it samples. Assertions here are the engine's
-    promises."""
+def gather(batch: Batch, runs: Runs) -> Step:
+    """The definition of a step's inputs, which whoever gathers by other means is tested against. Assertions here are
+    the engine's promises."""
     block_size = batch.block_size
-    rows, lengths = np.array(row_list, np.int64), np.array(counts, np.int64)
-    samples = np.array(sample_list, np.bool_)
+    rows, lengths = np.array(runs.rows, np.int64), np.array(runs.counts, np.int64)
+    samples = np.array(runs.samples, np.bool_)
     computed = batch.num_computed[rows].astype(np.int64)
     contexts = computed + lengths
     num_pages = -(-contexts // block_size)
@@ -51,5 +52,5 @@ def gather(batch: Batch, row_list: list[int], counts: list[int], sample_list: li
         block_size=block_size,
         max_query_len=int(lengths.max()),
         max_context_len=int(contexts.max()),
-        rows=torch.tensor(row_list, dtype=torch.int32),
+        rows=torch.tensor(runs.rows, dtype=torch.int32),
     )

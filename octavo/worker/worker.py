@@ -63,16 +63,25 @@ class Worker:
 
     def run(self, plan: Plan, masks: Masks | None = None) -> Result:
         """`launch` and `collect` in one."""
-        self.launch(plan, masks)
+        self.launch(plan)
+        if masks is not None:
+            self.masks(masks)
         return self.collect()
 
-    def launch(self, plan: Plan, masks: Masks | None = None) -> None:
-        """Gives the plan's work; on a device it goes on while this returns. `masks`: as wire/plan.py has them. Raises
+    def launch(self, plan: Plan) -> None:
+        """Gives the plan's work, up to the logits if it is masked; on a device it goes on while this returns. Raises
         whatever the step raised, and then there is nothing to collect; the worker stays usable, the plan's rows are to
         be released."""
         assert self._runner is not None, f"launch() of a worker that is {self.state.value}"
         self.state = State.RUNNING
-        self._launched.append(self._runner.launch(plan, masks))
+        self._launched.append(self._runner.launch(plan))
+
+    def masks(self, masks: Masks) -> None:
+        """Gives the rest of the work of the plan launched last. Raises as `launch` does."""
+        assert self._runner is not None, f"masks() of a worker that is {self.state.value}"
+        launched = self._launched.pop()
+        self._runner.sample(launched, masks)
+        self._launched.append(launched)
 
     def collect(self) -> Result:
         """The result of the oldest plan launched. Raises as `launch` does, and DeviceLost."""

@@ -159,7 +159,9 @@ class Driver:
             plan = self.scheduler.schedule(self.now)
             if plan is None:
                 break
-            self.executor.submit(plan, self.scheduler.masks())
+            self.executor.submit(plan)
+            if plan.masked:
+                self.executor.masks(self.scheduler.masks(plan))
             self.plans.append((plan, self._next_id))
         if not self.plans:
             holding = self.scheduler.holding

@@ -54,8 +54,11 @@ class EchoExecutor:
             kv_bytes=0,
         )
 
-    def submit(self, plan: Plan, masks: Masks | None = None) -> None:
+    def submit(self, plan: Plan) -> None:
         self._plans.append(plan)
+
+    def masks(self, masks: Masks) -> None:
+        raise NotImplementedError
 
     def collect(self) -> Result:
         plan = self._plans.popleft()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -48,7 +49,7 @@ def tokens_of(mask: bytes) -> list[int]:
     return [token for token in range(VOCAB) if mask[token >> 3] >> (token & 7) & 1]
 
 
-def sample(history: int, seed: int, stop_ids: list[int], masked: bool, mask: bytes | None = None) -> int:
+def sample(history: int, seed: int, stop_ids: Sequence[int], masked: bool, mask: bytes | None = None) -> int:
     """The token after `history`; about one in 16 is the first stop id. With a `mask` one that it allows."""
     value = hash((history, seed, 7))
     if mask is not None:
@@ -104,7 +105,7 @@ class FakeExecutor:
         self.depth = depth
         self.fail_next = False
         self.plans: deque[Plan] = deque()
-        self._masks: deque[Masks | None] = deque()
+        self._masks: deque[Masks] = deque()
         self.num_steps = 0
         self.num_shared_in_step = 0
         self.history: list[Plan] = []
@@ -128,16 +129,23 @@ class FakeExecutor:
             kv_bytes=0,
         )
 
-    def submit(self, plan: Plan, masks: Masks | None = None) -> None:
+    def submit(self, plan: Plan) -> None:
         assert len(self.plans) < self.depth
+        assert len(self._masks) == sum(plan.masked for plan in self.plans), "a plan went out before its masks"
         self.plans.append(plan)
+
+    def masks(self, masks: Masks) -> None:
+        plan = self.plans[-1]
+        assert plan.masked and plan.index == masks.index
+        assert len(masks.allowed) == sum(run.samples for run in plan.run)
         self._masks.append(masks)
 
     def shutdown(self) -> None:
         self.plans.clear()
 
     def collect(self) -> Result:
-        plan, masks = self.plans.popleft(), self._masks.popleft()
+        plan = self.plans.popleft()
+        masks = self._masks.popleft() if plan.masked else None
         self.history.append(plan)
         self.num_steps += 1
         self._apply(plan)
@@ -149,7 +157,7 @@ class FakeExecutor:
             raise StepFailed(f"step {plan.index}")
         self._compute(plan)
         result = Result(plan.index)
-        allowed = iter([None] * len(plan.run) if masks is None else masks())
+        allowed = iter([None] * len(plan.run) if masks is None else masks.allowed)
         for run in plan.run:
             self._finish_run(run, next(allowed) if run.samples else None, result)
         self._tolerant = max(self._tolerant - 1, 0)
@@ -164,7 +172,7 @@ class FakeExecutor:
             assert all(row in self._rows for row in range(admit.row)), "a lower row was free"
             assert admit.num_computed_tokens % self._block_size == 0
             assert admit.num_computed_tokens < len(admit.token_ids)
-            self._rows[admit.row] = _Row(admit, admit.token_ids[:], admit.num_computed_tokens, admit.block_ids[:])
+            self._rows[admit.row] = _Row(admit, list(admit.token_ids), admit.num_computed_tokens, list(admit.block_ids))
         for extend in plan.extend:
             self._rows[extend.row].blocks += extend.block_ids
         assert plan.run, "an empty plan"

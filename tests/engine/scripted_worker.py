@@ -14,7 +14,7 @@ from fake_model import VOCAB, FakeExecutor
 
 from octavo.errors import DeviceLost
 from octavo.executor.base import StepFailed
-from octavo.executor.overlapped import OverlappedExecutor
+from octavo.executor.inline import InlineExecutor
 from octavo.wire.plan import Masks, Plan, Result, WorkerInfo
 
 INFO = WorkerInfo(
@@ -23,11 +23,11 @@ INFO = WorkerInfo(
 )  # fmt: skip
 
 
-def executor_over(worker: object, depth: int = 2) -> OverlappedExecutor:
+def executor_over(worker: object, depth: int = 2) -> InlineExecutor:
     """Started, with this worker instead of the real one."""
     module = types.ModuleType("octavo.worker.worker")
     module.Worker = lambda _resolved, _files: worker  # type: ignore[attr-defined]
-    executor = OverlappedExecutor("resolved", "files", depth)  # type: ignore[arg-type]
+    executor = InlineExecutor("resolved", "files", depth)  # type: ignore[arg-type]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "octavo.worker.worker", module)
         executor.start()
@@ -49,9 +49,17 @@ class ScriptedWorker:
     def start(self) -> WorkerInfo:
         return INFO
 
-    def launch(self, plan: Plan, masks: Masks | None = None) -> None:
+    def launch(self, plan: Plan) -> None:
+        self.fake.submit(plan)
+        if not plan.masked:
+            self._compute(plan)
+
+    def masks(self, masks: Masks) -> None:
+        self.fake.masks(masks)
+        self._compute(self.fake.plans[-1])
+
+    def _compute(self, plan: Plan) -> None:
         how = self.fails(plan)
-        self.fake.submit(plan, masks)
         self.fake.fail_next = how in ("launch", "collect")
         try:
             self.in_flight.append((plan, self.fake.collect()))
@@ -90,11 +98,14 @@ class Blaming:
     def start(self) -> WorkerInfo:
         return INFO
 
-    def submit(self, plan: Plan, masks: Masks | None = None) -> None:
+    def submit(self, plan: Plan) -> None:
         self._rows.update({admit.row: admit.seed for admit in plan.admit})
         self.seeds[plan.index] = {self._rows[run.row] for run in plan.run}
         self._plans.append((plan.index, False))
-        self._executor.submit(plan, masks)
+        self._executor.submit(plan)
+
+    def masks(self, masks: Masks) -> None:
+        self._executor.masks(masks)
 
     def collect(self) -> Result:
         index, behind = self._plans.popleft()
@@ -129,7 +140,7 @@ class TimedWorker:
     def start(self) -> WorkerInfo:
         return INFO
 
-    def launch(self, plan: Plan, masks: Masks | None = None) -> None:
+    def launch(self, plan: Plan) -> None:
         self.now += self._launch
         if self._free_at:
             self.gaps.append(max(self.now - self._free_at, 0.0))
@@ -157,10 +168,10 @@ class LostWorker(TimedWorker):
         super().__init__(lambda _plan: 0.001)
         self._at, self._on_launch = at, on_launch
 
-    def launch(self, plan: Plan, masks: Masks | None = None) -> None:
+    def launch(self, plan: Plan) -> None:
         if self._on_launch and plan.index > self._at:
             self.is_lost = True
             raise RuntimeError("CUDA error: unspecified launch failure")
-        super().launch(plan, masks)
+        super().launch(plan)
         if plan.index == self._at and not self._on_launch:
             self._flight[-1] = self._flight[-1][0], DeviceLost("the GPU failed: CUDA error")

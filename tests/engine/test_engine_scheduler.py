@@ -98,7 +98,7 @@ def test_one_request_from_admission_to_release() -> None:
     (admit,) = plan.admit
     assert (admit.row, admit.token_ids, admit.num_prompt_tokens, admit.num_computed_tokens) == (
         0,
-        [1, 2, 3, 4, 5],
+        (1, 2, 3, 4, 5),
         5,
         0,
     )
@@ -110,7 +110,7 @@ def test_one_request_from_admission_to_release() -> None:
     assert house.tokens[7] == expected(house.last, 64)[0] and house.reason(7) == "length"
     assert not house.scheduler.has_requests and house.scheduler.schedule(0.0) is None
     house.add(8, [1])
-    assert house.step()[0].release == [0]
+    assert house.step()[0].release == (0,)
 
 
 def test_rows_are_permanent_and_the_lowest_is_reused() -> None:
@@ -120,7 +120,7 @@ def test_rows_are_permanent_and_the_lowest_is_reused() -> None:
     house.step()
     house.add(3, [4])
     plan, _ = house.step()
-    assert [admit.row for admit in plan.admit] == [1] and plan.release == [1]
+    assert [admit.row for admit in plan.admit] == [1] and plan.release == (1,)
     assert sorted(run.row for run in plan.run) == [0, 1, 2]
 
 
@@ -521,7 +521,7 @@ def test_a_failed_step_ends_only_its_requests_and_its_pages_are_forgotten() -> N
     house.scheduler.check()
     assert house.scheduler.pool.num_held == 0 and len(house.scheduler.cache) == 0
     plan = house.scheduler.schedule(0.0)
-    assert plan is not None and plan.admit[0].num_computed_tokens == 0 and plan.release == [0]
+    assert plan is not None and plan.admit[0].num_computed_tokens == 0 and plan.release == (0,)
 
 
 def test_requests_that_build_on_a_failed_step_are_computed_anew() -> None:

@@ -81,7 +81,7 @@ class Listed:
     def start(self) -> str:
         return "info"
 
-    def launch(self, plan: Plan, masks: object) -> None:
+    def launch(self, plan: Plan) -> None:
         self.calls.append(f"launch {plan.index}")
         if plan.index in self.wrong and plan.index % 2:
             raise self.wrong[plan.index]

@@ -17,7 +17,7 @@ from octavo.client.fake import write_byte_tokenizer
 from octavo.config.engine import EngineConfig
 from octavo.config.hardware import detect
 from octavo.config.resolve import resolve
-from octavo.executor.overlapped import OverlappedExecutor
+from octavo.executor.inline import InlineExecutor
 from octavo.modelfiles.facts import read_facts
 from octavo.modelfiles.hub import fetch
 
@@ -49,7 +49,7 @@ def engine(
         patch.setenv("OCTAVO_BACKEND", backend)
         patch.setattr("octavo.worker.worker.open_device", lambda name: FakeDevice(pick=random.Random(7)))
         resolved = type(resolved)(**{**_fields(resolved), "enforce_eager": not graphs})
-        executor = OverlappedExecutor(resolved, files, depth=2 if overlap else 1)
+        executor = InlineExecutor(resolved, files, depth=2 if overlap else 1)
         with LLMEngine(config, executor=executor) as found:
             yield found
 

@@ -52,15 +52,15 @@ def plans(params: tuple[SamplingParams, ...], steps: int = 14) -> list[Plan]:
     waiting = deque(range(len(PROMPTS)))
     rest: dict[int, int] = {}
     for index in range(steps):
-        plan = Plan(index)
+        extend, runs, admits = list[Extend](), list[Run](), list[Admit]()
         for row in running:
             if lengths[row] == held[row] * BLOCK_SIZE:
-                plan.extend.append(Extend(row, [next(page)]))
+                extend.append(Extend(row, [next(page)]))
                 held[row] += 1
-            plan.run.append(Run(row, 1, True))
+            runs.append(Run(row, 1, True))
             lengths[row] += 1
         for row, count in list(rest.items()):
-            plan.run.append(Run(row, count, True))
+            runs.append(Run(row, count, True))
             lengths[row] += count
             running.append(row)
             del rest[row]
@@ -68,10 +68,10 @@ def plans(params: tuple[SamplingParams, ...], steps: int = 14) -> list[Plan]:
             row = waiting.popleft()
             prompt = PROMPTS[row]
             held[row] = -(-len(prompt) // BLOCK_SIZE)
-            plan.admit.append(admit(row, prompt, params[row], [next(page) for _ in range(held[row])]))
-            plan.run.append(Run(row, 2, False))
+            admits.append(admit(row, prompt, params[row], [next(page) for _ in range(held[row])]))
+            runs.append(Run(row, 2, False))
             lengths[row], rest[row] = 2, len(prompt) - 2
-        made.append(plan)
+        made.append(Plan(index, admit=tuple(admits), extend=tuple(extend), run=tuple(runs)))
     return made
 
 

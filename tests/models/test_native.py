@@ -21,7 +21,7 @@ from torch import Tensor
 from octavo.errors import EngineError
 from octavo.kernels import registry
 from octavo.kernels.ops import Ops
-from octavo.kernels.recorded import Recorded
+from octavo.kernels.recorded import Runs, Steps
 from octavo.kernels.registry import Spec
 from octavo.modelfiles.facts import read_facts
 from octavo.modelfiles.files import ModelFiles, locate
@@ -45,7 +45,7 @@ def native(dtype: str = "float32", kv: str | None = None, threads: int = 2, isa:
 class RecordedPaged(Paged):
     """Steps are replayed; logits are those of all positions, and where a row samples also the step's own."""
 
-    recorded: Recorded
+    recorded: Steps
 
     def record(self, ops: Ops) -> RecordedPaged:
         floats, ints = torch.zeros(8, 3), torch.zeros(8, 3, dtype=torch.int64)
@@ -57,7 +57,7 @@ class RecordedPaged(Paged):
     def run(self, lengths: dict[int, int]) -> dict[int, Tensor]:
         rows, counts = list(lengths), list(lengths.values())
         samples = [bool(self.batch.num_computed[row] + n == self.batch.num_tokens[row]) for row, n in lengths.items()]
-        self.recorded.begin(rows, counts, samples, whole=True)
+        self.recorded.begin(Runs(rows, counts, samples), whole=True)
         logits = self.model.logits(self.recorded.hidden().clone())
         ends = torch.tensor(counts).cumsum(0)[torch.tensor(samples)] - 1
         for again in (False, True):
@@ -65,7 +65,7 @@ class RecordedPaged(Paged):
                 part = ends[first : first + self.recorded.chunk]
                 assert torch.equal(self.recorded.logits(first, len(part)), logits[part])
             if not again:
-                self.recorded.begin(rows, counts, samples)
+                self.recorded.begin(Runs(rows, counts, samples))
         self.batch.num_computed[rows] += torch.tensor(counts).numpy()
         return dict(zip(lengths, logits.split(counts), strict=True))
 
@@ -132,7 +132,7 @@ def test_norms_of_heads_are_no_pass_of_their_own(tmp_path: Path) -> None:
         assert isinstance(paged.recorded, RecordedStep)
         paged.recorded.program.profiling = True
         paged.admit(0, random_ids(5))
-        paged.recorded.step([0], [5], [True])
+        paged.recorded.fused(Runs([0], [5], [True]))
         found.append([name for name, *_ in paged.recorded.program.profile()])
     assert found[0] == found[1] and found[0].count("rope_cache") == 2
 

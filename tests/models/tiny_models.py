@@ -24,6 +24,7 @@ from transformers import (
 from octavo.config.resolve import ResolvedConfig
 from octavo.kernels import registry
 from octavo.kernels.ops import Ops
+from octavo.kernels.recorded import Runs
 from octavo.modelfiles.facts import read_facts
 from octavo.modelfiles.files import ModelFiles, locate
 from octavo.models.decoder import Model
@@ -178,7 +179,7 @@ class Paged:
         """row → number of tokens to compute; → row → logits [tokens, vocab]."""
         ends = {row: self.batch.num_computed[row] + n for row, n in lengths.items()}
         samples = [bool(ends[row] == self.batch.num_tokens[row]) for row in lengths]
-        step = gather(self.batch, list(lengths), list(lengths.values()), samples)
+        step = gather(self.batch, Runs(list(lengths), list(lengths.values()), samples))
         logits = self.model.logits(self.model(step, self.kv))
         for row, n in lengths.items():
             self.batch.num_computed[row] += n

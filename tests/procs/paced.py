@@ -27,8 +27,11 @@ class CountingExecutor:
     def start(self) -> WorkerInfo:
         raise NotImplementedError
 
-    def submit(self, plan: Plan, masks: Masks | None = None) -> None:
+    def submit(self, plan: Plan) -> None:
         self._plans.append(plan)
+
+    def masks(self, masks: Masks) -> None:
+        raise NotImplementedError
 
     def collect(self) -> Result:
         time.sleep(self.delay)

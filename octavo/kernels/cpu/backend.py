@@ -20,7 +20,7 @@ from octavo.kernels.cpu.nodes import Attend, Embed, GatherRows, Linear, Norm, Pa
 from octavo.kernels.cpu.record import RecordedStep, Recording, StepRecording
 from octavo.kernels.layouts import DTYPES, Dense, Layout, Prepared, PreparedExperts
 from octavo.kernels.ops import HeadNorms
-from octavo.kernels.recorded import PermanentRows, Recorded, StepModel
+from octavo.kernels.recorded import PermanentRows, StepModel, Steps
 from octavo.kernels.reference import moe, recurrent
 from octavo.kernels.reference import rows as of_rows
 from octavo.kernels.rows import DeviceRows
@@ -92,7 +92,7 @@ class CpuOps:
 
     def record(
         self, model: StepModel, kv: Sequence[Tensor], rows: PermanentRows, max_tokens: int, block_size: int
-    ) -> Recorded | None:
+    ) -> Steps | None:
         try:
             recordings = self._record(model, kv, block_size), self._record(model, kv, block_size)
         except _NotRecordable:

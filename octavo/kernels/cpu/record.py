@@ -18,7 +18,7 @@ from octavo.kernels.cpu.emit import Sizes, Workspace, emit, place
 from octavo.kernels.cpu.fuse import improve
 from octavo.kernels.cpu.nodes import Node, Nodes, Sample, Value
 from octavo.kernels.memory import zero_pages
-from octavo.kernels.recorded import Masks, PermanentRows
+from octavo.kernels.recorded import PermanentRows, Runs
 from octavo.kernels.step import Step
 
 STAND_IN_ROWS = 2
@@ -109,7 +109,7 @@ class _Replay:
 
 
 class RecordedStep:
-    """Implements kernels.recorded.Recorded, from two recordings of the step: one computes no more than its samples
+    """Implements kernels.recorded.Steps, from two recordings of the step: one computes no more than its samples
     need, the other also the hidden states of all tokens. They share their workspace: one runs at a time."""
 
     def __init__(
@@ -130,15 +130,17 @@ class RecordedStep:
             replay.emit(_native.Program(ops.pool, self._inputs, ops.isa), memory)
         self.program = self._step.program
 
-    def step(self, rows: list[int], counts: list[int], samples: list[bool], masks: Masks | None = None) -> list[int]:
-        if masks is None:
-            return self.program.step(rows, counts, samples, True)
-        self.program.step(rows, counts, samples, False)
-        return self.program.finish(masks())
+    def fused(self, runs: Runs) -> list[int]:
+        return self.program.step(runs.rows, runs.counts, runs.samples, True)
 
-    def begin(self, rows: list[int], counts: list[int], samples: list[bool], whole: bool = False) -> None:
+    def begin(self, runs: Runs, whole: bool = False) -> None:
         self._begun = self._whole if whole else self._step
-        self._begun.program.step(rows, counts, samples, False)
+        self._begun.program.step(runs.rows, runs.counts, runs.samples, False)
+
+    def sample(self, masks: Sequence[bytes | None]) -> list[int] | None:
+        if self._begun is self._whole:
+            return None
+        return self.program.finish(list(masks) or [None] * self._inputs.samples)
 
     def hidden(self) -> Tensor:
         assert self._begun is self._whole, "hidden() of a step that was not begun whole"
@@ -150,9 +152,6 @@ class RecordedStep:
 
     def advance(self, token_ids: Tensor) -> None:
         self._inputs.advance(token_ids.tolist())
-
-    def plain(self) -> None:
-        return None
 
 
 def _bound(rows: PermanentRows, max_tokens: int, block_size: int) -> _native.Inputs:

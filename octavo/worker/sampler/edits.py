@@ -10,6 +10,7 @@ masked still has a distribution.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,7 +61,7 @@ class LogitEdits:
         """The host knows of other entries than the device: `news` are to be sent, for `take`, before `apply`."""
         self._there: tuple[Tensor, ...] = ()  # rows, tokens, values f32, until: [entries]
 
-    def add(self, row: int, tokens: list[int], values: list[float], until: int) -> None:
+    def add(self, row: int, tokens: Sequence[int], values: Sequence[float], until: int) -> None:
         edits = self._of_row.setdefault(row, _Edits([], [], []))
         edits.tokens += tokens
         edits.values += values
@@ -95,14 +96,14 @@ class BadWords:
     """Masks the last token of a sequence when the row's latest output tokens are the ones before it."""
 
     def __init__(self, max_rows: int, device: torch.device) -> None:
-        self._words: dict[int, list[list[int]]] = {}
+        self._words: dict[int, Sequence[Sequence[int]]] = {}
         self._width = 0
         self.changed = False
         """As LogitEdits.changed."""
         self._tail = torch.full((max_rows, 0), _NOTHING, dtype=torch.int64, device=device)  # [rows, width]
         self._there: tuple[Tensor, ...] = ()  # rows, last: [entries]; before [entries, width], _ANY at the left
 
-    def add(self, row: int, words: list[list[int]]) -> None:
+    def add(self, row: int, words: Sequence[Sequence[int]]) -> None:
         """`words`: sequences of two or more ids."""
         self._words[row] = words
         self._width = max(self._width, max(len(word) for word in words) - 1)
@@ -112,13 +113,13 @@ class BadWords:
         if self._words.pop(row, None) is not None:
             self.changed = True
 
-    def tail(self, output_ids: list[int]) -> list[int]:
+    def tail(self, output_ids: Sequence[int]) -> list[int]:
         """Of a row's output so far as many of the latest as matter, for `put`."""
-        return ([_NOTHING] * self._width + output_ids)[len(output_ids) :]
+        return [_NOTHING] * (self._width - len(output_ids)) + list(output_ids[max(len(output_ids) - self._width, 0) :])
 
     def news(self) -> Arrays:
         words = [word for of_row in self._words.values() for word in of_row]
-        before = [[_ANY] * (self._width - len(word) + 1) + word[:-1] for word in words]
+        before = [[_ANY] * (self._width - len(word) + 1) + [*word[:-1]] for word in words]
         return [
             _flat({row: len(of_row) for row, of_row in self._words.items()}),
             np.array([word[-1] for word in words], np.int64),

@@ -335,7 +335,7 @@ def _floats(params: SamplingParams) -> tuple[float, ...]:
     )  # fmt: skip
 
 
-def _outputs(admit: Admit) -> list[int]:
+def _outputs(admit: Admit) -> tuple[int, ...]:
     return admit.token_ids[admit.num_prompt_tokens :]
 
 

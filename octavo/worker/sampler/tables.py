@@ -49,7 +49,7 @@ class VocabTables:
         """[samples]: where in the tables each of `rows` is; -1: nowhere."""
         return self._place_of_row[rows]
 
-    def entries(self, place: int, token_ids: list[int]) -> Ints:
+    def entries(self, place: int, token_ids: Sequence[int]) -> Ints:
         """Where these tokens of a place are in a table seen as one line."""
         ids = np.array(token_ids, np.int64)
         assert not ids.size or 0 <= ids.min() <= ids.max() < self._vocab_size, "a token id beyond the vocabulary"
