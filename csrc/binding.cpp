@@ -229,11 +229,36 @@ void bind_inputs(nb::module_& m) {
       .def("advance", &Inputs::advance)
       .def_prop_ro("tokens", [](const Inputs& in) { return in.step().tokens; })
       .def_prop_ro("samples", [](const Inputs& in) { return in.step().samples; })
-      .def("arrays", [](const Inputs& in) {  // addresses of the gathered arrays, for tests
+      .def_prop_ro("block_size", [](const Inputs& in) { return in.step().block_size; })
+      .def("arrays", [](const Inputs& in) {  // address and length of each of the gathered arrays
         const Step& s = in.step();
-        return std::vector<Address>{Address(s.token_ids), Address(s.positions), Address(s.slots), Address(s.query_start),
-                                    Address(s.context_lens), Address(s.page_start), Address(s.page_ids), Address(s.logits_index)};
+        const auto pages = int64_t(s.rows ? s.page_start[s.rows] : 0);
+        return std::vector<std::pair<Address, int64_t>>{
+            {Address(s.token_ids), s.tokens}, {Address(s.positions), s.tokens}, {Address(s.slots), s.tokens},
+            {Address(s.query_start), s.rows + 1}, {Address(s.context_lens), s.rows}, {Address(s.page_start), s.rows + 1},
+            {Address(s.page_ids), pages}, {Address(s.logits_index), s.samples}, {Address(in.rows().data()), s.rows}};
       });
+}
+
+// inputs: (address, elements from row to row, whether one element is for all features); instructions: (function, a, b,
+// target register), b as a where there is but one argument.
+void add_elementwise(Recorded& r, const std::vector<std::tuple<Address, int64_t, bool>>& inputs,
+                     const std::vector<float>& scalars,
+                     const std::vector<std::tuple<int32_t, int32_t, int32_t, int32_t>>& instructions, int32_t result,
+                     int64_t k, Address out, int format) {
+  const auto num_operands = int32_t(inputs.size() + scalars.size()) + MOST_REGISTERS;
+  const auto operand = [&](int32_t i) { return i >= 0 && i < num_operands; };
+  bool known = inputs.size() <= MOST_INPUTS && scalars.size() <= MOST_SCALARS && operand(result);
+  std::vector<ElementInput> of_inputs;
+  for (const auto& [data, ld, single] : inputs) of_inputs.push_back({at<float>(data), ld, single});
+  std::vector<Instruction> code;
+  for (const auto& [function, a, b, target] : instructions) {
+    known = known && function >= 0 && function <= int32_t(Function::SQRT) && operand(a) && operand(b) && target >= 0 &&
+            target < MOST_REGISTERS;
+    code.push_back({Function(function), a, b, target});
+  }
+  if (!known) throw std::invalid_argument("an element-wise expression that the kernels do not know");
+  r.program.add(make_elementwise(std::move(of_inputs), scalars, std::move(code), result, rows_at(out, k, format)));
 }
 
 void bind_operations(nb::class_<Recorded>& c) {
@@ -251,6 +276,7 @@ void bind_operations(nb::class_<Recorded>& c) {
       .def("silu_mul", [](Recorded& r, Address x, int64_t ld, int64_t k, Address out, int format) {
         r.program.add(make_silu_mul({at<float>(x), ld, rows_at(out, k, format)}));
       })
+      .def("elementwise", &add_elementwise)
       .def("linear", [](Recorded& r, Address x, MatrixPtr w, Address bias, Address out, int64_t ld, bool add) {
         r.keep(w);
         r.program.add(make_linear({rows_at(x, w->view.k, int(w->view.format())), w->view, at<float>(bias), at<float>(out), ld, add}));
@@ -279,6 +305,12 @@ void bind_operations(nb::class_<Recorded>& c) {
       .def("gather_rows", [](Recorded& r, Address x, int64_t ld, int64_t n, Address out, int64_t out_ld) {
         r.program.add(make_gather_rows(at<float>(x), ld, n, at<float>(out), out_ld));
       })
+      .def("host", [](Recorded& r, const std::string& name, nb::callable function) {
+        r.program.add(make_host("host " + name, [function](int64_t rows, int64_t tokens) {
+          nb::gil_scoped_acquire python;
+          function(rows, tokens);
+        }));
+      })
       .def("sample", &Recorded::sample)
       .def("begin_tail", [](Recorded& r, int64_t chunk) { r.program.begin_tail(chunk); });
 }
@@ -299,6 +331,7 @@ NB_MODULE(_native, m) {
   program.def(nb::init<std::shared_ptr<Pool>, std::shared_ptr<Inputs>, const std::string&>(), nb::arg("pool"), nb::arg("inputs"),
               nb::arg("isa") = "");
   bind_operations(program);
+  program.def_prop_ro("inputs", [](const Recorded& r) { return r.inputs; });
   program.def("run", &Recorded::run)
       .def("tail", &Recorded::tail)
       .def("step", &Recorded::step)

@@ -36,6 +36,7 @@ class Inputs {
 
   const Step& step() const { return step_; }
   int32_t sample_row(int64_t sample) const { return sample_rows_[size_t(sample)]; }
+  const std::vector<int32_t>& rows() const { return rows_; }  // that were gathered last
   int64_t max_tokens() const { return int64_t(token_ids_.size()); }
 
  private:

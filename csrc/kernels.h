@@ -43,6 +43,32 @@ struct SiluMulArgs {  // x [rows, 2 * k] → [rows, k]
   Rows out;
 };
 
+// An element-wise expression as straight-line code (octavo/kernels/expression.py): operands are inputs, then scalars, then
+// registers; the last instruction's result, or an input, is the row that is written.
+enum class Function : int32_t { ADD, SUB, MUL, DIV, MIN, MAX, NEG, ABS, EXP, LOG1P, TANH, SIGMOID, ERF, SQRT };
+
+constexpr int MOST_INPUTS = 8, MOST_SCALARS = 16, MOST_REGISTERS = 16;
+
+struct ElementInput {
+  const float* data = nullptr;
+  int64_t ld = 0;       // elements from row to row; 0: the same for all
+  bool single = false;  // one element a row, for all features
+};
+
+struct Instruction {
+  Function function;
+  int32_t a, b, target;  // operands (b: of those with two arguments); a register
+};
+
+struct ElementwiseArgs {
+  const ElementInput* inputs = nullptr;
+  const float* scalars = nullptr;
+  const Instruction* instructions = nullptr;
+  int32_t num_inputs = 0, num_scalars = 0, num_instructions = 0;
+  int32_t result = 0;  // an operand
+  Rows out;
+};
+
 struct EmbedArgs {  // rows of a packed matrix, made f32
   Matrix table;
   const int64_t* ids = nullptr;
@@ -122,6 +148,7 @@ struct Kernels {
   void (*norm)(const NormArgs&, int64_t r0, int64_t r1);
   void (*silu_mul)(const SiluMulArgs&, int64_t r0, int64_t r1);
   void (*embed)(const EmbedArgs&, int64_t r0, int64_t r1);
+  void (*elementwise)(const ElementwiseArgs&, int64_t r0, int64_t r1);  // elementwise.cpp
 
   // attention.cpp
   void (*rope_cache)(const RopeArgs&, const Step&, int64_t token0, int64_t token1);

@@ -111,6 +111,27 @@ struct SiluMul : Operation {
   Cost cost(const Moment& now) const override { return {now.rows * (args.out.k * 8.0 + double(args.out.stride)), 0}; }
 };
 
+struct Elementwise : Operation {
+  std::vector<ElementInput> inputs;
+  std::vector<float> scalars;
+  std::vector<Instruction> instructions;
+  ElementwiseArgs args;
+  Elementwise(std::vector<ElementInput> i, std::vector<float> s, std::vector<Instruction> n, int32_t result, const Rows& out)
+      : inputs(std::move(i)), scalars(std::move(s)), instructions(std::move(n)) {
+    args = {inputs.data(), scalars.data(), instructions.data(), int32_t(inputs.size()), int32_t(scalars.size()),
+            int32_t(instructions.size()), result, out};
+  }
+  const char* name() const override { return "elementwise"; }
+  void run(const Moment& now, int thread) override {
+    share(*this, now, thread, now.rows, 4, [&](int64_t r0, int64_t r1) { now.kernels->elementwise(args, r0, r1); });
+  }
+  Cost cost(const Moment& now) const override {
+    double read = 0;
+    for (const ElementInput& input : inputs) read += input.single || input.ld == 0 ? 0 : args.out.k * 4.0;
+    return {now.rows * (read + double(args.out.stride)), now.rows * double(instructions.size()) * args.out.k};
+  }
+};
+
 struct Linear : Operation {
   LinearArgs args;
   explicit Linear(const LinearArgs& a) : args(a) {}
@@ -210,6 +231,15 @@ struct GatherRows : Operation {
   }
 };
 
+struct Host : Operation {
+  std::string label;
+  std::function<void(int64_t, int64_t)> function;
+  Host(std::string l, std::function<void(int64_t, int64_t)> f) : label(std::move(l)), function(std::move(f)) {}
+  const char* name() const override { return label.c_str(); }
+  void run(const Moment& now, int) override { function(now.rows, now.step.tokens); }
+  bool on_host() const override { return true; }
+};
+
 struct Sample : Operation {
   float* logits;
   int64_t vocab;
@@ -245,6 +275,10 @@ std::unique_ptr<Operation> make_convert(const float* x, int64_t ld, const Rows& 
 }
 std::unique_ptr<Operation> make_norm(const NormArgs& a) { return std::make_unique<Norm>(a); }
 std::unique_ptr<Operation> make_silu_mul(const SiluMulArgs& a) { return std::make_unique<SiluMul>(a); }
+std::unique_ptr<Operation> make_elementwise(std::vector<ElementInput> inputs, std::vector<float> scalars,
+                                            std::vector<Instruction> instructions, int32_t result, const Rows& out) {
+  return std::make_unique<Elementwise>(std::move(inputs), std::move(scalars), std::move(instructions), result, out);
+}
 std::unique_ptr<Operation> make_linear(const LinearArgs& a) { return std::make_unique<Linear>(a); }
 std::unique_ptr<Operation> make_gate_up(const GateUpArgs& a) { return std::make_unique<GateUp>(a); }
 std::unique_ptr<Operation> make_rope_cache(const RopeArgs& a) { return std::make_unique<RopeCache>(a); }
@@ -253,6 +287,9 @@ std::unique_ptr<Operation> make_attention(const AttentionArgs& a, AttentionPlan*
 }
 std::unique_ptr<Operation> make_gather_rows(const float* x, int64_t ld, int64_t n, float* out, int64_t out_ld) {
   return std::make_unique<GatherRows>(x, ld, n, out, out_ld);
+}
+std::unique_ptr<Operation> make_host(std::string name, std::function<void(int64_t, int64_t)> function) {
+  return std::make_unique<Host>(std::move(name), std::move(function));
 }
 std::unique_ptr<Operation> make_sample(float* logits, int64_t vocab, const SamplerRows& rows, int threads) {
   return std::make_unique<Sample>(logits, vocab, rows, threads);

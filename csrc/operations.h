@@ -1,5 +1,6 @@
 // The operations a Program can hold: each shares one kernel out over the threads.
 #pragma once
+#include <functional>
 #include <memory>
 
 #include "program.h"
@@ -10,12 +11,17 @@ std::unique_ptr<Operation> make_embed(const EmbedArgs&, bool step_ids);
 std::unique_ptr<Operation> make_convert(const float* x, int64_t ld, const Rows& out);
 std::unique_ptr<Operation> make_norm(const NormArgs&);
 std::unique_ptr<Operation> make_silu_mul(const SiluMulArgs&);
+std::unique_ptr<Operation> make_elementwise(std::vector<ElementInput>, std::vector<float> scalars, std::vector<Instruction>,
+                                            int32_t result, const Rows& out);
 std::unique_ptr<Operation> make_linear(const LinearArgs&);
 std::unique_ptr<Operation> make_gate_up(const GateUpArgs&);
 std::unique_ptr<Operation> make_rope_cache(const RopeArgs&);
 std::unique_ptr<Operation> make_attention(const AttentionArgs&, AttentionPlan*);
 // Rows of x at the step's logits_index (in a tail: those of its chunk).
 std::unique_ptr<Operation> make_gather_rows(const float* x, int64_t ld, int64_t n, float* out, int64_t out_ld);
+
+// What has no kernel: function(rows of the moment, of the step). Whatever it throws ends the step.
+std::unique_ptr<Operation> make_host(std::string name, std::function<void(int64_t rows, int64_t tokens)> function);
 
 // The permanent state of rows that the sampler keeps: [rows, float_stride] f32 (temperature, top_p, min_p, …) and
 // [rows, int_stride] int64 (top_k, seed, output tokens so far).

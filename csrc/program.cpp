@@ -15,6 +15,7 @@ Program::~Program() = default;
 void Program::add(std::unique_ptr<Operation> operation) {
   counters_.push_back(std::make_unique<Counter>());
   operation->claimed = &counters_.back()->value;
+  on_host_ = on_host_ || operation->on_host();
   (in_tail_ ? tail_ : body_).push_back(std::move(operation));
 }
 
@@ -66,15 +67,27 @@ void Program::begin(const List& list, const Moment& moment) {
   }
 }
 
-void Program::walk(const List& list, const Moment& moment, int thread) {
+void Program::walk(const Stretch& stretch, const Moment& moment, int thread) {
   using Clock = std::chrono::steady_clock;
-  for (const auto& operation : list) {
+  for (auto at = stretch.begin; at != stretch.end; ++at) {
+    const auto& operation = *at;
     const auto start = profiling ? Clock::now() : Clock::time_point();
     operation->run(moment, thread);
-    pool_->barrier(thread);
+    if (!operation->on_host()) pool_->barrier(thread);
     if (profiling && thread == 0)
       measured.push_back({operation->name(), std::chrono::duration<double>(Clock::now() - start).count(),
                           operation->cost(moment)});
+  }
+}
+
+// All of a list whose operations have begun.
+void Program::execute(const List& list, const Moment& moment) {
+  for (auto begin = list.begin(); begin != list.end();) {
+    const auto cut = std::find_if(begin, list.end(), [](const auto& operation) { return operation->on_host(); });
+    if (cut != begin) pool_->run([&](int thread) { walk({begin, cut}, moment, thread); });
+    if (cut == list.end()) return;
+    begin = cut + 1;
+    walk({cut, begin}, moment, 0);
   }
 }
 
@@ -89,10 +102,15 @@ void Program::run(int64_t* sampled) {
   Moment first = chunk_of(whole, 0);
   first.sampled = sampled;
   if (with_tail) begin(tail_, first);
-  pool_->run([&](int thread) {
-    walk(body_, whole, thread);
-    if (with_tail) walk(tail_, first, thread);
-  });
+  if (on_host_) {
+    execute(body_, whole);
+    if (with_tail) execute(tail_, first);
+  } else {
+    pool_->run([&](int thread) {
+      walk({body_.begin(), body_.end()}, whole, thread);
+      if (with_tail) walk({tail_.begin(), tail_.end()}, first, thread);
+    });
+  }
   for (int64_t at = chunk_; with_tail && at < whole.step.samples; at += chunk_) {
     Moment next = chunk_of(whole, at);
     next.sampled = sampled;
@@ -102,7 +120,7 @@ void Program::run(int64_t* sampled) {
 
 void Program::run_tail(const Moment& chunk) {
   begin(tail_, chunk);
-  pool_->run([&](int thread) { walk(tail_, chunk, thread); });
+  execute(tail_, chunk);
 }
 
 void Program::sample(int64_t* sampled, const uint32_t* const* allowed) {

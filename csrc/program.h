@@ -2,7 +2,8 @@
 // the pool walk the list together, with a barrier between two operations; there is nothing else between two kernels.
 //
 // The list has a body, whose rows are the step's tokens, and a tail (after begin_tail), whose rows are its samples, a chunk
-// at a time so that the logits of many samples need not be held at once.
+// at a time so that the logits of many samples need not be held at once. Where an operation is the host's (what has no
+// kernel runs in PyTorch) the walk ends before it and begins again after it.
 #pragma once
 #include <memory>
 #include <string>
@@ -39,6 +40,7 @@ class Operation {
   virtual void run(const Moment&, int thread) = 0;  // this thread's share
   virtual void begin(const Moment&) {}              // once, on thread 0, before the threads start
   virtual Cost cost(const Moment&) const { return {}; }
+  virtual bool on_host() const { return false; }  // runs on the caller's thread alone, between two walks
   // Where a thread will begin to read this operation's weights; null when it has none.
   virtual const uint8_t* weights_of(int /*thread*/, int /*threads*/) const { return nullptr; }
   std::atomic<int64_t>* claimed = nullptr;  // next item of the shared rest (see share() in operations.cpp)
@@ -84,7 +86,11 @@ class Program {
   };
   void link();
   void begin(const List& list, const Moment& moment);
-  void walk(const List& list, const Moment& moment, int thread);
+  struct Stretch {  // of a list, without an operation of the host
+    List::const_iterator begin, end;
+  };
+  void walk(const Stretch& stretch, const Moment& moment, int thread);
+  void execute(const List& list, const Moment& moment);
   Moment moment_now() const;
   Moment chunk_of(Moment moment, int64_t first) const;
   void run_tail(const Moment& chunk);
@@ -93,7 +99,7 @@ class Program {
   std::shared_ptr<Inputs> inputs_;
   const Kernels* kernels_;
   List body_, tail_;
-  bool in_tail_ = false, linked_ = false;
+  bool in_tail_ = false, linked_ = false, on_host_ = false;
   int64_t chunk_ = 1;
   std::vector<std::unique_ptr<Counter>> counters_;
   std::vector<std::unique_ptr<AttentionPlan>> plans_;

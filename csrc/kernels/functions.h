@@ -15,6 +15,7 @@ void convert(const float* x, int64_t ld, const Rows& out, int64_t r0, int64_t r1
 void norm(const NormArgs&, int64_t r0, int64_t r1);
 void silu_mul(const SiluMulArgs&, int64_t r0, int64_t r1);
 void embed(const EmbedArgs&, int64_t r0, int64_t r1);
+void elementwise(const ElementwiseArgs&, int64_t r0, int64_t r1);  // elementwise.cpp
 
 void rope_cache(const RopeArgs&, const Step&, int64_t token0, int64_t token1);  // attention.cpp and rope.cpp
 int64_t attention_scratch(int32_t heads, int32_t kv_heads, int32_t head_dim);

@@ -9,8 +9,8 @@ namespace OCTAVO_ISA {
 
 extern const Kernels table;
 const Kernels table = {
-    OCTAVO_STRING(OCTAVO_ISA), linear, gate_up, convert, norm, silu_mul, embed, rope_cache, attention_scratch, attention,
-    attention_merge, sample, argmax, logprobs, top, mask, penalize,
+    OCTAVO_STRING(OCTAVO_ISA), linear, gate_up, convert, norm, silu_mul, embed, elementwise, rope_cache, attention_scratch,
+    attention, attention_merge, sample, argmax, logprobs, top, mask, penalize,
 };
 
 }  // namespace OCTAVO_ISA

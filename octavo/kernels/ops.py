@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from octavo.kernels.expression import Expression
 from octavo.kernels.layouts import Layout, Prepared, PreparedExperts
 from octavo.kernels.recorded import PermanentRows, StepModel, Steps
 from octavo.kernels.rows import DeviceRows
@@ -144,6 +145,12 @@ class Ops(Protocol):
 
     def silu_mul(self, x: Tensor) -> Tensor:
         """[tokens, 2 * n] → [tokens, n]: silu(first half) * second half."""
+        ...
+
+    def elementwise(self, expression: Expression, *inputs: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """The expression of these inputs (kernels/expression.py), feature by feature: each [tokens, n], maybe some
+        columns of something wider, or [tokens, 1], or [n], which is the same for all tokens → [tokens, n] in `dtype`,
+        or in that of the first input over tokens. Computed in f32, rounded once. ValueError for other shapes."""
         ...
 
     def route(self, logits: Tensor, k: int, renormalize: bool) -> tuple[Tensor, Tensor]:

@@ -13,11 +13,26 @@ import torch
 from torch import Tensor
 
 from octavo.errors import ConfigError
+from octavo.kernels import expression as expressions
 from octavo.kernels.cpu import _native
+from octavo.kernels.cpu.host import Compute, Result
 from octavo.kernels.cpu.immediate import Immediate
 from octavo.kernels.cpu.layouts import Packed, pack
-from octavo.kernels.cpu.nodes import Attend, Embed, GatherRows, Linear, Norm, Pages, Rope, SiluMul, Sink, padded
+from octavo.kernels.cpu.nodes import (
+    Attend,
+    Elementwise,
+    Embed,
+    GatherRows,
+    Linear,
+    Norm,
+    Pages,
+    Rope,
+    SiluMul,
+    Sink,
+    padded,
+)
 from octavo.kernels.cpu.record import RecordedStep, Recording, StepRecording
+from octavo.kernels.expression import Expression
 from octavo.kernels.layouts import DTYPES, Dense, Layout, Prepared, PreparedExperts
 from octavo.kernels.ops import HeadNorms
 from octavo.kernels.recorded import PermanentRows, StepModel, Steps
@@ -57,10 +72,6 @@ def supports(dtype: str, kv_dtype: str) -> str | None:
     return None if kv_dtype in KV_KINDS else f"KV pages are {', '.join(KV_KINDS)}, not {kv_dtype}"
 
 
-class _NotRecordable(Exception):
-    """What an operation does hangs on values that are not there while a step is recorded."""
-
-
 class CpuOps:
     name = "cpu"
     activations = torch.float32
@@ -92,11 +103,8 @@ class CpuOps:
 
     def record(
         self, model: StepModel, kv: Sequence[Tensor], rows: PermanentRows, max_tokens: int, block_size: int
-    ) -> Steps | None:
-        try:
-            recordings = self._record(model, kv, block_size), self._record(model, kv, block_size)
-        except _NotRecordable:
-            return None
+    ) -> Steps:
+        recordings = self._record(model, kv, block_size), self._record(model, kv, block_size)
         return RecordedStep(self, *recordings, rows, max_tokens)
 
     def _record(self, model: StepModel, kv: Sequence[Tensor], block_size: int) -> StepRecording:
@@ -110,6 +118,24 @@ class CpuOps:
 
     def _sink(self, rows: int, step: Step | None = None) -> Sink:
         return self._recording or Immediate(self.pool, self.isa, rows, step)
+
+    def host(
+        self,
+        name: str,
+        compute: Compute,
+        inputs: Sequence[Tensor],
+        results: Sequence[Result],
+        step: Step | None = None,
+    ) -> Sequence[Tensor]:
+        """An operation that has no native kernel: compute(*inputs), or compute(step, *inputs) where there is a step, in
+        PyTorch. Of `inputs` those of the step are [rows, ...], others are the same in every step; what is computed has
+        these shapes behind the rows. Said once in `notes`."""
+        if self._recording is None:
+            return compute(*inputs) if step is None else compute(step, *inputs)
+        note = f"{name} has no native kernel: it runs in PyTorch, between two parts of the recorded step"
+        if note not in self.notes:
+            self.notes = [*self.notes, note]
+        return self._recording.host(name, compute, inputs, results, step is not None)
 
     def embedding(self, token_ids: Tensor, table: Prepared) -> Tensor:
         (matrix,) = _packed(table).parts
@@ -143,9 +169,9 @@ class CpuOps:
     def _norm(self, x: Tensor, add: Tensor | None, weight: Tensor, eps: float) -> Tensor:
         assert weight.dtype == torch.float32 and weight.is_contiguous()
         sink = self._sink(x.shape[0])
-        source, _ = sink.value(x)
+        source = sink.whole(x) if add is None else sink.value(x)[0]  # that one is added to in place
         out, target = sink.output(source.width, source.samples, padded(source.width))
-        sink.add(Norm(source, None if add is None else sink.value(add)[0], weight, eps, target))
+        sink.add(Norm(source, None if add is None else sink.whole(add), weight, eps, target))
         return out.contiguous()
 
     def rope_cache(
@@ -172,7 +198,7 @@ class CpuOps:
         sink = self._sink(q.shape[0], step)
         out, target = sink.output(heads * head_dim)
         pages = self._pages(kv, step.block_size, head_dim)
-        sink.add(Attend(sink.value(q)[0], heads, pages, scale, window, soft_cap, target))
+        sink.add(Attend(sink.whole(q), heads, pages, scale, window, soft_cap, target))
         return out
 
     def _pages(self, kv: Tensor, block_size: int, head_dim: int) -> Pages:
@@ -191,28 +217,44 @@ class CpuOps:
 
     def silu_mul(self, x: Tensor) -> Tensor:
         sink = self._sink(x.shape[0])
-        source, _ = sink.value(x)
+        source = sink.whole(x)
         out, target = sink.output(source.width // 2, source.samples, padded(source.width // 2))
         sink.add(SiluMul(source, target))
         return out.contiguous()
 
+    def elementwise(self, expression: Expression, *inputs: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        assert dtype in (None, torch.float32), f"native activations are float32, not {dtype}"
+        expressions.check(expression, inputs)
+        first, n = next(x for x in inputs if x.dim() == 2), expressions.width(inputs)
+        sink = self._sink(first.shape[0])
+        sources = [(*sink.value(x), x.shape[1]) if x.dim() == 2 else x.float().contiguous() for x in inputs]
+        samples = any(isinstance(source, tuple) and source[0].samples for source in sources)
+        out, target = sink.output(n, samples, padded(n))
+        sink.add(Elementwise(expressions.instructions(expression), sources, target))
+        return out.contiguous()
+
     def route(self, logits: Tensor, k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
-        if self._recording:
-            raise _NotRecordable
-        return moe.route(logits, k, renormalize)
+        weights, ids = self.host(
+            "route",
+            lambda logits: moe.route(logits, k, renormalize),
+            [logits],
+            [Result((k,)), Result((k,), torch.int32)],
+        )
+        return weights, ids
 
     def experts(
         self, x: Tensor, weights: Tensor, ids: Tensor, gate_up: PreparedExperts, down: PreparedExperts
     ) -> Tensor:
-        """One product for each expert with tokens, chosen on the host: steps of such a model are not recorded."""
-        if self._recording:
-            raise _NotRecordable
-        return moe.experts(x, (weights, ids), gate_up, down, self.linear, self.silu_mul)
+        def compute(x: Tensor, weights: Tensor, ids: Tensor) -> Sequence[Tensor]:
+            return [moe.experts(x, (weights, ids), gate_up, down, self.linear, self.silu_mul)]
+
+        (out,) = self.host("experts", compute, [x, weights, ids], [Result(x.shape[1:])])
+        return out
 
     def gather_rows(self, x: Tensor, index: Tensor) -> Tensor:
         sink = self._sink(x.shape[0])
         sink.gather(index)
-        source, _ = sink.value(x)
+        source = sink.whole(x)
         out, target = sink.output(source.width, samples=True)
         sink.add(GatherRows(source, target))
         return out

@@ -11,10 +11,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from octavo.kernels.cpu.nodes import F32, Buffer, Convert, GateUp, GatherRows, Linear, Node, Nodes, Norm, SiluMul, Value
+from octavo.kernels.cpu.nodes import (
+    F32,
+    Buffer,
+    Convert,
+    Elementwise,
+    GateUp,
+    GatherRows,
+    Linear,
+    Node,
+    Nodes,
+    Norm,
+    SiluMul,
+    Value,
+)
 
 GATE_UP_MULTIPLE = 64
 """Rows of a matrix that the fused kernel takes: halves of whole groups of 32."""
+
+
+BY_ROW = (Linear, Norm, SiluMul, Elementwise, GateUp)
+"""Nodes of which each row is a function of the same row of what they read."""
+
+WRITE_ROWS = (Norm, SiluMul, Elementwise, GateUp)
+"""Nodes that write their result in any format."""
 
 
 def improve(step: Nodes) -> list[Node]:
@@ -99,7 +119,7 @@ def _split(body: Sequence[Node], wanted: Value, kept: Sequence[Value]) -> tuple[
     late, changed = {wanted}, set[Value]()  # read later by moved nodes alone; written later by others
     for node in reversed(body):
         reads, writes = _values(node.reads), _values(node.writes)
-        by_row = isinstance(node, (Linear, Norm, SiluMul, GateUp))
+        by_row = isinstance(node, BY_ROW)
         if by_row and writes <= late and not reads & changed and not writes & set(kept):
             moved.insert(0, node)
             late |= reads
@@ -115,9 +135,15 @@ def _values(buffers: Sequence[Buffer]) -> set[Value]:
 
 
 def _replace(node: Node, by: dict[Value, Value]) -> None:
-    for name, value in vars(node).items():
-        if isinstance(value, Value) and value in by:
-            setattr(node, name, by[value])
+    def replaced(found: object) -> object:
+        if isinstance(found, Value):
+            return by.get(found, found)
+        if isinstance(found, (tuple, list)):
+            return type(found)(map(replaced, found))
+        return found
+
+    for name, found in vars(node).items():
+        setattr(node, name, replaced(found))
 
 
 def _choose_formats(step: Nodes) -> None:
@@ -126,7 +152,7 @@ def _choose_formats(step: Nodes) -> None:
         for value, form in node.reads:
             wanted.setdefault(value, set()).add(form)
     for node in step.nodes:
-        if isinstance(node, (Norm, SiluMul, GateUp)) and len(forms := wanted.get(node.out, set())) == 1:
+        if isinstance(node, WRITE_ROWS) and len(forms := wanted.get(node.out, set())) == 1:
             (node.format,) = forms
 
 

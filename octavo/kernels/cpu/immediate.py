@@ -30,11 +30,14 @@ class Immediate:
     def value(self, x: Tensor) -> tuple[Value, int]:
         """A value that is this tensor, [rows, ...], rows any distance apart."""
         assert x.dtype == torch.float32, f"native activations are float32, not {x.dtype}"
-        if x.shape[0] and not x[0].is_contiguous():
+        width = x.shape[1:].numel()
+        if x.shape[0] and not (x[0].is_contiguous() and (x.shape[0] == 1 or x.stride(0) >= width)):
             x = x.contiguous()
         self._alive.append(x)
-        width = x.shape[1:].numel()
         return Value(width, memory=x, ld=max(x.stride(0), width)), 0
+
+    def whole(self, x: Tensor) -> Value:
+        return self.value(x)[0]
 
     def rows(self, x: Tensor) -> Value:
         """Kernels that read row formats expect f32 rows a certain distance apart."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from octavo.kernels.cpu._native import Matrix, Program
 from octavo.kernels.cpu.layouts import Packed
+from octavo.kernels.expression import FUNCTIONS, Instructions
 from octavo.kernels.ops import HeadNorms
 
 F32 = 0
@@ -170,6 +171,42 @@ class SiluMul:
         program.silu_mul(at(self.x, F32), self.x.ld, self.out.width, at(self.out, self.format), self.format)
 
 
+_FUNCTIONS = {name: number for number, name in enumerate(FUNCTIONS)}
+"""csrc/kernels.h's Function."""
+
+
+@dataclass(eq=False)
+class Elementwise:
+    """`inputs`: values with the column at which they begin and how many there are; or features that are the same for
+    all rows."""
+
+    instructions: Instructions
+    inputs: list[tuple[Value, int, int] | Tensor]
+    out: Value
+    format: int = F32
+
+    @property
+    def reads(self) -> Sequence[Buffer]:
+        return [(source[0], F32) for source in self.inputs if isinstance(source, tuple)]
+
+    @property
+    def writes(self) -> Sequence[Buffer]:
+        return ((self.out, self.format),)
+
+    def emit(self, program: Program, at: Address) -> None:
+        inputs = []
+        for source in self.inputs:
+            if isinstance(source, tuple):
+                value, column, width = source
+                inputs.append((at(value, F32) + 4 * column, value.ld, width != self.out.width))
+            else:
+                inputs.append((source.data_ptr(), 0, source.numel() != self.out.width))
+        code = self.instructions
+        steps = [(_FUNCTIONS[s.function], s.arguments[0], s.arguments[-1], s.register) for s in code.steps]
+        out = at(self.out, self.format)
+        program.elementwise(inputs, list(code.scalars), steps, code.result, self.out.width, out, self.format)
+
+
 @dataclass(eq=False)
 class GateUp:
     """SiluMul of a Linear with one matrix."""
@@ -319,8 +356,12 @@ class Sink(Protocol):
         """What an argument [rows, ...] stands for, and the column at which it begins."""
         ...
 
+    def whole(self, x: Tensor) -> Value:
+        """A value that is this argument and nothing beside it."""
+        ...
+
     def rows(self, x: Tensor) -> Value:
-        """The same of the rows of a product."""
+        """The same, in the form in which products read f32 rows."""
         ...
 
     def ids(self, token_ids: Tensor) -> Tensor | None:

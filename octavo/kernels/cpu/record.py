@@ -6,6 +6,7 @@ their storage. What the model reads and writes is thereby known; nothing is comp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,7 +17,9 @@ from torch import Tensor
 from octavo.kernels.cpu import _native
 from octavo.kernels.cpu.emit import Sizes, Workspace, emit, place
 from octavo.kernels.cpu.fuse import improve
-from octavo.kernels.cpu.nodes import Node, Nodes, Sample, Value
+from octavo.kernels.cpu.host import Compute, Host, Result, View
+from octavo.kernels.cpu.nodes import Elementwise, Node, Nodes, Sample, Value
+from octavo.kernels.expression import Input, instructions
 from octavo.kernels.memory import zero_pages
 from octavo.kernels.recorded import PermanentRows, Runs
 from octavo.kernels.step import Step
@@ -45,10 +48,19 @@ class Recording:
         assert x.shape[0] == STAND_IN_ROWS and x.stride(0) == value.width and x.storage_offset() < value.width
         return value, int(x.storage_offset())
 
-    def rows(self, x: Tensor) -> Value:
+    def whole(self, x: Tensor) -> Value:
+        """Columns of something wider are copied."""
         value, column = self.value(x)
-        assert column == 0 and x.shape[1] == value.width
-        return value
+        width = x.shape[1:].numel()
+        if width == value.width:
+            return value
+        assert x[0].is_contiguous(), "an operation takes features that lie one after the other"
+        _, copy = self.output(width, value.samples)
+        self.add(Elementwise(instructions(Input(0)), [(value, column, width)], copy))
+        return copy
+
+    def rows(self, x: Tensor) -> Value:
+        return self.whole(x)
 
     def ids(self, token_ids: Tensor) -> None:
         assert token_ids is self.step.token_ids
@@ -56,8 +68,27 @@ class Recording:
     def gather(self, index: Tensor) -> None:
         assert index is self.step.logits_index
 
-    def output(self, width: int, samples: bool = False, ld: int = 0) -> tuple[Tensor, Value]:
-        tensor = torch.empty(STAND_IN_ROWS, width)
+    def host(
+        self, name: str, compute: Compute, inputs: Sequence[Tensor], results: Sequence[Result], with_step: bool
+    ) -> list[Tensor]:
+        """A node in PyTorch. Inputs that are not of this step (weights, states) are the same in every step."""
+        views = [View.of(x, self.value(x)[0]) if self._known(x) else x for x in inputs]
+        samples = any(isinstance(view, View) and view.value.samples for view in views)
+        tensors, outputs = [], []
+        for result in results:
+            out, value = self.output(math.prod(result.shape), samples, dtype=result.dtype)
+            tensors.append(out.view(-1, *result.shape))
+            outputs.append(View.of(tensors[-1], value))
+        self.add(Host(name, compute, views, outputs, with_step))
+        return tensors
+
+    def _known(self, x: Tensor) -> bool:
+        return x.untyped_storage().data_ptr() in self._values
+
+    def output(
+        self, width: int, samples: bool = False, ld: int = 0, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, Value]:
+        tensor = torch.empty(STAND_IN_ROWS, width, dtype=dtype)
         self._tensors.append(tensor)
         value = self._values[tensor.untyped_storage().data_ptr()] = Value(width, samples, ld=ld)
         return tensor, value
@@ -93,6 +124,7 @@ class _Replay:
     def __init__(self, step: StepRecording, kept: Sequence[Value], sizes: Sizes) -> None:
         nodes = step.recording.nodes
         self._logits = step.recording.value(step.logits)[0]
+        self._logits.ld = self._logits.width  # who samples takes them without gaps
         nodes.kept += [self._logits, *kept]
         self._nodes = improve(nodes)  # they keep alive what the program points to
         self._offsets, self.nbytes = place(self._nodes, nodes.kept, sizes)

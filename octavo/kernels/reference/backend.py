@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from octavo.kernels import expression as expressions
+from octavo.kernels.expression import Expression
 from octavo.kernels.layouts import Dense, Layout, Prepared, PreparedExperts
 from octavo.kernels.ops import HeadNorms
 from octavo.kernels.recorded import PermanentRows, StepModel
@@ -119,6 +121,9 @@ class ReferenceOps:
 
     def silu_mul(self, x: Tensor) -> Tensor:
         return activation.silu_mul(x)
+
+    def elementwise(self, expression: Expression, *inputs: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return expressions.evaluate(expression, inputs, dtype)
 
     def route(self, logits: Tensor, k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
         return moe.route(logits, k, renormalize)

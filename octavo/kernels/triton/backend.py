@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.kernels.attention import Attention
+from octavo.kernels.expression import Expression
 from octavo.kernels.layouts import (
     Dense,
     Float8Groups,
@@ -30,7 +31,19 @@ from octavo.kernels.recorded import PermanentRows, StepModel
 from octavo.kernels.reference import recurrent
 from octavo.kernels.rows import DeviceRows
 from octavo.kernels.step import Step
-from octavo.kernels.triton import activation, attention, edits, embedding, linear, logprobs, moe, norm, rope, sampling
+from octavo.kernels.triton import (
+    activation,
+    attention,
+    edits,
+    elementwise,
+    embedding,
+    linear,
+    logprobs,
+    moe,
+    norm,
+    rope,
+    sampling,
+)
 from octavo.kernels.triton import rows as of_rows
 
 KV_TYPES = {
@@ -178,6 +191,9 @@ class TritonOps:
 
     def silu_mul(self, x: Tensor) -> Tensor:
         return activation.silu_mul(x)
+
+    def elementwise(self, expression: Expression, *inputs: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return elementwise.elementwise(expression, inputs, dtype)
 
     def route(self, logits: Tensor, k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
         return moe.route(logits, k, renormalize)
