@@ -245,8 +245,8 @@ class Instructions:
 
 @cache
 def instructions(expression: Expression) -> Instructions:
-    """Each different part is computed once; a register is taken again once its last reader has it. Raises ValueError for
-    an expression that is too large."""
+    """Each different part is computed once; a register is taken again once its last reader has it. Raises ValueError
+    for an expression that is too large."""
     order: list[Apply] = []
     inputs: set[int] = set()
     scalars: dict[float, int] = {}

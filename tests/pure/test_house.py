@@ -74,8 +74,10 @@ _MAY_IMPORT = {
     "kernels": "errors env",
     "distributed": "errors env",
     "weights": "errors modelfiles kernels.layouts kernels.ops",
-    "layers": "errors modelfiles.facts kernels.ops kernels.layouts kernels.step distributed",
-    "models": "errors config modelfiles weights.checkpoint layers kernels.ops kernels.layouts kernels.step",
+    "layers": "errors modelfiles.facts kernels.ops kernels.layouts kernels.step kernels.expression distributed",
+    "models": (
+        "errors config modelfiles weights.checkpoint layers kernels.ops kernels.layouts kernels.step kernels.expression"
+    ),
     "worker": (
         f"{BASE} config modelfiles wire weights models distributed worker.sampler"
         " kernels.ops kernels.layouts kernels.step kernels.recorded kernels.rows kernels.memory kernels.registry"

@@ -206,14 +206,18 @@ class CpuOps:
         return Pages(kv, self._kv_kind, block_size, kv.shape[2] // of_one_head, head_dim)
 
     def short_conv(self, x: Tensor, weight: Tensor, state: Tensor, step: Step) -> Tensor:
-        if self._recording:
-            raise _NotRecordable
-        return recurrent.short_conv(x, weight, state, step)
+        def compute(step: Step, x: Tensor) -> Sequence[Tensor]:
+            return [recurrent.short_conv(x, weight, state, step)]
+
+        (out,) = self.host("short_conv", compute, [x], [Result(x.shape[1:])], step)
+        return out
 
     def delta_rule(self, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor, step: Step) -> Tensor:
-        if self._recording:
-            raise _NotRecordable
-        return recurrent.delta_rule(q, k, v, g, beta, state, step)
+        def compute(step: Step, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Sequence[Tensor]:
+            return [recurrent.delta_rule(q, k, v, g, beta, state, step)]
+
+        (out,) = self.host("delta_rule", compute, [q, k, v, g, beta], [Result(v.shape[1:])], step)
+        return out
 
     def silu_mul(self, x: Tensor) -> Tensor:
         sink = self._sink(x.shape[0])
