@@ -17,6 +17,7 @@ from octavo.kernels import expression as ex
 from octavo.kernels.cpu.host import Result
 from octavo.kernels.layouts import Dense, Int8Groups, Layout, Prepared
 from octavo.kernels.ops import Ops
+from octavo.kernels.recorded import Runs
 from octavo.kernels.step import Step
 from octavo.worker.batch import Batch
 
@@ -154,7 +155,7 @@ def test_steps_with_host_nodes_sample_from_many_rows(chunk: int, monkeypatch: py
             paged.admit(row, random_ids(n, seed=row))
     whole = eager.run(dict(enumerate(counts)))
     wanted = [int(whole[row][-1].argmax()) for row in range(8)]
-    assert steps.step(list(range(8)), counts, [True] * 8) == wanted
+    assert steps.fused(Runs(list(range(8)), counts, [True] * 8)) == wanted
     for paged in (recorded, eager):  # one token more each: of rows in another order, of which some may take few tokens
         for row in range(8):
             paged.batch.num_tokens[row] = counts[row] + 1
@@ -162,9 +163,8 @@ def test_steps_with_host_nodes_sample_from_many_rows(chunk: int, monkeypatch: py
             paged.batch.token_ids[row, counts[row]] = wanted[row]
     order, allowed = [5, 2, 7, 0, 1], {7: [3, 9, 64], 1: [159]}
     logits = eager.run(dict.fromkeys(order, 1))
-    masks = [_mask(allowed[row]) if row in allowed else None for row in order]
-    found = steps.step(order, [1] * 5, [True] * 5, lambda: masks)
-    assert found == [
+    steps.begin(Runs(order, [1] * 5, [True] * 5))
+    assert steps.sample([_mask(allowed[row]) if row in allowed else None for row in order]) == [
         max(allowed.get(row, range(VOCAB)), key=lambda token, row=row: float(logits[row][0, token]))  # type: ignore[misc]
         for row in order
     ]
@@ -182,7 +182,8 @@ def test_a_host_that_fails_ends_its_step_alone() -> None:
     recorded.record(ops).admit(0, random_ids(5))
     model.fails = True
     with pytest.raises(RuntimeError, match="a host that fails"):
-        recorded.recorded.step([0], [5], [True])
+        recorded.recorded.fused(Runs([0], [5], [True]))
     model.fails = False
     assert recorded.batch.num_computed[0] == 0
-    assert len(recorded.recorded.step([0], [5], [True])) == 1
+    found = recorded.recorded.fused(Runs([0], [5], [True]))
+    assert found is not None and len(found) == 1
