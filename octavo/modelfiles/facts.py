@@ -58,10 +58,11 @@ class AttentionFacts:
 
 @dataclass(frozen=True)
 class MLPFacts:
-    """down(silu(gate(x)) * up(x))."""
+    """down(activation(gate(x)) * up(x)). `activation`: silu or gelu_tanh."""
 
     inner_size: int
     bias: bool = False
+    activation: str = "silu"
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ class ModelFacts:
     norm_eps: float
     tie_embeddings: bool
     """The head is the embedding's table, unless the file holds another."""
+    embedding_scale: float = 1.0
+    """Embeddings are multiplied with it."""
     dtype: str = "bfloat16"
     """The compute type in which its matrices are what the file says; see modelfiles/stored.py."""
 

@@ -54,14 +54,17 @@ class DecoderBuilder:
         table = reader.matrix(shared or TABLE, facts.vocab_size, facts.hidden_size)
         if shared is not None:
             head = Head(self.ops, table)
-            embedding = Embedding(self.ops, head.weight)
+            embedding = Embedding(self.ops, head.weight, self.embedding_scale())
         else:
             head = Head(self.ops, reader.matrix(HEAD, facts.vocab_size, facts.hidden_size))
-            embedding = Embedding(self.ops, self.ops.prepare_table(table))
+            embedding = Embedding(self.ops, self.ops.prepare_table(table), self.embedding_scale())
         blocks = [self.block(i, f"model.layers.{i}") for i in range(facts.num_layers)]
         norm = self.norm("model.norm")
         reader.finish(IGNORABLE)
         return Decoder(embedding, blocks, norm, head, shared is not None)
+
+    def embedding_scale(self) -> float:
+        return self.facts.embedding_scale
 
     def shared_table(self) -> str | None:
         """The tensor that is the embedding's table and the head as well; None where they are two. A file that holds
@@ -98,7 +101,7 @@ class DecoderBuilder:
         mlp, hidden = self.facts.layers[layer].mlp, self.facts.hidden_size
         gate_up = self.linear([f"{at}.gate_proj", f"{at}.up_proj"], mlp.inner_size, hidden, mlp.bias)
         down = self.linear([f"{at}.down_proj"], hidden, mlp.inner_size, mlp.bias)
-        return GatedMLP(self.ops, gate_up, down)
+        return GatedMLP(self.ops, gate_up, down, mlp.activation)
 
     def attention(self, layer: int, at: str) -> Attention:
         facts = self.facts.layers[layer].mixer

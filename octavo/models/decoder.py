@@ -64,6 +64,33 @@ class PreNormBlock:
         return self._mlp(x), residual
 
 
+class SandwichBlock:
+    """x → x + norm(attention(norm(x))) → x + norm(mlp(norm(x)))."""
+
+    def __init__(
+        self,
+        attention_norm: RMSNorm,
+        attention: Attention,
+        attention_out_norm: RMSNorm,
+        mlp_norm: RMSNorm,
+        mlp: GatedMLP,
+        mlp_out_norm: RMSNorm,
+    ) -> None:
+        self._attention_norm, self._attention, self._attention_out_norm = attention_norm, attention, attention_out_norm
+        self._mlp_norm, self._mlp, self._mlp_out_norm = mlp_norm, mlp, mlp_out_norm
+
+    @property
+    def nbytes(self) -> int:
+        norms = (self._attention_norm, self._attention_out_norm, self._mlp_norm, self._mlp_out_norm)
+        return sum(part.nbytes for part in (*norms, self._attention, self._mlp))
+
+    def __call__(self, x: Tensor, residual: Tensor | None, kv: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        x, residual = self._attention_norm.add(x, residual)
+        x = self._attention_out_norm(self._attention(x, kv, step))
+        x, residual = self._mlp_norm.add(x, residual)
+        return self._mlp_out_norm(self._mlp(x)), residual
+
+
 class Decoder:
     """Implements Model. `tied`: the head's weight is the embedding's table (counted once)."""
 

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -52,12 +54,13 @@ def resolved_config(dtype: str = "float32", max_model_len: int = 128, **changes:
     return ResolvedConfig(**{**values, **changes})
 
 
-Reference = LlamaForCausalLM | MistralForCausalLM | Qwen2ForCausalLM | Qwen3ForCausalLM
+Reference = Gemma3ForCausalLM | LlamaForCausalLM | MistralForCausalLM | Qwen2ForCausalLM | Qwen3ForCausalLM
 KINDS: dict[str, tuple[type[Any], type[Any]]] = {
     "llama": (LlamaConfig, LlamaForCausalLM),
     "mistral": (MistralConfig, MistralForCausalLM),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
 }
 
 
@@ -91,13 +94,20 @@ _PARTS = {
     "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
 }  # fmt: skip
+_GEMMA = {
+    "post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}  # fmt: skip
 _TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
 def save_gguf(model: Reference, path: Path, rope_freqs: Tensor | None = None, sliding_window: int = 0) -> ModelFiles:
     """As llama.cpp's converter does; only Llama's q and k are permuted."""
     config = model.config
-    architecture = "llama" if config.model_type == "mistral" else config.model_type
+    architecture = {"mistral": "llama", "gemma3_text": "gemma3"}.get(config.model_type, config.model_type)
+    is_gemma = architecture == "gemma3"
+    parts = {**_PARTS, **_GEMMA} if is_gemma else _PARTS
+    rope = config.rope_parameters["full_attention"] if is_gemma else config.rope_parameters
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(config.max_position_embeddings)
@@ -108,27 +118,27 @@ def save_gguf(model: Reference, path: Path, rope_freqs: Tensor | None = None, sl
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
-    if sliding_window:
-        writer.add_sliding_window(sliding_window)
+    if sliding_window or is_gemma:
+        writer.add_sliding_window(sliding_window or config.sliding_window)
     if architecture == "llama":
         writer.add_rope_dimension_count(head_dim)
     if head_dim != config.hidden_size // config.num_attention_heads:
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    if config.rope_parameters["rope_type"] == "linear":
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(config.rope_parameters["factor"])
+        writer.add_rope_scaling_factor(rope["factor"])
     for name, tensor in model.state_dict().items():
         part, _, kind = name.rpartition(".")
-        data = tensor.numpy()
+        data = tensor.numpy() + np.float32(is_gemma and part.endswith("norm"))
         if part.startswith("model.layers."):
             number, _, rest = part.removeprefix("model.layers.").partition(".")
             if architecture == "llama" and rest.endswith("q_proj"):
                 data = permuted(data, config.num_attention_heads)
             elif architecture == "llama" and rest.endswith("k_proj"):
                 data = permuted(data, config.num_key_value_heads)
-            writer.add_tensor(f"blk.{number}.{_PARTS[rest]}.{kind}", np.ascontiguousarray(data))
+            writer.add_tensor(f"blk.{number}.{parts[rest]}.{kind}", np.ascontiguousarray(data))
         elif not (part == "lm_head" and config.tie_word_embeddings):
             writer.add_tensor(f"{_TOP[part]}.{kind}", data)
     if rope_freqs is not None:

@@ -79,7 +79,7 @@ class Config(Fields):
             self.fail("layer_types", f"names {SLIDING}, and there is no sliding_window")
         return [window if kind == SLIDING else None for kind in found]
 
-    def model(self, shape: Shape, layers: Sequence[LayerFacts]) -> ModelFacts:
+    def model(self, shape: Shape, layers: Sequence[LayerFacts], embedding_scale: float = 1.0) -> ModelFacts:
         whole = Fields(self.file, self.whole)
         return ModelFacts(
             architecture=self.architecture,
@@ -89,6 +89,7 @@ class Config(Fields):
             max_position=lengthened(shape.max_position, layers),
             norm_eps=self.number("rms_norm_eps"),
             tie_embeddings=self.boolean("tie_word_embeddings", False),
+            embedding_scale=embedding_scale,
             dtype=whole.string("dtype") or whole.string("torch_dtype") or "bfloat16",
         )
 
@@ -122,7 +123,7 @@ class Header(Fields):
         layers = self.integer("block_count", high=MAX_LAYERS)
         return Shape(hidden, heads, kv_heads, head_dim, layers, self.integer("context_length", high=MAX_POSITIONS))
 
-    def model(self, shape: Shape, layers: Sequence[LayerFacts]) -> ModelFacts:
+    def model(self, shape: Shape, layers: Sequence[LayerFacts], embedding_scale: float = 1.0) -> ModelFacts:
         return ModelFacts(
             architecture=self.architecture,
             layers=tuple(layers),
@@ -131,6 +132,7 @@ class Header(Fields):
             max_position=shape.max_position,
             norm_eps=self.number("attention.layer_norm_rms_epsilon"),
             tie_embeddings=not self.has("output.weight"),
+            embedding_scale=embedding_scale,
             dtype=exact_dtype(of_gguf(self.header)) or "bfloat16",
         )
 
