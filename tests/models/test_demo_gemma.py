@@ -46,7 +46,7 @@ def test_greedy_text_is_that_of_transformers(gemma_gguf: Path, reference: Any, d
     longer than the window is among them."""
     prompts = [*PROMPTS, " ".join(PROMPTS) * 30]
     with LLM(model=str(gemma_gguf), dtype=dtype, max_model_len=1024, threads=2) as llm:
-        outputs = llm.generate(prompts, SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True))
+        outputs = llm.generate(prompts, SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True))
     for output in outputs:
         prompt, found = output.prompt_token_ids, output.outputs[0].token_ids
         with torch.inference_mode():
