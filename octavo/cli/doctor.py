@@ -14,11 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from octavo import __version__, env
+from octavo.capability import dotted
 from octavo.cli.fetch import fetch_with_progress
 from octavo.cli.table import numbers_by_type
 from octavo.config.decide import count_weights, decide, describe, weight_bytes
 from octavo.config.engine import EngineConfig
-from octavo.config.gpus import Cuda, Gpu, dotted
+from octavo.config.gpus import Cuda, Gpu
 from octavo.config.hardware import Hardware, detect
 from octavo.config.memory import (
     CPU_DEFAULT_LIMIT,

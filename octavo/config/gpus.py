@@ -14,11 +14,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from octavo import env
+from octavo import capability, env
+from octavo.capability import dotted
 
 DRIVER_LIBRARY = "libnvidia-ml.so.1"
-MIN_CAPABILITY = (7, 5)
-"""PyTorch for CUDA 13 has no code for older GPUs."""
 
 Version = tuple[int, int]
 
@@ -60,8 +59,10 @@ class Cuda:
         gpu = self.gpus[index]
         if gpu.problem is not None:
             return f"{gpu.name} does not work: {gpu.problem}"
-        if gpu.capability < MIN_CAPABILITY:
-            return f"{gpu.name} has compute capability {dotted(gpu.capability)}, and {dotted(MIN_CAPABILITY)} is needed"
+        if gpu.capability < capability.LEAST:
+            return (
+                f"{gpu.name} has compute capability {dotted(gpu.capability)}, and {dotted(capability.LEAST)} is needed"
+            )
         return self._missing_software()
 
     def _missing_software(self) -> str | None:
@@ -77,10 +78,6 @@ class Cuda:
                 f"update the driver, or install PyTorch for CUDA {self.driver[0]}"
             )
         return None if self.has_triton else "Triton is not installed: pip install triton"
-
-
-def dotted(version: Version) -> str:
-    return f"{version[0]}.{version[1]}"
 
 
 def find_gpus(nvml: Any = None) -> Cuda:

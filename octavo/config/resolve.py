@@ -6,8 +6,9 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from octavo.capability import FP8_FROM, dotted
 from octavo.config.engine import EngineConfig
-from octavo.config.gpus import Gpu, dotted
+from octavo.config.gpus import Gpu
 from octavo.config.hardware import Hardware
 from octavo.config.sizes import parse_bytes
 from octavo.errors import ConfigError
@@ -26,8 +27,6 @@ class _Sizes(NamedTuple):
 ON_CPU = _Sizes(64, 512)
 ON_GPU = _Sizes(256, 8192)
 """The defaults: a GPU is busy only with many tokens at once."""
-BFLOAT16_FROM, FP8_FROM = (8, 0), (8, 9)
-"""Compute capabilities."""
 FLOAT32_SHARE = 0.75
 """Of the memory, that float32 weights may take before auto rounds them."""
 
@@ -100,8 +99,6 @@ def _refuse_unsupported(config: EngineConfig, hardware: Hardware, gpu: Gpu | Non
         raise ConfigError("--kv-cache-dtype int8 is for the CPU, and the device is a GPU; use fp8 or auto")
     if config.kv_cache_dtype == "fp8" and gpu.capability < FP8_FROM:
         raise ConfigError(f"--kv-cache-dtype fp8 needs compute capability {dotted(FP8_FROM)}, and {here}; use auto")
-    if config.dtype == "bfloat16" and gpu.capability < BFLOAT16_FROM:
-        raise ConfigError(f"--dtype bfloat16 needs compute capability {dotted(BFLOAT16_FROM)}, and {here}; use float16")
 
 
 def _refuse_on_cpu(config: EngineConfig, why_no_gpu: str | None) -> None:
@@ -135,8 +132,6 @@ def _choose_dtype(
         beside = f"; the file's float32 would take {needed / MIB:.0f} of {memory / MIB:.0f} MiB"
     if facts.dtype == "float16":
         return "float16", "that of the file's weights (--dtype auto)"
-    if gpu is not None and gpu.capability < BFLOAT16_FROM:
-        return "float16", f"bfloat16 needs compute capability {dotted(BFLOAT16_FROM)}{beside} (--dtype auto)"
     return "bfloat16", f"half the memory traffic of float32{beside} (--dtype auto)"
 
 

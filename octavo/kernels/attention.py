@@ -11,8 +11,10 @@ import shutil
 from importlib.util import find_spec
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
+from octavo import capability
 from octavo.env import cuda_home
 from octavo.errors import ConfigError
 from octavo.kernels import choice
@@ -59,7 +61,11 @@ def _load_flashinfer(spec: Spec) -> Attention:
 
 
 def _triton_supports(spec: Spec) -> str | None:
-    return "triton is not installed" if find_spec("triton") is None else None
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    if not spec.device.startswith("cuda") or not torch.cuda.is_available():
+        return None  # the registry has a word on that
+    return capability.why_not(torch.cuda.get_device_capability(spec.device), spec.kv_cache_dtype or spec.dtype)
 
 
 def _load_triton(spec: Spec) -> Attention:

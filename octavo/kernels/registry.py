@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from octavo import capability
 from octavo.env import triton_is_interpreted
 from octavo.errors import ConfigError
 from octavo.kernels import choice
@@ -76,7 +77,9 @@ def _triton_supports(spec: Spec) -> str | None:
     from octavo.kernels.triton.backend import KV_TYPES
 
     kv = spec.kv_cache_dtype or spec.dtype
-    return None if kv in KV_TYPES else f"has no KV cache of {kv}; there are {', '.join(KV_TYPES)}"
+    if kv not in KV_TYPES:
+        return f"has no KV cache of {kv}; there are {', '.join(KV_TYPES)}"
+    return capability.why_not(torch.cuda.get_device_capability(spec.device), kv)
 
 
 def _load_triton(spec: Spec) -> Ops:

@@ -160,6 +160,31 @@ def test_the_choice_and_its_reasons(flashinfer: type[Wrapper], monkeypatch: pyte
         attention.choose(replace(GPU, attention="fast"))
 
 
+@pytest.mark.parametrize(
+    ("capability", "kv", "reason"),
+    [
+        ((7, 5), None, "needs compute capability 8.0 for its products, and the GPU has compute capability 7.5"),
+        ((8, 6), "fp8", "has a KV cache of fp8 from compute capability 8.9 on, and the GPU has compute capability 8.6"),
+        ((8, 0), None, None),
+        ((8, 9), "fp8", None),
+    ],
+)
+def test_what_a_gpu_lacks_is_a_reason(
+    capability: tuple[int, int], kv: str | None, reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    spec = replace(GPU, kv_cache_dtype=kv)
+    operations = next(choice for choice in registry.report(spec) if choice.name == "triton")
+    assert operations.chosen == (reason is None) and reason in (None, operations.reason)
+    (attends,) = (choice for choice in registry.attention_report(spec) if choice.name == "triton")
+    assert attends.chosen == (reason is None) and reason in (None, attends.reason)
+    if reason is not None:
+        with pytest.raises(ConfigError, match=reason):
+            registry.choose(spec)
+
+
 def test_the_choice_is_loaded_and_told() -> None:
     """Interpreted, the Triton backend takes any attention."""
     pytest.importorskip("triton")

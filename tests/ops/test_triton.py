@@ -98,6 +98,24 @@ def test_groups_of_other_sizes(make: Callable[[Tensor, Tensor], Layout], k: int,
     near(ops.linear(x, packed), x @ weight.dequantize(F32).T, 1e-5)
 
 
+@pytest.mark.parametrize("kind", ["fp8", "fp8 by rows"])
+@pytest.mark.parametrize("tokens", [1, 6])
+def test_fp8_weights_are_read_as_bytes_where_a_gpu_has_no_fp8(
+    kind: str, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit, with all values there are: the least and the largest, and those below the normal ones."""
+    from octavo.kernels.triton import launch
+
+    if DEVICE == "cuda":
+        pytest.skip("the device is what it is")
+    weight, ops, x = WEIGHTS[kind][0](20, 256), triton_ops(), randn(tokens, 256, seed=2)
+    weight.q[0] = torch.arange(256).to(torch.uint8).where(torch.arange(256) % 128 < 127, 0).view(weight.q.dtype)
+    packed, table, ids = ops.prepare([weight]), ops.prepare_table(weight), torch.arange(20)
+    wanted = ops.linear(x, packed), ops.embedding(ids, table)
+    monkeypatch.setattr(launch, "ASSUMED", 80)
+    assert torch.equal(ops.linear(x, packed), wanted[0]) and torch.equal(ops.embedding(ids, table), wanted[1])
+
+
 # --- rows
 
 

@@ -107,10 +107,10 @@ def test_without_a_driver_its_module_is_not_even_imported(monkeypatch: pytest.Mo
     ("found", "index", "why"),
     [
         (cuda(H200, L4), 1, None),
-        (cuda(T4), 0, None),
+        (cuda(T4), 0, "Tesla T4 has compute capability 7.5, and 8.0 is needed"),
         (Cuda(), 0, "there is no GPU: none was looked for"),
         (cuda(H200, L4), 2, "there is no such GPU; there are cuda:0 (NVIDIA H200), cuda:1 (NVIDIA L4)"),
-        (cuda(P40), 0, "Tesla P40 has compute capability 6.1, and 7.5 is needed"),
+        (cuda(P40), 0, "Tesla P40 has compute capability 6.1, and 8.0 is needed"),
         (
             replace(cuda(H200), torch=None),
             0,

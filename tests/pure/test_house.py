@@ -22,11 +22,12 @@ from tools import floors
 ROOT = Path(__file__).parents[2]
 CODE = ROOT / "octavo"
 
-BASE = "errors types env log fair"
+BASE = "errors types env log fair capability"
 _MAY_IMPORT = {
     # the ground floor
     "errors": "",
     "types": "errors",
+    "capability": "",
     "env": "errors",
     "fair": "",
     "log": "errors env",
@@ -71,7 +72,7 @@ _MAY_IMPORT = {
     "__main__": "processes cli",
     "octavo": "types errors",  # octavo/__init__.py: the public names, loaded when first asked for
     # the tensor island
-    "kernels": "errors env",
+    "kernels": "errors env capability",
     "distributed": "errors env",
     "weights": "errors modelfiles kernels.layouts kernels.ops",
     "layers": "errors modelfiles.facts kernels.ops kernels.layouts kernels.step kernels.expression distributed",

@@ -178,11 +178,10 @@ def test_auto_says_why_it_is_not_the_gpu_and_a_device_asked_for_is_an_error() ->
 def test_what_a_gpu_can_do_depends_on_its_age() -> None:
     old, middle = (replace(HARDWARE, cuda=cuda(gpu)) for gpu in (T4, A10))
     resolved = resolve(EngineConfig(), old, FACTS, "tiny")
-    assert resolved.dtype == resolved.kv_cache_dtype == "float16"
-    assert "dtype float16: bfloat16 needs compute capability 8.0 (--dtype auto)" in resolved.reasons
-    assert resolve(EngineConfig(), old, replace(FACTS, dtype="float32"), "tiny").dtype == "float32"
-    with pytest.raises(ConfigError, match=r"--dtype bfloat16 needs compute capability 8.0, and Tesla T4 has .*7.5"):
-        resolve(EngineConfig(dtype="bfloat16"), old, FACTS, "tiny")
+    assert resolved.device == "cpu"
+    assert any("Tesla T4 has compute capability 7.5, and 8.0 is needed" in reason for reason in resolved.reasons)
+    with pytest.raises(ConfigError, match=r"--device cuda: Tesla T4 has compute capability 7.5, and 8.0 is needed"):
+        resolve(EngineConfig(device="cuda"), old, FACTS, "tiny")
     with pytest.raises(ConfigError, match=r"--kv-cache-dtype fp8 needs compute capability 8.9, and NVIDIA A10 has"):
         resolve(EngineConfig(kv_cache_dtype="fp8"), middle, FACTS, "tiny")
     assert resolve(EngineConfig(kv_cache_dtype="fp8"), ON_GPUS, FACTS, "tiny").kv_cache_dtype == "fp8"

@@ -246,7 +246,7 @@ def _prefill(
 ) -> None:
     """The rows with more than one new token."""
     kv_heads, group = kv.shape[3], q.shape[1] // kv.shape[3]
-    shape = prefill_shape(q.shape[2], group, q.itemsize)
+    shape = prefill_shape(q.device, q.shape[2], group, q.itemsize)
     tiles = q.shape[0] // (shape.m // group) + step.num_rows
     _prefill_kernel[(tiles, kv_heads)](
         q, kv[0], kv[1], out, step.query_start, step.context_lens, step.page_start, step.page_ids, *numbers,
@@ -259,7 +259,7 @@ def _decode(
 ) -> None:
     """The rows with one new token."""
     rows, heads, kv_heads, dim = step.num_rows, q.shape[1], kv.shape[3], q.shape[2]
-    shape = decode_shape(dim, heads // kv_heads, q.itemsize)
+    shape = decode_shape(q.device, dim, heads // kv_heads, q.itemsize)
     few, splits = decode_splits(rows, kv_heads, step.max_context_len, processors(q.device))
     partial = stats = out
     if splits > 1:

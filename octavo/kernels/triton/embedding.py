@@ -9,6 +9,8 @@ from torch import Tensor
 
 from octavo.kernels.layouts import Dense, Float8Groups, Int4Groups, Int8Groups
 from octavo.kernels.triton.launch import check_device
+from octavo.kernels.triton.linear import readable
+from octavo.kernels.triton.tiles import of_bytes
 
 _BLOCK = 1024
 
@@ -28,7 +30,7 @@ def _scaled_kernel(q, scales, index, out, n, GROUP: tl.constexpr, BLOCK: tl.cons
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < n
     source = tl.load(index + row)
-    values = tl.load(q + source * n + columns, mask=inside, other=0.0).to(tl.float32)
+    values = of_bytes(tl.load(q + source * n + columns, mask=inside, other=0.0)).to(tl.float32)
     scale = tl.load(scales + source * (n // GROUP) + columns // GROUP, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + row * n + columns, (values * scale).to(out.dtype.element_ty), mask=inside)
 
@@ -63,7 +65,7 @@ def embedding(token_ids: Tensor, table: Dense | Int8Groups | Float8Groups | Int4
         return out
     check_device(table.scales, token_ids)
     if not isinstance(table, Int4Groups):
-        _scaled_kernel[grid](table.q, table.scales, token_ids, out, n, GROUP=table.group, BLOCK=_BLOCK)
+        _scaled_kernel[grid](readable(table.q), table.scales, token_ids, out, n, GROUP=table.group, BLOCK=_BLOCK)
     else:
         _int4_kernel[grid](
             table.packed, table.scales, table.minimums, token_ids, out, n, GROUP=table.group, BLOCK=_BLOCK

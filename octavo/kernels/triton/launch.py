@@ -41,6 +41,21 @@ def next_power_of_2(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
+ASSUMED = 90
+"""Compute capability, ten times, of tensors that are on no GPU: kernels are interpreted, or only compiled."""
+
+
+def capability_of(device: torch.device) -> int:
+    """Compute capability, ten times."""
+    return _capability(device) if device.type == "cuda" else ASSUMED
+
+
+@cache
+def _capability(device: torch.device) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
 @cache
 def processors(device: torch.device) -> int:
     """Multiprocessors of the device; where kernels are interpreted those of an H200, so that the same paths run."""

@@ -18,10 +18,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from octavo.capability import FP8_FROM
 from octavo.kernels.layouts import Float8Groups, Int4Groups, Int8Groups
-from octavo.kernels.triton.launch import check_device, processors
+from octavo.kernels.triton.launch import capability_of, check_device, processors
 from octavo.kernels.triton.shapes import matmul_shape, matmul_splits, precision, row_shape
-from octavo.kernels.triton.tiles import int4_bits, int4_pair, int4_sums, scaled_sums, store_tile
+from octavo.kernels.triton.tiles import int4_bits, int4_pair, int4_sums, of_bytes, scaled_sums, store_tile
 
 MOST_OF_GROUP = 512
 """Larger groups are cut, their scales repeated, unless they are the whole row."""
@@ -122,7 +123,7 @@ def _scaled_row_kernel(
         columns = start + tl.arange(0, K)
         inside = columns < k
         at = q + rows.to(tl.int64)[:, None] * k + columns[None, :]
-        weights = tl.load(at, mask=(rows < n)[:, None] & inside[None, :], other=0.0).to(tl.float32)
+        weights = of_bytes(tl.load(at, mask=(rows < n)[:, None] & inside[None, :], other=0.0)).to(tl.float32)
         products = weights * tl.load(x + columns, mask=inside, other=0.0).to(tl.float32)[None, :]
         of_groups = tl.sum(tl.reshape(products, [N, GROUPS, FOLD]), 2)
         if GROUP > 0:
@@ -265,7 +266,7 @@ def grouped(x: Tensor, weight: Scaled | GroupedInt4, bias: Tensor | None, out: T
             x, *tensors, out, n, *sizes, GROUP=group, BIAS=given, N=shape.n, K=max(shape.k, group), **shape.options
         )  # fmt: skip
     elif tokens:
-        shape = matmul_shape(tokens, n, k, int4)
+        shape = matmul_shape(x.device, tokens, n, k, x.itemsize, int4)
         grid = (triton.cdiv(n, shape.n), triton.cdiv(tokens, shape.m))
         splits = matmul_splits(grid[0] * grid[1], k, processors(x.device))
         parts = torch.empty((splits, tokens, n), dtype=torch.float32, device=x.device) if splits > 1 else out
@@ -284,4 +285,10 @@ def arguments(weight: Scaled | GroupedInt4) -> tuple[tuple[Tensor, ...], tuple[i
     k = weight.shape[1]
     if isinstance(weight, GroupedInt4):
         return (weight.packed, weight.scales, weight.minimums), (k, k // 2, ONE)
-    return (weight.q, weight.scales), (k,)
+    return (readable(weight.q), weight.scales), (k,)
+
+
+def readable(q: Tensor) -> Tensor:
+    """fp8 as bytes where the GPU cannot convert it."""
+    has_fp8 = capability_of(q.device) >= 10 * FP8_FROM[0] + FP8_FROM[1]
+    return q if has_fp8 or q.dtype != torch.float8_e4m3fn else q.view(torch.uint8)

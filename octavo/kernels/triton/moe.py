@@ -232,7 +232,9 @@ def experts(x: Tensor, weights: Tensor, ids: Tensor, gate_up: StackedExperts, do
     if not tokens:
         return out
     count = gate_up.experts
-    blocks = make_blocks(ids, count, matmul_shape(triton.cdiv(tokens * k, count), *gate_up.shape[1:]).m)
+    int4 = isinstance(gate_up.stack, linear.GroupedInt4)
+    size = matmul_shape(x.device, triton.cdiv(tokens * k, count), *gate_up.shape[1:], x.itemsize, int4).m
+    blocks = make_blocks(ids, count, size)
     inner = activation.silu_mul(_product(x, blocks, k, gate_up, tokens * k))
     of_choice = _product(inner, blocks, 1, down, tokens * k)
     n = out.shape[1]
@@ -244,7 +246,7 @@ def _product(x: Tensor, blocks: Blocks, share: int, weight: StackedExperts, choi
     """[choices, out]; choice i has row i // share of x."""
     stack, (_, n, k) = weight.stack, weight.shape
     out = torch.empty((choices, n), dtype=x.dtype, device=x.device)
-    shape = matmul_shape(blocks.size, n, k, isinstance(stack, linear.GroupedInt4))
+    shape = matmul_shape(x.device, blocks.size, n, k, x.itemsize, isinstance(stack, linear.GroupedInt4))
     kernel, group = _dense_kernel, 0
     tensors: tuple[Tensor, ...]
     sizes: tuple[int, ...]

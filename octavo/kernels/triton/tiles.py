@@ -40,6 +40,7 @@ def scaled_sums(
         inside = columns < k
         values = tl.load(at + columns[None, :], mask=shown[:, None] & inside[None, :], other=0.0)
         weights = tl.load(q + rows[None, :] * k + columns[:, None], mask=there[None, :] & inside[:, None], other=0.0)
+        weights = of_bytes(weights)
         if GROUP > 0:
             groups = start // GROUP + tl.arange(0, GROUPS)
             held = there[None, :] & (groups < k // GROUP)[:, None]
@@ -81,6 +82,15 @@ def int4_sums(
         sums = tl.dot(low, first, sums, input_precision=PRECISION)
         sums = tl.dot(high, second, sums, input_precision=PRECISION)
     return sums
+
+
+@triton.jit
+def of_bytes(x):
+    """e4m3 as bytes → f16, exactly: its bits fit in those of an f16 whose exponent is 8 less. Of other types: x."""
+    if x.dtype == tl.uint8:
+        bits = ((x & 0x80).to(tl.uint16) << 8) | ((x & 0x7F).to(tl.uint16) << 7)
+        x = bits.to(tl.float16, bitcast=True) * 256.0
+    return x
 
 
 @triton.jit
