@@ -97,6 +97,12 @@ class ApiError(OctavoError):
     type = "server_error"
     default_code: str | None = None
 
+    def __init_subclass__(cls, *, status: int | None = None, type: str | None = None, code: str | None = None) -> None:
+        """What is not given is as of the class above."""
+        cls.status = cls.status if status is None else status
+        cls.type = cls.type if type is None else type
+        cls.default_code = cls.default_code if code is None else code
+
     def __init__(
         self,
         message: str,
@@ -134,52 +140,41 @@ class ApiError(OctavoError):
         return self.message
 
 
-class RequestError(ApiError):
+class RequestError(ApiError, status=400, type="invalid_request_error"):
     """The request is wrong; `param` names the field."""
 
-    status = 400
-    type = "invalid_request_error"
+    @classmethod
+    def about(cls, field: Field, said: str, *, code: str | None = None) -> RequestError:
+        """The sentence whose subject is the field: that it `said`, "must be a text"."""
+        return cls(f"{field} {said}", param=field, code=code)
 
 
-class ContextLengthExceeded(RequestError):
+class ContextLengthExceeded(RequestError, code="context_length_exceeded"):
     """The prompt does not fit the model's context."""
 
-    default_code = "context_length_exceeded"
 
-
-class Unsupported(RequestError):
+class Unsupported(RequestError, code="unsupported_parameter"):
     """A field that is known but not served yet; `param` names it."""
 
-    default_code = "unsupported_parameter"
+
+class ModelNotFound(ApiError, status=404, type="invalid_request_error", code="model_not_found"):
+    """No model of this name is served."""
 
 
-class ModelNotFound(ApiError):
-    status = 404
-    type = "invalid_request_error"
-    default_code = "model_not_found"
+class QueueFull(ApiError, status=429, type="rate_limit_error", code="queue_full"):
+    """More would wait than may."""
 
 
-class QueueFull(ApiError):
-    status = 429
-    type = "rate_limit_error"
-    default_code = "queue_full"
+class Unavailable(ApiError, status=503, type="unavailable_error", code="unavailable"):
+    """Not now: the model is loading, or the server is about to end."""
 
 
-class Unavailable(ApiError):
-    status = 503
-    type = "unavailable_error"
-    default_code = "unavailable"
+class EngineError(ApiError, code="engine_error"):
+    """The engine failed while the request was in flight."""
 
 
-class EngineError(ApiError):
-    default_code = "engine_error"
-
-
-class ClientGone(ApiError):
+class ClientGone(ApiError, status=499, code="client_gone"):
     """The client left or stopped reading; nobody sees this answer, the log shows its status."""
-
-    status = 499
-    default_code = "client_gone"
 
 
 _BY_CODE: dict[str, type[ApiError]] = {

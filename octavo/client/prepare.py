@@ -89,11 +89,11 @@ def sequences(
     logprobs = 0 if candidates > params.n and params.logprobs is None else params.logprobs
     resolved = msgspec.structs.replace(
         params,
-        temperature=_first(params.temperature, defaults.temperature, 1.0),
-        top_p=_first(params.top_p, defaults.top_p, 1.0),
-        top_k=min(_first(params.top_k, defaults.top_k, 0), tokenizer.vocab_size),
-        min_p=_first(params.min_p, defaults.min_p, _unstated_min_p(prompt, params, defaults)),
-        repetition_penalty=_first(params.repetition_penalty, defaults.repetition_penalty, 1.0),
+        temperature=first_given(params.temperature, defaults.temperature, 1.0),
+        top_p=first_given(params.top_p, defaults.top_p, 1.0),
+        top_k=min(first_given(params.top_k, defaults.top_k, 0), tokenizer.vocab_size),
+        min_p=first_given(params.min_p, defaults.min_p, _unstated_min_p(prompt, params, defaults)),
+        repetition_penalty=first_given(params.repetition_penalty, defaults.repetition_penalty, 1.0),
         n=1,
         best_of=None,
         max_tokens=max_tokens,
@@ -267,7 +267,7 @@ def _bad_word_ids(words: list[str], tokenizer: Tokenizer) -> list[list[int]]:
     return list(map(list, found))
 
 
-def _first(*values: float | int | None) -> float | int:
+def first_given(*values: float | int | None) -> float | int:
     return next(value for value in values if value is not None)
 
 

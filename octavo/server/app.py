@@ -58,7 +58,8 @@ def create_app(client: Client, config: ServerConfig, site: Site) -> Starlette:
     app = Starlette(lifespan=lifespan)
     metrics = ServerMetrics(client)
     app.state.endpoints = site.endpoints
-    callers = _callers(config)
+    keys = api_keys(config)
+    callers = Callers(keys, quotas(config, len(keys)), share_prefix_cache=config.share_prefix_cache)
     app.state.serving = _serving(client, config, metrics, len(callers))
     app.router.redirect_slashes = False
     # From the inside out.
@@ -92,11 +93,15 @@ def create_app(client: Client, config: ServerConfig, site: Site) -> Starlette:
 
 
 def _serving(client: Client, config: ServerConfig, metrics: ServerMetrics, num_keys: int) -> Serving:
+    tools = None if config.tool_call_parser == "auto" else by_name(config.tool_call_parser).name
+    reasoning = None if config.reasoning_parser == "auto" else config.reasoning_parser
+    if reasoning is not None:
+        reasoning_by_name(reasoning)
     served = Served(
         client=client,
         metrics=metrics,
-        tool_call_parser=None if config.tool_call_parser == "auto" else by_name(config.tool_call_parser).name,
-        reasoning_parser=_reasoning_parser(config.reasoning_parser),
+        tool_call_parser=tools,
+        reasoning_parser=reasoning,
     )
     return Serving(
         models=(served,),
@@ -106,18 +111,6 @@ def _serving(client: Client, config: ServerConfig, metrics: ServerMetrics, num_k
         defaults=Defaults(config.sampling),
         responses=ResponseStores(num_keys),
     )
-
-
-def _callers(config: ServerConfig) -> Callers:
-    keys = api_keys(config)
-    return Callers(keys, quotas(config, len(keys)), share_prefix_cache=config.share_prefix_cache)
-
-
-def _reasoning_parser(name: str) -> str | None:
-    if name == "auto":
-        return None
-    reasoning_by_name(name)
-    return name
 
 
 def _add_routes(app: Starlette, endpoints: Sequence[Endpoint]) -> dict[Any, str]:

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 
 import uvicorn
@@ -30,7 +31,7 @@ from octavo.modelfiles.files import ModelFiles
 from octavo.processes.listen import BACKLOG, begin, url
 from octavo.server.app import create_app
 from octavo.server.faces.openai.errors import error_body
-from octavo.server.http.connection import Bounds, protocol
+from octavo.server.http.connection import Bounds, Connection
 from octavo.server.routes import SITE
 
 logger = logging.getLogger("octavo.server")
@@ -97,7 +98,7 @@ class DrainingServer(uvicorn.Server):
         options = uvicorn.Config(
             app,
             loop="uvloop",
-            http=protocol(Bounds.of(config), error_body),
+            http=partial(Connection, Bounds.of(config), error_body),  # type: ignore[arg-type]
             ws="none",
             lifespan="on",
             access_log=False,

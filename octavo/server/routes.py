@@ -5,10 +5,11 @@ Adding an endpoint: its handler, its structs, a row here.
 
 from __future__ import annotations
 
+from octavo.server.faces import models
 from octavo.server.faces.anthropic import handlers as anthropic
 from octavo.server.faces.anthropic import protocol as messages
 from octavo.server.faces.anthropic.errors import AnthropicErrorResponse
-from octavo.server.faces.openai import completions, embeddings, models, tokenize
+from octavo.server.faces.openai import completions, embeddings, tokenize
 from octavo.server.faces.openai.chat import chat_completions
 from octavo.server.faces.openai.errors import ErrorResponse
 from octavo.server.faces.openai.protocol import chat

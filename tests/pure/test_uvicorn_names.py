@@ -90,7 +90,7 @@ def test_a_connection_and_its_requests_have_their_attributes() -> None:
 
 
 def test_how_a_cycle_decides_on_chunks() -> None:
-    """http10.py sets what it looks at."""
+    """An answer of HTTP/1.0 sets what it looks at."""
     source = inspect.getsource(RequestResponseCycle.send)
     assert "self.chunked_encoding is None and" in source and "num_bytes > self.expected_content_length" in source
 

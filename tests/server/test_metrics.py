@@ -17,7 +17,8 @@ from server_harness import HELLO, Api, Call, error_of, events, run
 from octavo.client.totals import COUNTERS, Totals
 from octavo.config import ServerConfig
 from octavo.errors import RequestError
-from octavo.server.core.machine import GpuState, Machine
+from octavo.server.core.machine import Gpu as GpuState
+from octavo.server.core.machine import Machine
 from octavo.wire.messages import Stats
 
 Samples = dict[tuple[str, ...], float]

@@ -4,6 +4,7 @@ sampling fields. Invariant: a request that gives a field, with whatever value, g
 
 from __future__ import annotations
 
+from copy import copy
 from functools import partial
 from types import UnionType
 from typing import Any, Protocol, TypeVar, Union, get_args, get_origin
@@ -12,15 +13,19 @@ import msgspec
 
 from octavo.types import SamplingParams
 
+T_co = TypeVar("T_co", covariant=True)
 
-class OfType(Protocol):
-    """A decoder: what msgspec's say of themselves. Made of the type alone."""
+
+class Decodes(Protocol[T_co]):
+    """What msgspec's decoders do, or who wraps one."""
 
     @property
     def type(self) -> Any: ...
 
+    def decode(self, body: bytes, /) -> T_co: ...
 
-D = TypeVar("D", bound=OfType)
+
+T = TypeVar("T")
 
 
 def _without_none(declared: Any) -> Any:
@@ -28,10 +33,6 @@ def _without_none(declared: Any) -> Any:
     if get_origin(declared) not in (Union, UnionType):
         return declared
     return Union[tuple(each for each in get_args(declared) if each is not type(None))]  # noqa: UP007
-
-
-def _same(value: Any) -> Any:
-    return value
 
 
 class Defaults:
@@ -43,7 +44,7 @@ class Defaults:
         self._given = {name: value for name, value in given.items() if value != getattr(neutral, name)}
         self._decoders: dict[tuple[Any, Any], Any] = {}
 
-    def decoder(self, decoder: D) -> D:
+    def decoder(self, decoder: Decodes[T]) -> Decodes[T]:
         """The same, with these as the defaults of its type; a field that the type requires stays required."""
         kind: Any = decoder.type
         if not self._given or not isinstance(kind, type) or not issubclass(kind, SamplingParams):
@@ -51,7 +52,7 @@ class Defaults:
         make: Any = decoder.__class__
         if (make, kind) not in self._decoders:
             self._decoders[make, kind] = make(self._derived(kind))
-        found: D = self._decoders[make, kind]
+        found: Decodes[T] = self._decoders[make, kind]
         return found
 
     def _derived(self, kind: type[SamplingParams]) -> type[SamplingParams]:
@@ -61,7 +62,7 @@ class Defaults:
                 plain = msgspec.to_builtins(self._given[field.name], str_keys=True)
                 declared = _without_none(field.type)
                 value = msgspec.convert(plain, declared, strict=False)
-                fields.append((field.name, declared, msgspec.field(default_factory=partial(_same, value))))
+                fields.append((field.name, declared, msgspec.field(default_factory=partial(copy, value))))
         derived = msgspec.defstruct(
             kind.__name__, fields, bases=(kind,), frozen=True, kw_only=True, omit_defaults=True, module=kind.__module__
         )

@@ -5,42 +5,37 @@ Invariant: a message that has been through `clean` holds no path of this machine
 
 from __future__ import annotations
 
+import logging
 import re
 
 from octavo.errors import ApiError, EngineError
 
 
-class NotFound(ApiError):
-    status = 404
-    type = "invalid_request_error"
-    default_code = "not_found"
+class Refused(ApiError, type="invalid_request_error"):
+    """The request cannot be taken, whatever its body says."""
 
 
-class MethodNotAllowed(ApiError):
-    status = 405
-    type = "invalid_request_error"
-    default_code = "method_not_allowed"
+class NotFound(Refused, status=404, code="not_found"):
+    """There is no such route."""
 
 
-class RequestTimeout(ApiError):
+class MethodNotAllowed(Refused, status=405, code="method_not_allowed"):
+    """The route takes others."""
+
+
+class RequestTimeout(Refused, status=408, code="request_timeout"):
     """The head or the body of a request took too long to come."""
 
-    status = 408
-    type = "invalid_request_error"
-    default_code = "request_timeout"
+
+class ContentTooLarge(Refused, status=413, code="content_too_large"):
+    """The body has more bytes than the server takes."""
 
 
-class ContentTooLarge(ApiError):
-    status = 413
-    type = "invalid_request_error"
-    default_code = "content_too_large"
+class UnsupportedMediaType(Refused, status=415, code="unsupported_media_type"):
+    """The body is no JSON in UTF-8."""
 
 
-class UnsupportedMediaType(ApiError):
-    status = 415
-    type = "invalid_request_error"
-    default_code = "unsupported_media_type"
-
+logger = logging.getLogger("octavo.server")
 
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}\b")
 _PATH = re.compile(r"(?<![\w:/.])/(?!(?:v1|v2|api)/)(?:[\w.+@~-]+/)+[\w.+@~-]*")
@@ -53,6 +48,9 @@ def clean(message: str) -> str:
     return _PATH.sub("…", message) if "/" in message else message
 
 
-def unexpected() -> ApiError:
-    """What a client is told of a failure of ours; the log has the traceback."""
+def told(error: Exception, failed: str) -> ApiError:
+    """What a client is told of it; of a failure of ours the log has the traceback, after what `failed`."""
+    if isinstance(error, ApiError):
+        return error
+    logger.error("%s failed", failed, exc_info=error)
     return EngineError("the server failed to handle this request; its log has the details", code="internal_error")

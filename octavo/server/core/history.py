@@ -30,19 +30,17 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 def checked_messages(messages: list[Message]) -> list[Message]:
     """The messages, `developer` named `system` as templates know it. Text and parts are the template's business."""
     if not messages:
-        raise RequestError("messages must not be empty", param="messages")
+        raise RequestError.about("messages", "must not be empty")
     return [_checked(message, Place("messages", i)) for i, message in enumerate(messages)]
 
 
 def _checked(message: Message, at: Place) -> Message:
     if message.role not in ROLES:
-        raise RequestError(
-            f"{at}.role is {message.role[:40]!r}; it must be one of {', '.join(ROLES)}", param=at / "role"
-        )
+        raise RequestError.about(at / "role", f"is {message.role[:40]!r}; it must be one of {', '.join(ROLES)}")
     content = message.content
     if content is None:
         if message.role not in ("assistant", "tool"):
-            raise RequestError(f"{at}.content is required for role {message.role}", param=at / "content")
+            raise RequestError.about(at / "content", f"is required for role {message.role}")
         content = None if message.role == "assistant" else ""
     parts = [part.get("text") for part in content] if isinstance(content, list) else [content]
     for text in parts:
@@ -63,14 +61,12 @@ def _call(call: dict[str, Any], at: Place) -> dict[str, Any]:
     if function is None and isinstance(custom := call.get("custom"), dict):
         function = {"name": custom.get("name"), "arguments": {"input": custom.get("input")}}
     if not isinstance(function, dict):
-        raise RequestError(f"{at}.function is required", param=at / "function")
+        raise RequestError.about(at / "function", "is required")
     name, arguments = function.get("name"), function.get("arguments")
     if not isinstance(name, str):
-        raise RequestError(f"{at}.function.name must be a text", param=at / "function" / "name")
+        raise RequestError.about(at / "function" / "name", "must be a text")
     if not isinstance(arguments, str | dict | None):
-        raise RequestError(
-            f"{at}.function.arguments must be a text that holds JSON", param=at / "function" / "arguments"
-        )
+        raise RequestError.about(at / "function" / "arguments", "must be a text that holds JSON")
     if isinstance(arguments, str):
         arguments = arguments.replace("\0", "")
     rest = {key: value for key, value in call.items() if key != "custom" and (key != "id" or isinstance(value, str))}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from octavo.config import ServerConfig
 from octavo.errors import ApiError
@@ -20,11 +21,8 @@ from octavo.types import SamplingParams
 MINUTE = 60.0
 
 
-class RateLimited(ApiError):
-    """429. `type` says of what there was too much, as with OpenAI."""
-
-    status = 429
-    default_code = "rate_limit_exceeded"
+class RateLimited(ApiError, status=429, code="rate_limit_exceeded"):
+    """`type` says of what there was too much, as with OpenAI."""
 
     def __init__(self, message: str, kind: str, wait: float) -> None:
         super().__init__(message, retry_after=max(1, math.ceil(wait)))
@@ -80,28 +78,24 @@ class Quota:
         self.max_inflight = max_inflight
         self.inflight = 0
 
-    @property
-    def is_rated(self) -> bool:
-        return self.requests is not None or self.tokens is not None
-
     def headers(self) -> dict[str, str]:
         """As OpenAI names them."""
         found = self.requests.headers("requests") if self.requests is not None else {}
         return found if self.tokens is None else {**found, **self.tokens.headers("tokens")}
 
 
+@dataclass(eq=False)
 class Ticket:
     """One request's part of a quota; implements account.Allowance. `own`: what marks its parameters as its key's."""
 
-    def __init__(self, quota: Quota, own: Callable[[SamplingParams], SamplingParams]) -> None:
-        self._quota = quota
-        self._own = own
-        self._reserved = 0
-        self._admitted = False
+    quota: Quota
+    own: Callable[[SamplingParams], SamplingParams]
+    _reserved: int = 0
+    _admitted: bool = False
 
     def enter(self) -> None:
         """Raises RateLimited; then nothing is counted."""
-        quota = self._quota
+        quota = self.quota
         if quota.max_inflight is not None and quota.inflight >= quota.max_inflight:
             message = f"{quota.inflight} requests are in flight, the limit for this key; wait for one to end"
             raise RateLimited(message, "requests", 1)
@@ -116,7 +110,7 @@ class Ticket:
     def admit(self, prompt_tokens: int, num_prompts: int, params: SamplingParams) -> SamplingParams:
         """Sets tokens aside for work that is about to begin; → the parameters it is to run with. Raises RateLimited,
         but never for a later part of a request that has begun."""
-        tokens = self._quota.tokens
+        tokens = self.quota.tokens
         if tokens is not None:
             wanted = prompt_tokens + num_prompts * (params.best_of or params.n) * (params.max_tokens or 0)
             wanted = min(wanted, tokens.limit)
@@ -125,13 +119,13 @@ class Ticket:
             tokens.take(wanted)
             self._reserved += wanted
             self._admitted = True
-        return self._own(params)
+        return self.own(params)
 
     def leave(self, used: int) -> None:
         """Once, after `enter`. `used`: the tokens of its prompts and outputs."""
-        self._quota.inflight -= 1
-        if self._quota.tokens is not None:
-            self._quota.tokens.take(used - self._reserved)
+        self.quota.inflight -= 1
+        if self.quota.tokens is not None:
+            self.quota.tokens.take(used - self._reserved)
 
 
 def quotas(config: ServerConfig, num_keys: int) -> list[Quota]:

@@ -1,7 +1,7 @@
 """The machine under the server: its processors, memory and the GPU that the engine runs on, as /v1/metrics shows them.
 
-Owned by the app, read by system.py. Invariant: however often it is asked, the processors' load is a mean over at least
-PERIOD_S, and a driver that is missing or fails is no GPU, not an error.
+Invariant: however often it is asked, the processors' load is a mean over at least PERIOD_S, and a driver that is
+missing or fails is no GPU, not an error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PERIOD_S = 0.5
 
 
 @dataclass(frozen=True)
-class GpuState:
+class Gpu:
     device_id: int
     utilization_percent: float
     memory_used_mb: float
@@ -50,7 +50,7 @@ class Machine:
             self._percent, self._measured_at = psutil.cpu_percent(), now
         return self._percent
 
-    def gpu(self, device: str) -> GpuState | None:
+    def gpu(self, device: str) -> Gpu | None:
         """`device`: what the engine says it runs on, as cuda:0. None where that is no NVIDIA GPU."""
         kind, _, number = device.partition(":")
         if kind != "cuda" or self._failed:
@@ -63,24 +63,21 @@ class Machine:
             self._failed = True
             return None
 
-    def _read(self, index: int) -> GpuState:
+    def _read(self, index: int) -> Gpu:
         if self._nvml is None:
             self._nvml = importlib.import_module("pynvml")
         nvml = self._nvml
         if index not in self._handles:
             nvml.nvmlInit()
-            self._handles[index] = self._handle(env.visible_gpu(index))
+            gpu = env.visible_gpu(index)
+            find = nvml.nvmlDeviceGetHandleByIndex if isinstance(gpu, int) else nvml.nvmlDeviceGetHandleByUUID
+            self._handles[index] = find(gpu)
         handle = self._handles[index]
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-        return GpuState(
+        return Gpu(
             device_id=index,
             utilization_percent=float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu),
             memory_used_mb=round(memory.used / MIB, 1),
             memory_total_mb=round(memory.total / MIB, 1),
             temperature_celsius=float(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
         )
-
-    def _handle(self, gpu: int | str) -> Any:
-        if isinstance(gpu, int):
-            return self._nvml.nvmlDeviceGetHandleByIndex(gpu)
-        return self._nvml.nvmlDeviceGetHandleByUUID(gpu)

@@ -69,67 +69,6 @@ _PER_REQUEST: tuple[tuple[str, str, Sequence[float], Value], ...] = (
 """Name, meaning, bounds and value of a histogram."""
 
 
-class _AtScrape(Collector):
-    """What is read when it is scraped: the engine's numbers from `client.stats`, and what the server itself holds."""
-
-    def __init__(self, metrics: ServerMetrics) -> None:
-        self._metrics = metrics
-
-    def collect(self) -> Iterator[Metric]:
-        client, model = self._metrics.client, self._metrics.model
-        stats = client.stats
-        used = stats.blocks_used / stats.blocks_total if stats.blocks_total else 0.0
-        gauges = (
-            ("num_requests_running", "Requests in the running batch", stats.num_running),
-            ("num_requests_waiting", "Requests waiting to be processed", stats.num_waiting),
-            ("kv_cache_usage_perc", "Share of KV pages in use; 1 is all", used),
-            ("kv_blocks", "KV pages there are", stats.blocks_total),
-            ("kv_blocks_used", "KV pages in use", stats.blocks_used),
-            ("kv_blocks_cached", "Free KV pages that hold a cached prefix", stats.blocks_cached),
-            ("engine_ready", "1 while an engine with a loaded model is attached", int(client.ready)),
-            ("grammar_cache_bytes", "Compiled grammars of the engine, followed or kept", stats.grammar_bytes),
-            ("grammar_cache_entries", "Compiled grammars that the engine keeps", stats.grammars_kept),
-            ("engine_resident_memory_bytes", "Resident memory of the engine process", stats.memory_mb * 2**20),
-        )
-        counters = (
-            ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache", stats.prefix_queries),
-            ("prefix_cache_hits", "Prompt tokens found in the prefix cache", stats.prefix_hits),
-            ("num_preemptions", "Requests preempted", stats.preemptions),
-            ("engine_aborts", "Sequences the engine aborted", stats.aborts),
-            ("engine_steps", "Steps the engine has run", stats.steps),
-            ("engine_step_failures", "Steps that raised; the requests in them failed", stats.step_failures),
-            ("engine_cpu_seconds", "Processor time of the engine process", stats.cpu_seconds),
-            ("grammar_cache_evictions", "Compiled grammars that made room for others", stats.grammar_evictions),
-            ("engine_restarts", "Engines that replaced an earlier one", client.engine_restarts),
-        )
-        yield from _families(GaugeMetricFamily, gauges, model)
-        yield from _families(CounterMetricFamily, counters, model)
-        yield from self._infos(model)
-        held = [(name, text, value()) for name, text, value in self._metrics.held]
-        yield from _families(GaugeMetricFamily, held, model)
-
-    def _infos(self, model: str) -> Iterator[Metric]:
-        info = self._metrics.client.info
-        if info is None:
-            return
-        pages = {"block_size": str(info.block_size), "num_gpu_blocks": str(info.num_blocks)}  # vLLM's label names
-        engine = {
-            "version": __version__,
-            "device": info.device,
-            "dtype": info.dtype,
-            "backend": info.backend,
-            "max_model_len": str(info.max_model_len),
-            "max_num_seqs": str(info.max_num_seqs),
-        }
-        for name, text, labels in (
-            ("cache_config_info", "The KV pages, in the labels; always 1", pages),
-            ("engine_info", "The engine, in the labels; always 1", engine),
-        ):
-            gauge = GaugeMetricFamily(f"octavo:{name}", text, labels=["model_name", *labels])
-            gauge.add_metric([model, *labels.values()], 1)
-            yield gauge
-
-
 def _families(
     kind: type[GaugeMetricFamily | CounterMetricFamily], rows: Iterable[tuple[str, str, float]], model: str
 ) -> Iterator[Metric]:
@@ -179,14 +118,13 @@ class Tokens(Collector):
         yield family
 
 
-class ServerMetrics:
+class ServerMetrics(Collector):
     """All series of requests and the engine carry `model_name`. Seconds and tokens."""
 
     def __init__(self, client: Client) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a gauge beside each counter and histogram that nobody reads
         self.client = client
         self.registry = CollectorRegistry()
-        self._shown: set[str] = set()
         self.held: list[tuple[str, str, Callable[[], int]]] = []
         """Gauges of what others own: name, meaning, value."""
         label = ["model_name"]
@@ -210,13 +148,68 @@ class ServerMetrics:
         self._per_request = [(histogram(name, text, buckets), value) for name, text, buckets, value in _PER_REQUEST]
         self._checks = counter("grammar_checks", "Constraints checked before a request is taken", [*label, "result"])
         self._check_time = histogram("grammar_check_seconds", "Time of such a check", _CHECKS)
-        self.registry.register(_AtScrape(self))
+        self.registry.register(self)
         ProcessCollector(registry=self.registry)
 
     @property
     def model(self) -> str:
         info = self.client.info
         return info.model if info is not None else ""
+
+    def collect(self) -> Iterator[Metric]:
+        """What is read when it is scraped: the engine's numbers, and what the server itself holds."""
+        client, model = self.client, self.model
+        stats = client.stats
+        used = stats.blocks_used / stats.blocks_total if stats.blocks_total else 0.0
+        gauges = (
+            ("num_requests_running", "Requests in the running batch", stats.num_running),
+            ("num_requests_waiting", "Requests waiting to be processed", stats.num_waiting),
+            ("kv_cache_usage_perc", "Share of KV pages in use; 1 is all", used),
+            ("kv_blocks", "KV pages there are", stats.blocks_total),
+            ("kv_blocks_used", "KV pages in use", stats.blocks_used),
+            ("kv_blocks_cached", "Free KV pages that hold a cached prefix", stats.blocks_cached),
+            ("engine_ready", "1 while an engine with a loaded model is attached", int(client.ready)),
+            ("grammar_cache_bytes", "Compiled grammars of the engine, followed or kept", stats.grammar_bytes),
+            ("grammar_cache_entries", "Compiled grammars that the engine keeps", stats.grammars_kept),
+            ("engine_resident_memory_bytes", "Resident memory of the engine process", stats.memory_mb * 2**20),
+        )
+        counters = (
+            ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache", stats.prefix_queries),
+            ("prefix_cache_hits", "Prompt tokens found in the prefix cache", stats.prefix_hits),
+            ("num_preemptions", "Requests preempted", stats.preemptions),
+            ("engine_aborts", "Sequences the engine aborted", stats.aborts),
+            ("engine_steps", "Steps the engine has run", stats.steps),
+            ("engine_step_failures", "Steps that raised; the requests in them failed", stats.step_failures),
+            ("engine_cpu_seconds", "Processor time of the engine process", stats.cpu_seconds),
+            ("grammar_cache_evictions", "Compiled grammars that made room for others", stats.grammar_evictions),
+            ("engine_restarts", "Engines that replaced an earlier one", client.engine_restarts),
+        )
+        yield from _families(GaugeMetricFamily, gauges, model)
+        yield from _families(CounterMetricFamily, counters, model)
+        yield from self._infos(model)
+        held = [(name, text, value()) for name, text, value in self.held]
+        yield from _families(GaugeMetricFamily, held, model)
+
+    def _infos(self, model: str) -> Iterator[Metric]:
+        info = self.client.info
+        if info is None:
+            return
+        pages = {"block_size": str(info.block_size), "num_gpu_blocks": str(info.num_blocks)}  # vLLM's label names
+        engine = {
+            "version": __version__,
+            "device": info.device,
+            "dtype": info.dtype,
+            "backend": info.backend,
+            "max_model_len": str(info.max_model_len),
+            "max_num_seqs": str(info.max_num_seqs),
+        }
+        for name, text, labels in (
+            ("cache_config_info", "The KV pages, in the labels; always 1", pages),
+            ("engine_info", "The engine, in the labels; always 1", engine),
+        ):
+            gauge = GaugeMetricFamily(f"octavo:{name}", text, labels=["model_name", *labels])
+            gauge.add_metric([model, *labels.values()], 1)
+            yield gauge
 
     def ended(self, metrics: Metrics, params: SamplingParams, seconds: float) -> None:
         """One prompt's generation is complete."""
@@ -251,9 +244,6 @@ class ServerMetrics:
         return generate_latest(self.registry), "text/plain; version=0.0.4; charset=utf-8"
 
     def _show_zeros(self, model: str) -> None:
-        if model in self._shown:
-            return
-        self._shown.add(model)
         for reason in FINISH_REASONS:
             self.finished.labels(model, reason)
         for code in USUAL_CODES:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from octavo.errors import ApiError, RequestError
+from octavo.errors import RequestError
+from octavo.server.core.errors import Refused
 
 MAX_RESPONSES = 1000
 MAX_BYTES = 64 << 20
@@ -23,9 +24,8 @@ Items = tuple[tuple[str, bytes], ...]
 """Ids and JSON, in order."""
 
 
-class ResponseNotFound(ApiError):
-    status = 404
-    type = "invalid_request_error"
+class ResponseNotFound(Refused, status=404):
+    """None of this id is kept."""
 
 
 @dataclass(frozen=True)

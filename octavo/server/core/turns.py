@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from octavo.errors import ApiError, Field, Place, RequestError
+from octavo.errors import ApiError, Place, RequestError
 from octavo.types import Message
 
 INLINE_BYTES = 1 << 16
@@ -106,7 +106,7 @@ def text_of(given: Mapping[str, Any], key: str, place: Place) -> str:
     """What an object of the body holds under `key`. Raises RequestError."""
     value = given.get(key)
     if not isinstance(value, str):
-        raise RequestError(f"{place}.{key} must be a text", param=f"{place}.{key}")
+        raise RequestError.about(f"{place}.{key}", "must be a text")
     return value
 
 
@@ -127,11 +127,6 @@ def schemas_named(error: ApiError, places: Sequence[Place]) -> ApiError:
         case ("tools", int(_), *_):
             error.place = Place("tools")
     return error
-
-
-def renamed(error: ApiError, field: str, name: Field) -> ApiError:
-    """The same error about the field `name`, if it is about `field`."""
-    return moved(error, {field: Place(name) if isinstance(name, str) else name})
 
 
 def moved(error: ApiError, places: Mapping[str, Place]) -> ApiError:

@@ -131,13 +131,14 @@ class Work:
         return arrived if len(arrived) == 1 else _merged(arrived)
 
     async def finish(self, *, merge: bool = True) -> list[Arrived]:
-        """Everything, one delta per choice, or each as it came. Raises the ApiError with which a prompt failed."""
+        """Everything, one delta per choice in their order, or each as it came. Raises the ApiError with which a prompt
+        failed."""
         self._only_the_end = True
         while self._open and self._error is None:
             await self._news.wait()
         if self._error is not None:
             raise self._error
-        return self.take() if merge else self._arrived
+        return sorted(self.take(), key=lambda come: (come[0], come[1].index)) if merge else self._arrived
 
     def _check(self) -> None:
         if self._error is not None and not self._arrived:

@@ -10,16 +10,14 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
-from octavo.errors import ApiError
+from octavo.server.core.errors import Refused
 
 MAX_PATH = 200
 """Longer paths are none of these."""
 
 
-class RouteNotServed(ApiError):
-    status = 404
-    type = "invalid_request_error"
-    default_code = "route_not_served"
+class RouteNotServed(Refused, status=404, code="route_not_served"):
+    """The route is known elsewhere."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from starlette.types import Scope
 
 from octavo.errors import ApiError
-from octavo.server.core.errors import clean
 from octavo.server.faces.anthropic.errors import anthropic_body, is_spoken
 from octavo.server.faces.openai.errors import error_body
 
@@ -15,5 +14,5 @@ from octavo.server.faces.openai.errors import error_body
 def worded(scope: Scope, error: ApiError, request_id: str) -> tuple[bytes, Mapping[str, str]]:
     """→ the body of a failure and the headers of its own; what no face claims is in OpenAI's words."""
     if is_spoken(scope):
-        return anthropic_body(error, clean(error.message), request_id), {"request-id": request_id}
+        return anthropic_body(error, request_id), {"request-id": request_id}
     return error_body(error), {}

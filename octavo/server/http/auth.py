@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,31 +18,30 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo.config.keys import ApiKey
 from octavo.errors import ApiError
+from octavo.server.core.errors import Refused
 from octavo.server.core.limits import Quota, Ticket
 from octavo.server.http.cors import PREFLIGHT
 from octavo.server.http.failures import Failure, account_of
 from octavo.types import SamplingParams
 
 
-class InvalidApiKey(ApiError):
-    status = 401
-    type = "invalid_request_error"
-    default_code = "invalid_api_key"
+class InvalidApiKey(Refused, status=401, code="invalid_api_key"):
+    """The key is missing, or none of the server's."""
 
 
+@dataclass(frozen=True)
 class Caller:
     """One key's owner. `owner` names it where state is kept apart by keys, `name` in logs."""
 
-    def __init__(self, owner: str, quota: Quota, *, name: str, salted: bool) -> None:
-        self.owner = owner
-        self.name = name
-        self.quota = quota
-        self._salted = salted
+    owner: str
+    quota: Quota
+    name: str
+    salted: bool
 
     def own(self, params: SamplingParams) -> SamplingParams:
         """The parameters with a cache salt that no other key can give, whatever it sends: who shares a cached prefix
         can tell by the time of an answer what others have asked."""
-        if not self._salted:
+        if not self.salted:
             return params
         salt = _digest("octavo cache salt", self.owner, params.cache_salt or "")
         return msgspec.structs.replace(params, cache_salt=salt)
@@ -56,7 +56,7 @@ class Callers:
         owners = [(name, _digest("octavo owner", key)) for name, key in keys] or [("", "")]
         salted = bool(keys) and not share_prefix_cache
         self._callers = [
-            Caller(owner, quota, name=name, salted=salted) for (name, owner), quota in zip(owners, quotas, strict=True)
+            Caller(owner, quota, name, salted) for (name, owner), quota in zip(owners, quotas, strict=True)
         ]
         self.have_keys = bool(keys)
 
@@ -78,38 +78,35 @@ class Callers:
         return self._callers[found] if found >= 0 else None
 
 
+@dataclass(eq=False)
 class Gate:
     """Lets nobody in without a key, except to `open_paths`, and counts what each key asks for.
 
     Answers itself instead of raising, so that what surrounds it sees an ordinary answer.
     """
 
-    def __init__(self, app: ASGIApp, callers: Callers, open_paths: frozenset[str]) -> None:
-        self.app = app
-        self._callers = callers
-        self._open_paths = open_paths
+    app: ASGIApp
+    callers: Callers
+    open_paths: frozenset[str]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
+        if scope["type"] == "lifespan" or (scope["method"] in ("GET", "HEAD") and scope["path"] in self.open_paths):
             await self.app(scope, receive, send)
             return
         if (preflight := scope.get(PREFLIGHT)) is not None:  # browsers send it without a key
             await preflight(scope, receive, send)
             return
-        if scope["method"] in ("GET", "HEAD") and scope["path"] in self._open_paths:
-            await self.app(scope, receive, send)
-            return
         headers = Headers(scope=scope)
-        caller = self._callers.find(headers)
+        caller = self.callers.find(headers)
         if caller is None:
             await _refusal(headers)(scope, receive, send)
             return
         account = account_of(scope)
         account.owner, account.key = caller.owner, caller.name
-        if scope["method"] != "POST":
+        if scope["method"] == "POST":
+            await self._metered(caller, scope, receive, send)
+        else:
             await self.app(scope, receive, send)
-            return
-        await self._metered(caller, scope, receive, send)
 
     async def _metered(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
         account, quota = account_of(scope), caller.quota
@@ -120,7 +117,7 @@ class Gate:
                 MutableHeaders(scope=message).update(quota.headers())
             await send(message)
 
-        sending = send_with_limits if quota.is_rated else send
+        sending = send_with_limits if quota.requests or quota.tokens else send
         try:
             ticket.enter()
         except ApiError as error:

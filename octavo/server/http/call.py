@@ -11,9 +11,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo.server.core.account import Account
+from octavo.server.core.defaults import Decodes
 from octavo.server.core.serving import Served, Serving
 from octavo.server.core.work import Work
-from octavo.server.http.decode import Decodes, read, require_json
+from octavo.server.http.decode import read, require_json
 from octavo.server.http.endpoint import Endpoint
 from octavo.server.http.failures import account_of
 from octavo.server.http.stream import Source

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import select
+import sys
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,15 +19,15 @@ from functools import partial
 from typing import Any
 
 import httptools
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from octavo.config import ServerConfig
 from octavo.config.sizes import parse_bytes
 from octavo.errors import ApiError, RequestError, Unavailable
-from octavo.server.core.errors import RequestTimeout
+from octavo.server.core.errors import Refused, RequestTimeout
 from octavo.server.http.deadline import Deadline
-from octavo.server.http.http10 import unchunked
 
 logger = logging.getLogger("octavo.server")
 
@@ -43,10 +44,8 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 
-class HeadTooLarge(ApiError):
-    status = 431
-    type = "invalid_request_error"
-    default_code = "request_header_fields_too_large"
+class HeadTooLarge(Refused, status=431, code="request_header_fields_too_large"):
+    """The head of a request, or what else is not its body, is beyond the bounds."""
 
 
 @dataclass(frozen=True)
@@ -64,21 +63,13 @@ class Bounds:
         return cls(config.max_connections, max_head, config.header_timeout, config.send_timeout)
 
 
-def protocol(bounds: Bounds, error_body: Callable[[ApiError], bytes]) -> type[asyncio.Protocol]:
-    """The class that uvicorn makes one of for each connection. `error_body`: of an answer before any application."""
-
-    class Bound(Connection):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            self.bounds = bounds
-            self.error_body = error_body
-
-    return Bound
-
-
 class Connection(HttpToolsProtocol):
-    bounds: Bounds
-    error_body: Callable[[ApiError], bytes]
+    """`error_body`: of an answer before any application."""
+
+    def __init__(self, bounds: Bounds, error_body: Callable[[ApiError], bytes], *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.bounds = bounds
+        self.error_body = error_body
 
     # -- the connection
 
@@ -324,3 +315,26 @@ class Connection(HttpToolsProtocol):
         self.transport.write(STATUS_LINE[error.status] + lines + b"\r\n" + body)
         self.transport.close()
         self._watch_writing()
+
+
+def unchunked(cycle: RequestResponseCycle, app: ASGIApp) -> ASGIApp:
+    """`app` for one request of HTTP/1.0, which has no chunks (RFC 9112, 6.1): an answer of unknown length is sent as it
+    is, and the end of the connection ends it."""
+
+    async def run(scope: Scope, receive: Receive, send: Send) -> None:
+        is_open_ended = False
+
+        async def send_plain(message: Message) -> None:
+            nonlocal is_open_ended
+            if message["type"] == "http.response.start":
+                is_open_ended = all(name.lower() != b"content-length" for name, _ in message.get("headers", []))
+                if is_open_ended:
+                    cycle.chunked_encoding = False
+                    cycle.expected_content_length = sys.maxsize
+            elif is_open_ended and not message.get("more_body", False):
+                cycle.expected_content_length = len(message.get("body", b""))
+            await send(message)
+
+        await app(scope, receive, send_plain)
+
+    return run

@@ -10,6 +10,7 @@ import logging
 import time
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,16 +18,15 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo import log
-from octavo.errors import ApiError, ClientGone
+from octavo.errors import ClientGone
 from octavo.server.core.account import Account
-from octavo.server.core.errors import unexpected
+from octavo.server.core.errors import told
 from octavo.server.core.metrics import PROBES, ServerMetrics
 from octavo.server.http.failures import ACCOUNT, WORDING, Failure, Wording
 from octavo.server.http.forwarded import Proxies
 from octavo.server.http.sse import CONNECTION
 from octavo.server.http.tracing import Tracing
 
-logger = logging.getLogger("octavo.server")
 access = logging.getLogger("octavo.access")
 
 MAX_REQUEST_ID = 128
@@ -34,27 +34,17 @@ MAX_PATH = 128
 METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE"})
 
 
+@dataclass(eq=False)
 class RequestContext:
     """`paths`: endpoint → the path under which it is registered, the label of its counter. `wording`: of failures."""
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        metrics: ServerMetrics,
-        paths: Mapping[Any, str],
-        wording: Wording,
-        *,
-        access_log: bool = True,
-        tracing: Tracing | None = None,
-        proxies: Proxies | None = None,
-    ) -> None:
-        self.app = app
-        self._metrics = metrics
-        self._paths = paths
-        self._wording = wording
-        self._access_log = access_log
-        self._tracing = tracing
-        self._proxies = proxies or Proxies(())
+    app: ASGIApp
+    metrics: ServerMetrics
+    paths: Mapping[Any, str]
+    wording: Wording
+    proxies: Proxies
+    access_log: bool = True
+    tracing: Tracing | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -64,8 +54,8 @@ class RequestContext:
         scope.setdefault(CONNECTION, send)
         log.REQUEST_ID.set(request_id)
         scope[ACCOUNT] = account = Account(request_id)
-        scope[WORDING] = self._wording
-        account.client = self._proxies.client(scope)
+        scope[WORDING] = self.wording
+        account.client = self.proxies.client(scope)
         started = time.perf_counter()
 
         async def send_with_id(message: Message) -> None:
@@ -79,10 +69,8 @@ class RequestContext:
         except ClientDisconnect:  # before its body was complete: nobody is there to be answered
             account.fail(ClientGone("the client closed the connection"))
         except Exception as error:
-            if not isinstance(error, ApiError):
-                logger.exception("a request failed")
+            failure = told(error, "a request")
             if not account.status:
-                failure = error if isinstance(error, ApiError) else unexpected()
                 await Failure(failure)(scope, receive, send_with_id)
         finally:
             account.seconds = time.perf_counter() - started
@@ -91,13 +79,13 @@ class RequestContext:
             self._close(account, scope)
 
     def _close(self, account: Account, scope: Scope) -> None:
-        route = self._paths.get(scope.get("endpoint"), "other")
+        route = self.paths.get(scope.get("endpoint"), "other")
         method = scope["method"] if scope["method"] in METHODS else "other"
         done = account.complete
-        self._metrics.closed(method, route, account.status, account.seconds, account.code, complete=done)
-        trace_id = None if self._tracing is None else self._tracing.record(account, route, Headers(scope=scope))
+        self.metrics.closed(method, route, account.status, account.seconds, account.code, complete=done)
+        trace_id = None if self.tracing is None else self.tracing.record(account, route, Headers(scope=scope))
         level = logging.DEBUG if route in PROBES else logging.INFO
-        if self._access_log and access.isEnabledFor(level):
+        if self.access_log and access.isEnabledFor(level):
             _log(level, account, method, scope["path"][:MAX_PATH] if route == "other" else route, trace_id)
 
 

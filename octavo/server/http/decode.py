@@ -11,27 +11,18 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 import msgspec
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from octavo.errors import RequestError
+from octavo.server.core.defaults import Decodes
 from octavo.server.core.errors import UnsupportedMediaType
+from octavo.server.core.turns import INLINE_BYTES, gathered
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
-
-
-class Decodes(Protocol[T_co]):
-    """What msgspec's decoders do, or who wraps one."""
-
-    @property
-    def type(self) -> Any: ...
-
-    def decode(self, body: bytes, /) -> T_co: ...
-
 
 _AT = re.compile(r" - at (?:`key` in )?`\$(.*?)`$")
 _MISSING = re.compile(r"missing required field `(\w+)`")
@@ -45,8 +36,6 @@ _SCAN_LIMIT = 1 << 14
 _DEPTH_LIMIT = 64
 _HOPELESS_DEPTH = 10_000
 
-INLINE_BYTES = 1 << 16
-"""Shorter bodies are decoded at once."""
 MAX_STRINGS, MAX_CONTAINERS, MAX_VALUES, MAX_ESCAPES = 100_000, 50_000, 1_000_000, 4_000_000
 """In one body; each bound is 10 to 20 ms of decoding."""
 _PIECE = 1 << 14
@@ -77,10 +66,9 @@ def require_json(headers: Headers) -> None:
 async def read(decoder: Decodes[T], request: Request) -> T:
     """The request's body, decoded without keeping other streams waiting. Raises as `decode` does."""
     body = await request.body()
-    if len(body) <= INLINE_BYTES:
-        return decode(decoder, body)
-    await _check_extent(body)
-    return await asyncio.to_thread(decode, decoder, body)
+    if len(body) > INLINE_BYTES:
+        await _check_extent(body)
+    return await gathered(len(body), lambda: decode(decoder, body))
 
 
 async def _check_extent(body: bytes) -> None:
@@ -156,7 +144,7 @@ def _invalid(error: msgspec.ValidationError) -> RequestError:
     message = _AT.sub("", text)
     if missing := _MISSING.search(message):
         path = f"{path}.{missing.group(1)}" if path else missing.group(1)
-        return RequestError(f"{path} is required", param=path, code="missing_required_parameter")
+        return RequestError.about(path, "is required", code="missing_required_parameter")
     if not path:
         return RequestError(f"the body must be a JSON object: {message}", code="invalid_json")
     message = message[:1].lower() + message[1:]

@@ -16,6 +16,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from octavo.errors import ApiError
+from octavo.server.core.errors import Refused
 from octavo.server.http.cors import PREFLIGHT
 from octavo.server.http.failures import Failure
 
@@ -23,16 +24,12 @@ PROBES = frozenset({"/live", "/health", "/ready"})
 """Asked by names that only a cluster knows; they tell nothing."""
 
 
-class HostNotAllowed(ApiError):
-    status = 403
-    type = "invalid_request_error"
-    default_code = "host_not_allowed"
+class HostNotAllowed(Refused, status=403, code="host_not_allowed"):
+    """The name that the request was sent to is none of the server's."""
 
 
-class CrossSite(ApiError):
-    status = 403
-    type = "invalid_request_error"
-    default_code = "cross_site"
+class CrossSite(Refused, status=403, code="cross_site"):
+    """A page of another site asks."""
 
 
 class Local:
@@ -43,7 +40,8 @@ class Local:
         self.app = app
         self._bound = (bound or "").lower()
         self._takes_any = bound is None or "*" in names
-        self._is_wide = _is_wide(self._bound)
+        self._is_wide = not _is_loopback(self._bound)
+        """It listens beyond this machine."""
         self._names = {name.lower().rstrip(".") for name in names} | {self._bound}
         if self._is_wide:
             self._names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
@@ -63,7 +61,7 @@ class Local:
         if given is None or self._takes_any or path in PROBES:  # a browser always sends it
             return None
         name = _hostname(f"//{given}")
-        if name in self._names or _is_loopback(name) or (self._is_wide and _is_address(name)):
+        if name in self._names or _is_loopback(name) or (self._is_wide and _address(name) is not None):
             return None
         return HostNotAllowed(
             f"Host {given[:100]!r} is none of this server's names; if it is meant, start the server with "
@@ -98,22 +96,11 @@ def _hostname(url: str) -> str:
 
 
 def _is_loopback(name: str) -> bool:
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
+    return name == "localhost" or name.endswith(".localhost") or ((at := _address(name)) is not None and at.is_loopback)
+
+
+def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        return ipaddress.ip_address(name).is_loopback
+        return ipaddress.ip_address(name)
     except ValueError:
-        return False
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_wide(bound: str) -> bool:
-    """Listening beyond this machine."""
-    return not _is_loopback(bound)
+        return None

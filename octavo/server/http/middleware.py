@@ -52,7 +52,7 @@ class BodyGuard:
     def __init__(self, app: ASGIApp, limit: int, timeout: float) -> None:
         self.app = app
         self.limit = limit
-        self._timeout = timeout
+        self.timeout = timeout
         self.large = FairGate(HELD_BODIES * limit)
         """Bytes of the bodies that are not small."""
 
@@ -74,10 +74,6 @@ class BodyGuard:
         finally:
             body.release()
 
-    def time_left(self, waited: float, num_bytes: int) -> float:
-        """Seconds that a body of so many bytes may still take."""
-        return self._timeout + num_bytes / (BYTES_PER_S if num_bytes <= SMALL_BODY else LARGE_BYTES_PER_S) - waited
-
     async def hold(self, body: _Body, num_bytes: int, owner: str) -> None:
         """The body has, or says that it has, so many bytes. Raises BodyRefused when they are too many, or no room came
         for them in time."""
@@ -86,7 +82,7 @@ class BodyGuard:
         if num_bytes > SMALL_BODY and not body.held:
             wanted = self.limit if body.length is None else body.length
             try:
-                await asyncio.wait_for(self.large.enter(owner, wanted), self._timeout)
+                await asyncio.wait_for(self.large.enter(owner, wanted), self.timeout)
             except asyncio.TimeoutError:
                 message = "the server holds too many large request bodies; try again shortly"
                 raise BodyRefused(Unavailable(message, code="too_many_bodies", retry_after=RETRY_AFTER_S)) from None
@@ -170,7 +166,8 @@ class _Body:
 
     def _expire(self) -> None:
         """Looks whether the body is late, and when to look again."""
-        left = self._guard.time_left(self._loop.time() - self._started, self._num_bytes)
+        pace = BYTES_PER_S if self._num_bytes <= SMALL_BODY else LARGE_BYTES_PER_S
+        left = self._guard.timeout + self._num_bytes / pace - (self._loop.time() - self._started)
         if left > 0:
             self._timer = Deadline(self._loop, left, self._expire)
         else:

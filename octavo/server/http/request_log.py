@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,7 +18,6 @@ from octavo import log
 from octavo.server.core.account import Account
 from octavo.server.http.failures import account_of
 from octavo.server.http.sse import CONNECTION
-from octavo.types import Metrics
 
 logger = logging.getLogger("octavo.requests")
 
@@ -28,12 +28,12 @@ _TIMES = ("queue_ms", "prefill_ms", "time_to_first_token_ms", "decode_ms")
 _ASKED = ("n", "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed")
 
 
+@dataclass(eq=False)
 class RequestLog:
     """Stands inside what gives a request its account and around what reads its body. `paths`: endpoint → route."""
 
-    def __init__(self, app: ASGIApp, paths: Mapping[Any, str]) -> None:
-        self.app = app
-        self._paths = paths
+    app: ASGIApp
+    paths: Mapping[Any, str]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
@@ -58,7 +58,7 @@ class RequestLog:
             await self.app(scope, counted, _counting(send, given))
         finally:
             given.show("answered", account.request_id)
-            route = self._paths.get(scope.get("endpoint"), path)
+            route = self.paths.get(scope.get("endpoint"), path)
             _ended(account, route, asked.num_bytes, given.num_bytes)
 
 
@@ -104,16 +104,11 @@ def _ended(account: Account, route: str, num_asked: int, num_given: int) -> None
         given, cached, made = account.prompt_tokens, account.cached_tokens, account.completion_tokens
         fields |= {"prompt_tokens": given, "cached_tokens": cached, "completion_tokens": made}
         words += f", {given} tokens in ({cached} cached), {made} out"
-        for name in _TIMES:
-            fields[name] = round(_longest(account.metrics, name), 1)
+        for name in _TIMES:  # the longest: the prompts of a request run beside each other
+            fields[name] = round(max(float(getattr(one, name)) for one in account.metrics), 1)
         words += ", waited {queue_ms:.0f} ms, first token after {time_to_first_token_ms:.0f} ms".format_map(fields)
         words += ", prefill {prefill_ms:.0f} ms, decode {decode_ms:.0f} ms".format_map(fields)
     if code := account.code:
         fields["error"] = code
         words += f", {code}"
     logger.info("%s", words, extra=log.about(account.request_id, **fields))
-
-
-def _longest(metrics: list[Metrics], name: str) -> float:
-    """Of all prompts of a request, which run beside each other."""
-    return float(max(getattr(one, name) for one in metrics))

@@ -7,11 +7,8 @@ import msgspec
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 """A comment: says nothing, but something."""
-
-
 CONNECTION = "octavo.connection"
 """Key of the scope: the `send` of the connection itself, past all middleware."""
-
 
 _json = msgspec.json.Encoder().encode
 

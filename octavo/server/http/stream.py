@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from octavo.errors import ApiError, ClientGone
 from octavo.server.core.account import Account
-from octavo.server.core.errors import unexpected
+from octavo.server.core.errors import told
 from octavo.server.core.inflight import InFlight, Watch
 from octavo.server.core.work import Work
 from octavo.server.http.sse import CONNECTION, KEEP_ALIVE
@@ -46,7 +46,7 @@ class EventStream(Response):
     several may be joined."""
 
     work: Work
-    """From `begin` on."""
+    """Once it has started."""
 
     def __init__(self, source: Source) -> None:
         super().__init__(None, media_type="text/event-stream")
@@ -58,10 +58,6 @@ class EventStream(Response):
         self._sends = False
 
     # -- a face's part
-
-    def begin(self, work: Work) -> None:
-        """Before anything has come."""
-        self.work = work
 
     def chunk(self, prompt_index: int, delta: Delta) -> bytes:
         """May be empty."""
@@ -90,7 +86,7 @@ class EventStream(Response):
         send_body: Send = scope.get(CONNECTION, send)
         try:
             async with self._inflight.watch(receive) as watch, await self._start() as work:
-                self.begin(work)
+                self.work = work
                 await work.begin(FIRST_EVENT_S)  # the status line waits until there is something to send
                 self._sends = True
                 await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -102,9 +98,7 @@ class EventStream(Response):
         except Exception as error:
             if not self._sends:
                 raise
-            if not isinstance(error, ApiError):
-                logger.exception("a stream failed")
-            failure = error if isinstance(error, ApiError) else unexpected()
+            failure = told(error, "a stream")
             self._account.fail(failure)
             await self._fail(failure, send_body)
 

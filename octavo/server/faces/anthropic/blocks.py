@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 
 from octavo.errors import ApiError
-from octavo.server.core.errors import clean
 from octavo.server.core.pieces import Piece, Pieces
 from octavo.server.faces.anthropic.errors import anthropic_body
 from octavo.server.faces.anthropic.protocol import (
@@ -117,8 +116,7 @@ class MessageEvents(Blocks, EventStream):
         return self._written()
 
     def fail(self, error: ApiError) -> bytes:
-        body = anthropic_body(error, clean(error.message), self._request_id)
-        return b"event: error\ndata: %s\n\n" % body
+        return b"event: error\ndata: %s\n\n" % anthropic_body(error, self._request_id)
 
     def opened(self, piece: Piece) -> None:
         empty: dict[str, Any]

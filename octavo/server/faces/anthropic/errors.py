@@ -9,6 +9,7 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from octavo.errors import ApiError
+from octavo.server.core.errors import clean
 
 MESSAGES, MODELS = "/v1/messages", "/v1/models"
 VERSION = "anthropic-version"
@@ -41,8 +42,9 @@ def is_spoken(scope: Scope) -> bool:
     return bool(path == MESSAGES or path.startswith(MESSAGES + "/"))
 
 
-def anthropic_body(error: ApiError, message: str, request_id: str) -> bytes:
-    """`message`: the error's, fit to be shown. This form has no field for the parameter: the text names it."""
+def anthropic_body(error: ApiError, request_id: str) -> bytes:
+    """This form has no field for the parameter: the text names it."""
+    message = clean(error.message)
     if error.param is not None and error.param.split(".")[0].split("[")[0] not in message:
         message = f"{error.param}: {message}"
     kind = _TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")

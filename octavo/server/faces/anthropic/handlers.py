@@ -16,11 +16,15 @@ from octavo.server.faces.anthropic import translate
 from octavo.server.faces.anthropic.blocks import Blocks, MessageEvents, ending, usage
 from octavo.server.faces.anthropic.protocol import AnthropicMessage, CountTokensRequest, MessagesRequest, TokenCount
 from octavo.server.http.call import Call, json_response
+from octavo.types import SamplingParams
+
+COUNTED = SamplingParams(max_tokens=1)
 
 
 async def messages(call: Call[MessagesRequest]) -> Response:
     asked, model = call.asked, call.served.name
-    turns, wanted = await gathered(len(await call.request.body()), lambda: translate.conversation(asked))
+    num_bytes = len(await call.request.body())
+    turns, wanted = await gathered(num_bytes, lambda: translate.conversation(asked, translate.sampling(asked)))
     message_id = f"msg_{uuid.uuid4().hex}"
 
     async def start() -> Work:
@@ -53,7 +57,7 @@ async def messages(call: Call[MessagesRequest]) -> Response:
 
 async def count_tokens(call: Call[CountTokensRequest]) -> Response:
     asked = call.asked
-    turns, wanted = await gathered(len(await call.request.body()), lambda: translate.to_count(asked))
+    turns, wanted = await gathered(len(await call.request.body()), lambda: translate.conversation(asked, COUNTED))
     with reworded(lambda error: translate.refusal(error, turns, asked.tools or [], wanted)):
         ids = await render(call.served, wanted, call.account, is_bounded=False)
     return _with_id(json_response(TokenCount(input_tokens=len(ids))), call.account)

@@ -76,10 +76,10 @@ class MessagesRequest(SamplingParams, frozen=True, kw_only=True, omit_defaults=T
             )
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
-                raise Unsupported(f"{name} is not part of messages; leave it out", param=name)
+                raise Unsupported.about(name, "is not part of messages; leave it out")
         if len(self.stop_sequences or ()) > MAX_STOP:
-            raise RequestError(
-                f"stop_sequences has {len(self.stop_sequences or ())} texts; at most {MAX_STOP}", param="stop_sequences"
+            raise RequestError.about(
+                "stop_sequences", f"has {len(self.stop_sequences or ())} texts; at most {MAX_STOP}"
             )
 
 

@@ -70,7 +70,7 @@ def client_tools(tools: list[Block]) -> list[Tool]:
             continue
         if made.name in found:
             at = Place("tools", index, "name")
-            raise RequestError(f"{at} {made.name[:64]!r} is there twice", param=at)
+            raise RequestError.about(at, f"{made.name[:64]!r} is there twice")
         found[made.name] = made
     return list(found.values())
 
@@ -83,14 +83,14 @@ def _tool(tool: Block, place: Place) -> Tool | None:
         return None
     name = tool.get("name")
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise RequestError(f"{place}.name must have 1 to 128 letters, digits and _ - . : /", param=place / "name")
+        raise RequestError.about(place / "name", "must have 1 to 128 letters, digits and _ - . : /")
     if typed is not None and schema is None:
         return Tool(name=name, description=typed[0], parameters=typed[1])
     if not isinstance(schema, dict):
-        raise RequestError(f"{place}.input_schema must be a JSON Schema", param=place / "input_schema")
+        raise RequestError.about(place / "input_schema", "must be a JSON Schema")
     description = tool.get("description")
     if not isinstance(description, str | None):
-        raise RequestError(f"{place}.description must be a text", param=place / "description")
+        raise RequestError.about(place / "description", "must be a text")
     return Tool(name=name, description=description, parameters=schema, strict=tool.get("strict") is True)
 
 
@@ -102,11 +102,10 @@ def chosen(choice: ToolChoice | None, tools: list[Tool]) -> tuple[Literal["none"
         return "none", None
     if choice.type == "any":
         if not tools:
-            raise RequestError("tool_choice 'any' needs tools that the client runs", param="tool_choice")
+            raise RequestError.about("tool_choice", "'any' needs tools that the client runs")
         return "required", None
     if choice.name not in {tool.name for tool in tools}:
-        raise RequestError(
-            f"tool_choice.name is {str(choice.name)[:64]!r}, which is not among the tools",
-            param=Place("tool_choice", "name"),
+        raise RequestError.about(
+            Place("tool_choice", "name"), f"is {str(choice.name)[:64]!r}, which is not among the tools"
         )
     return "required", choice.name

@@ -26,20 +26,14 @@ PASSED_OVER = ("redacted_thinking", "server_tool_use", "container_upload", "comp
 """Blocks in the history that say nothing to this model; so do the results of server tools, whatever their names."""
 
 
-def conversation(asked: MessagesRequest) -> tuple[Turns, Conversation]:
-    return _conversation(asked, sampling(asked))
-
-
-def to_count(asked: CountTokensRequest) -> tuple[Turns, Conversation]:
-    return _conversation(asked, SamplingParams(max_tokens=1))
-
-
-def _conversation(asked: MessagesRequest | CountTokensRequest, params: SamplingParams) -> tuple[Turns, Conversation]:
+def conversation(asked: MessagesRequest | CountTokensRequest, params: SamplingParams) -> tuple[Turns, Conversation]:
     turns = turns_of(asked.system, asked.messages)
     tools = client_tools(asked.tools or [])
     choice, named = chosen(asked.tool_choice, tools)
     with reworded(lambda error: turns.named(error, "messages")):
         messages = checked_messages(turns.messages)
+    last = messages[-1]
+    is_prefill = asked.messages[-1].role == "assistant" and bool(last.content) and not last.tool_calls
     effort = asked.output_config.effort if asked.output_config is not None else None
     return turns, Conversation(
         messages=messages,
@@ -48,16 +42,10 @@ def _conversation(asked: MessagesRequest | CountTokensRequest, params: SamplingP
         tool_choice=choice,
         named_tool=named,
         parallel_tool_calls=asked.tool_choice is None or not asked.tool_choice.disable_parallel_tool_use,
-        continue_final_message=_is_prefill(asked.messages, messages),
+        continue_final_message=is_prefill,  # the answer goes on where the assistant's own turn ends
         template_kwargs=template_kwargs(thinking_kwargs(asked.thinking) | (asked.chat_template_kwargs or {}), effort),
         structured_place=Place("output_config", "format"),
     )
-
-
-def _is_prefill(given: list[MessageParam], messages: list[Any]) -> bool:
-    """The last turn is the assistant's own: the answer goes on where it ends."""
-    last = messages[-1]
-    return given[-1].role == "assistant" and bool(last.content) and not last.tool_calls
 
 
 def thinking_kwargs(thinking: Thinking | None) -> dict[str, Any]:
@@ -102,8 +90,8 @@ def turns_of(system: str | list[Block] | None, messages: list[MessageParam]) -> 
     turns = Turns()
     if system:
         blocks = [text_part(system)] if isinstance(system, str) else system
-        parts = [p for p in (_part(b, Place("system", i)) for i, b in enumerate(blocks)) if not _is_billing(p)]
-        if parts:
+        parts = [_part(block, Place("system", i)) for i, block in enumerate(blocks)]
+        if parts := [part for part in parts if not part["text"].startswith(BILLING)]:
             turns.say("system", parts, Place("system"))
     for index, message in enumerate(messages):
         _add(turns, message, Place("messages", index))
@@ -133,9 +121,7 @@ def _add(turns: Turns, message: MessageParam, place: Place) -> None:
     elif message.role == "system":
         turns.say("system", [_part(block, place / "content" / i) for i, block in enumerate(blocks)], place)
     else:
-        raise RequestError(
-            f"{place}.role is {message.role[:40]!r}; it must be user, assistant or system", param=place / "role"
-        )
+        raise RequestError.about(place / "role", f"is {message.role[:40]!r}; it must be user, assistant or system")
 
 
 def _add_said(turns: Turns, block: Block, place: Place) -> None:
@@ -147,7 +133,7 @@ def _add_said(turns: Turns, block: Block, place: Place) -> None:
     elif kind == "tool_use":
         given = block.get("input")
         if not isinstance(given, dict):
-            raise RequestError(f"{place}.input must be an object", param=place / "input")
+            raise RequestError.about(place / "input", "must be an object")
         arguments = msgspec.json.encode(given).decode()
         turns.call(text_of(block, "id", place), text_of(block, "name", place), arguments, place)
     elif not (isinstance(kind, str) and (kind in PASSED_OVER or kind.endswith("_tool_result"))):
@@ -164,7 +150,7 @@ def _result(block: Block, place: Place) -> str:
     elif isinstance(content, list):
         text = "\n".join(str(_part(part, place / "content" / i)["text"]) for i, part in enumerate(content))
     else:
-        raise RequestError(f"{place}.content must be a text or a list of blocks", param=place / "content")
+        raise RequestError.about(place / "content", "must be a text or a list of blocks")
     if block.get("is_error") is True and "error" not in text[:40].lower():
         return f"Error: {text}" if text else "Error"
     return text
@@ -186,8 +172,4 @@ def _part(block: Any, place: Place) -> Part:
         return text_part(text_of(block, "tool_name", place))
     if isinstance(kind, str):
         raise Unsupported(f"{place}: blocks of type {kind[:40]!r} are not supported; send text", param=place)
-    raise RequestError(f"{place} must be an object with a type", param=place)
-
-
-def _is_billing(part: Part) -> bool:
-    return str(part["text"]).startswith(BILLING)
+    raise RequestError.about(place, "must be an object with a type")

@@ -14,7 +14,6 @@ from msgspec import UNSET
 from starlette.responses import Response
 
 from octavo.server.core import conversation as core
-from octavo.server.core.conversation import Answer
 from octavo.server.core.serving import Served
 from octavo.server.core.turns import reworded
 from octavo.server.core.work import Arrived, Work
@@ -34,13 +33,12 @@ from octavo.server.faces.openai.protocol.chat import (
     ToolCallChunk,
 )
 from octavo.server.faces.openai.protocol.shared import ChatLogprobs, Usage
-from octavo.server.faces.openai.tools import in_words_of
-from octavo.server.faces.openai.translate import conversation
+from octavo.server.faces.openai.translate import conversation, in_words_of
 from octavo.server.faces.openai.usage import Chunks, header_of, usage_of
 from octavo.server.http.call import Call
 from octavo.server.http.sse import Template, event
 from octavo.server.http.stream import Source
-from octavo.text.channels import merged_parts
+from octavo.text.channels import joined_calls, merged_parts
 from octavo.text.tokenizer import Tokenizer
 from octavo.types import Delta, FinishReason, TokenLogprobs, ToolCallDelta
 
@@ -68,16 +66,16 @@ async def chat_completions(call: Call[ChatCompletionRequest]) -> Response:
 def _whole(
     served: Served, asked: ChatCompletionRequest, header: dict[str, Any], work: Work, arrived: list[Arrived]
 ) -> ChatCompletion:
-    found = core.answers(arrived, asked.n)
     tokenizer = served.client.tokenizer
     whole = ChatCompletion(**header, choices=[], usage=usage_of(work.metrics))
-    for index, answer in enumerate(found):
+    for _, answer in arrived:
+        assert answer.finish_reason is not None, "a generation ended without a finish_reason"
         whole.choices.append(
             ChatChoice(
-                index=index,
+                index=answer.index,
                 message=_message(asked, answer),
                 logprobs=_logprobs(tokenizer, asked, answer) if asked.logprobs else None,
-                finish_reason=_reason(asked, answer.finish_reason) or "stop",
+                finish_reason=_reason(asked, answer.finish_reason),
                 stop_reason=answer.stop_reason,
                 token_ids=answer.token_ids if asked.return_token_ids else UNSET,
             )
@@ -89,26 +87,26 @@ def _whole(
     return whole
 
 
-def _logprobs(tokenizer: Tokenizer, asked: ChatCompletionRequest, answer: Answer) -> ChatLogprobs:
+def _logprobs(tokenizer: Tokenizer, asked: ChatCompletionRequest, answer: Delta) -> ChatLogprobs:
     builder = ChatLogprobsBuilder(tokenizer, as_ids=asked.return_tokens_as_token_ids)
-    return lists_encoded(builder.build(answer.logprobs, final=True))
+    return lists_encoded(builder.build(answer.logprobs or [], final=True))
 
 
-def _message(asked: ChatCompletionRequest, answer: Answer) -> ResponseMessage:
+def _message(asked: ChatCompletionRequest, answer: Delta) -> ResponseMessage:
     """With calls and nothing said, `content` is null."""
-    message = ResponseMessage(content=answer.content if answer.content or not answer.tool_calls else None)
+    message = ResponseMessage(content=answer.text if answer.text or not answer.tool_calls else None)
     if answer.reasoning and asked.include_reasoning:
         message.reasoning_content = message.reasoning = answer.reasoning
-    calls = [FunctionCall(name=call.name, arguments=call.arguments) for call in answer.tool_calls]
+    whole = joined_calls(answer.tool_calls)
+    calls = [MessageToolCall(id=c.id, function=FunctionCall(name=c.name, arguments=c.arguments)) for c in whole]
     if calls and asked.by_functions:
-        message.function_call = calls[0]
+        message.function_call = calls[0].function
     elif calls:
-        ids = [call.id for call in answer.tool_calls]
-        message.tool_calls = [MessageToolCall(id=id, function=call) for id, call in zip(ids, calls, strict=True)]
+        message.tool_calls = calls
     return message
 
 
-def _reason(asked: ChatCompletionRequest, reason: FinishReason | None) -> ChatFinishReason | None:
+def _reason(asked: ChatCompletionRequest, reason: FinishReason) -> ChatFinishReason:
     return "function_call" if reason == "tool_calls" and asked.by_functions else reason
 
 
@@ -162,7 +160,7 @@ class ChatChunks(Chunks):
         choice.waiting += delta.logprobs or ()
         by_id = self._asked.return_token_ids
         parts = [ChatChunkChoice(index=index, delta=said) for said in self._said(delta)]
-        if final:
+        if delta.finish_reason is not None:
             last = ChatChunkChoice(index=index, delta=ChatDelta())
             last.finish_reason, last.stop_reason = _reason(self._asked, delta.finish_reason), delta.stop_reason
             parts.append(last)

@@ -16,11 +16,11 @@ from starlette.responses import Response
 
 from octavo.client.base import Prompt
 from octavo.client.prepare import refuse_nul
-from octavo.errors import RequestError
+from octavo.errors import Place, RequestError
 from octavo.grammar.spec import grammar_of
 from octavo.server.core.account import Account
 from octavo.server.core.serving import Served
-from octavo.server.core.turns import renamed, reworded
+from octavo.server.core.turns import moved, reworded
 from octavo.server.core.work import ENTRY_BYTES, Arrived, Work
 from octavo.server.faces.openai.logprobs import CompletionLogprobsBuilder, encoded, lists_encoded, prompt_logprobs
 from octavo.server.faces.openai.protocol.shared import (
@@ -28,6 +28,7 @@ from octavo.server.faces.openai.protocol.shared import (
     GenerationRequest,
     NotYet,
     PromptLogprobs,
+    Unserved,
     Usage,
 )
 from octavo.server.faces.openai.usage import Chunks, header_of, usage_of
@@ -53,16 +54,21 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True, omit_defau
     best_of: (
         Annotated[int, Meta(ge=0, le=128, description="Candidates, of which the n best are returned; 0: n.")] | None
     ) = None
-    suffix: Annotated[Any, Meta(description="Not supported.")] = None
+    suffix: Unserved = None
     add_special_tokens: Annotated[bool, Meta(description="Put BOS before a text prompt, if the model has one.")] = True
     parse_special: Annotated[bool, Meta(description="Strings of special tokens in a prompt are those tokens.")] = True
     length_penalty: NotYet = None
 
-    def refused(self) -> tuple[str, ...]:
-        return (*super().refused(), "suffix", "length_penalty")
-
     def sampling(self, **changed: Any) -> SamplingParams:
-        return super().sampling(**{"best_of": self.best_of or None, **changed})
+        """In the engine's terms: echo with logprobs needs those of the prompt."""
+        max_tokens = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        wanted = [k for k in (self.prompt_logprobs, self.logprobs if self.echo else None) if k is not None]
+        return super().sampling(
+            best_of=self.best_of or None,
+            max_tokens=DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens,
+            prompt_logprobs=max(wanted, default=None),
+            **changed,
+        )
 
 
 class CompletionChoice(msgspec.Struct, kw_only=True):
@@ -106,8 +112,8 @@ async def completions(call: Call[CompletionRequest]) -> Response:
         _charge_echo(call.account, asked, prompts)
         each = [prompt for prompt in prompts for _ in range(asked.n)]
         choices.extend(_Choice(served, asked, prompt, index) for index, prompt in enumerate(each))
-        with reworded(lambda error: renamed(error, "grammar", param)):
-            return await Work.start(served.client, served.metrics, prompts, sampling(asked), call.account)
+        with reworded(lambda error: moved(error, {"grammar": Place(param)})):
+            return await Work.start(served.client, served.metrics, prompts, asked.sampling(), call.account)
 
     async def whole(work: Work) -> Completion:
         arrived = await work.finish()
@@ -120,27 +126,18 @@ async def completions(call: Call[CompletionRequest]) -> Response:
     return await call.whole(start, whole)
 
 
-def sampling(asked: CompletionRequest) -> SamplingParams:
-    """The request's parameters in the engine's terms: echo with logprobs needs those of the prompt."""
-    max_tokens = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
-    wanted = [k for k in (asked.prompt_logprobs, asked.logprobs if asked.echo else None) if k is not None]
-    return asked.sampling(
-        max_tokens=DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens, prompt_logprobs=max(wanted, default=None)
-    )
-
-
 def split_prompts(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]:
     """One entry per prompt. Raises RequestError where kinds are mixed or there is nothing."""
     if isinstance(prompt, str):
         return [_checked(prompt)]
     if not prompt:
-        raise RequestError("prompt must not be empty", param="prompt")
+        raise RequestError.about("prompt", "must not be empty")
     if set(map(type, prompt)) == {int}:  # of a million, without keeping streams waiting
         return [cast(list[int], prompt)]
     if len(prompt) > MAX_PROMPTS:
-        raise RequestError(f"prompt has {len(prompt)} entries; at most {MAX_PROMPTS}", param="prompt")
+        raise RequestError.about("prompt", f"has {len(prompt)} entries; at most {MAX_PROMPTS}")
     if any(isinstance(p, int) for p in prompt):
-        raise RequestError("prompt mixes token ids with texts or lists; send one kind", param="prompt")
+        raise RequestError.about("prompt", "mixes token ids with texts or lists; send one kind")
     return [_checked(p) for p in prompt if not isinstance(p, int)]
 
 
@@ -148,7 +145,7 @@ def _checked(prompt: str | list[int]) -> str | list[int]:
     if isinstance(prompt, str):
         refuse_nul(prompt, "prompt")
     elif not prompt:
-        raise RequestError("prompt holds an empty list of token ids", param="prompt")
+        raise RequestError.about("prompt", "holds an empty list of token ids")
     return prompt
 
 
@@ -195,9 +192,8 @@ class _Choice:
         self.stop_reason: str | int | None = None
         self._prompt = prompt
         self._tokenizer = served.client.tokenizer
+        self._asked = asked
         self._echo = asked.echo
-        self._num_top = (asked.logprobs or 0) + 1
-        self._show_ids = asked.return_token_ids
         self._prompt_ids_due = asked.return_token_ids
         self._logprobs: CompletionLogprobsBuilder | None = None
         if asked.logprobs is not None:
@@ -208,12 +204,13 @@ class _Choice:
     @property
     def num_due(self) -> int:
         """Log-probabilities of the prompt that the next delta shows."""
-        return len(self._prompt.token_ids) * self._num_top if self._echo and self._logprobs is not None else 0
+        top = self._asked.logprobs
+        return len(self._prompt.token_ids) * (top + 1) if self._echo and top is not None else 0
 
     @property
     def plain(self) -> bool:
         """A delta shows its text and nothing else."""
-        return not self._echo and self._logprobs is None and not self._show_ids
+        return not self._echo and self._logprobs is None and not self._asked.return_token_ids
 
     def take(self, delta: Delta, work: Work, prompt_index: int) -> CompletionChoice | None:
         """What the delta shows; None when that is nothing."""
@@ -228,14 +225,14 @@ class _Choice:
                 parts.append(self._logprobs.echo(self._prompt.token_ids, found, shown))
         if self._logprobs is not None and delta.logprobs:
             parts.append(self._logprobs.build(delta.logprobs))
-        ids = delta.token_ids if self._show_ids else []
+        ids = delta.token_ids if self._asked.return_token_ids else []
         if not text and not parts and not ids and delta.finish_reason is None:
             return None
         logprobs = None if self._logprobs is None else joined(parts)
         choice = CompletionChoice(index=self.index, text=text, logprobs=logprobs, finish_reason=delta.finish_reason)
         if delta.finish_reason is not None:
             choice.stop_reason = delta.stop_reason
-        if self._show_ids:
+        if self._asked.return_token_ids:
             choice.token_ids = ids
         if self._prompt_ids_due:
             self._prompt_ids_due = False
@@ -250,13 +247,8 @@ class _Choice:
 
 
 def joined(parts: Sequence[CompletionLogprobs]) -> CompletionLogprobs:
-    whole = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
-    for part in parts:
-        whole.tokens += part.tokens
-        whole.token_logprobs += part.token_logprobs
-        whole.top_logprobs += part.top_logprobs
-        whole.text_offset += part.text_offset
-    return whole
+    names = CompletionLogprobs.__struct_fields__
+    return CompletionLogprobs(**{name: [entry for part in parts for entry in getattr(part, name)] for name in names})
 
 
 def _whole(
@@ -267,32 +259,16 @@ def _whole(
     choices: list[_Choice],
     arrived: list[Arrived],
 ) -> Completion:
-    shown: list[list[CompletionChoice]] = [[] for _ in choices]
-    for prompt_index, delta in arrived:
-        index = prompt_index * asked.n + delta.index
-        if (part := choices[index].take(delta, work, prompt_index)) is not None:
-            shown[index].append(part)
     answer = Completion(**header, choices=[], usage=usage_of(work.metrics))
-    for index, parts in enumerate(shown):
-        assert parts, "a generation ended without a finish_reason"
-        answer.choices.append(_of_parts(parts))
-        if asked.prompt_logprobs is not None and (found := work.prompt_logprobs(index // asked.n)) is not None:
-            answer.choices[-1].prompt_logprobs = encoded(prompt_logprobs(served.client.tokenizer, found))
+    for prompt_index, delta in arrived:
+        choice = choices[prompt_index * asked.n + delta.index].take(delta, work, prompt_index)
+        assert choice is not None, "a generation ended without a finish_reason"
+        if choice.logprobs is not None:
+            choice.logprobs = lists_encoded(choice.logprobs)
+        if asked.prompt_logprobs is not None and (found := work.prompt_logprobs(prompt_index)) is not None:
+            choice.prompt_logprobs = encoded(prompt_logprobs(served.client.tokenizer, found))
+        answer.choices.append(choice)
     return answer
-
-
-def _of_parts(parts: list[CompletionChoice]) -> CompletionChoice:
-    """The choice whose parts, in order, these are."""
-    logprobs = [part.logprobs for part in parts if part.logprobs is not None]
-    return CompletionChoice(
-        index=parts[0].index,
-        text="".join(part.text for part in parts),
-        logprobs=lists_encoded(joined(logprobs)) if logprobs else None,
-        finish_reason=parts[-1].finish_reason,
-        stop_reason=parts[-1].stop_reason,
-        token_ids=[i for part in parts for i in part.token_ids or ()] if parts[0].token_ids is not UNSET else UNSET,
-        prompt_token_ids=parts[0].prompt_token_ids,
-    )
 
 
 class CompletionChunks(Chunks):

@@ -19,7 +19,7 @@ from octavo.client.prepare import refuse_nul
 from octavo.errors import Place, RequestError, Unsupported
 from octavo.server.core.account import Account
 from octavo.server.core.serving import Served
-from octavo.server.core.turns import renamed, reworded
+from octavo.server.core.turns import moved, reworded
 from octavo.server.core.work import Work
 from octavo.server.http.call import Call
 from octavo.types import Pooling
@@ -48,7 +48,7 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     def check(self) -> None:
         if self.truncate_prompt_tokens is not None:
-            raise Unsupported("truncate_prompt_tokens is not supported; leave it out", param="truncate_prompt_tokens")
+            raise Unsupported.about("truncate_prompt_tokens", "is not supported; leave it out")
 
 
 class Embedding(msgspec.Struct, kw_only=True):
@@ -75,10 +75,10 @@ async def embeddings(call: Call[EmbeddingRequest]) -> Response:
     asked, served = call.asked, call.served
     model, size = served.name, served.info.hidden_size
     if asked.dimensions is not None and asked.dimensions > size:
-        raise RequestError(f"dimensions is {asked.dimensions}; {model} has {size}", param="dimensions")
+        raise RequestError.about("dimensions", f"is {asked.dimensions}; {model} has {size}")
     inputs = split_inputs(asked.input)
     async with call.serving.inflight.watch(call.request.receive):
-        with reworded(lambda error: renamed(error, "prompt", "input")):
+        with reworded(lambda error: moved(error, {"prompt": Place("input")})):
             add, limit = asked.add_special_tokens, served.info.max_model_len
             each = await served.encode(inputs, call.account, add_special_tokens=add, max_tokens=limit)
             prompts = [Prompt(token_ids=ids, pooling=asked.pooling) for ids in each]
@@ -94,14 +94,14 @@ def split_inputs(given: str | list[str | int | list[int]]) -> list[str | list[in
         return [cast(list[int], given)]
     inputs = [given] if isinstance(given, str) else given
     if not inputs:
-        raise RequestError("input must not be empty", param="input")
+        raise RequestError.about("input", "must not be empty")
     if len(inputs) > MAX_INPUTS:
-        raise RequestError(f"input has {len(inputs)} entries; at most {MAX_INPUTS}", param="input")
+        raise RequestError.about("input", f"has {len(inputs)} entries; at most {MAX_INPUTS}")
     found: list[str | list[int]] = []
     for i, entry in enumerate(inputs):
         at = Place("input") if isinstance(given, str) else Place("input", i)
         if isinstance(entry, int):
-            raise RequestError("input mixes token ids with texts or lists; send one kind", param="input")
+            raise RequestError.about("input", "mixes token ids with texts or lists; send one kind")
         if not entry:
             raise RequestError(f"{at} is empty", param="input")
         if isinstance(entry, str):

@@ -86,14 +86,14 @@ def _weight(given: dict[str, Any], known: set[str], where: Place, left: int) -> 
     """Bytes of the keys that are not known, about. Raises RequestError where they are too many."""
     further = [key for key in given if key not in known]
     if len(further) > MAX_KEYS:
-        raise RequestError(
-            f"{where} has {len(further)} keys that this API does not know, at most {MAX_KEYS}; "
+        raise RequestError.about(
+            where,
+            f"has {len(further)} keys that this API does not know, at most {MAX_KEYS}; "
             f"{further[-1][:40]!r} is one of them",
-            param=where,
         )
     written = msgspec.json.encode({key: given[key] for key in further}) if further else b""
     if b"\\u0000" in written:
-        raise RequestError(f"{where} holds a NUL character, which no model's text has; remove it", param=where)
+        raise RequestError.about(where, "holds a NUL character, which no model's text has; remove it")
     if (weight := len(written)) > left:
         raise RequestError(
             f"{where}: what keys that this API does not know hold is more than {MAX_BYTES} bytes in all; "

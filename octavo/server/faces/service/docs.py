@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -58,12 +59,7 @@ async def openapi(request: Request) -> Response:
 
 
 async def page(_request: Request) -> Response:
-    return Response(_html(), headers={"content-security-policy": _POLICY}, media_type="text/html")
-
-
-@lru_cache(maxsize=1)
-def _html() -> bytes:
-    return _PAGE.read_bytes()
+    return Response(_PAGE.read_bytes(), headers={"content-security-policy": _POLICY}, media_type="text/html")
 
 
 @lru_cache(maxsize=4)
@@ -73,8 +69,8 @@ def _document(endpoints: tuple[Endpoint, ...], model: str | None, have_keys: boo
 
 def document(endpoints: Sequence[Endpoint], model: str | None = None, have_keys: bool = False) -> dict[str, Any]:
     """The OpenAPI 3.1 document. `model`: the served name, once it is known. `have_keys`: requests need one."""
-    endpoints = [endpoint for endpoint in endpoints if endpoint.is_documented]
-    bodies = [(e.asked, e.given, e.streamed, _problem(e), *e.special.values()) for e in endpoints]
+    endpoints = [replace(e, problem=e.problem or ErrorResponse) for e in endpoints if e.is_documented]
+    bodies = [(e.asked, e.given, e.streamed, e.problem, *e.special.values()) for e in endpoints]
     types = [kind for group in bodies for kind in group if kind is not None]
     _, components = msgspec.json.schema_components(types, ref_template=_REF)
     for name in {e.asked.__name__ for e in endpoints if e.asked is not None}:
@@ -122,9 +118,10 @@ def _plain(path: str) -> str:
 
 def _operation(endpoint: Endpoint, model: str | None) -> dict[str, Any]:
     path = _plain(endpoint.path)
+    verb = "_create" if endpoint.asked is not None else "_delete" if endpoint.method == "DELETE" else ""
     operation: dict[str, Any] = {
         "summary": endpoint.summary,
-        "operationId": re.sub(r"[/{}]+", "_", path).strip("_") + _verb(endpoint),
+        "operationId": re.sub(r"[/{}]+", "_", path).strip("_") + verb,  # which tells those of one path apart
         "responses": _responses(endpoint),
     }
     if names := re.findall(r"\{(\w+)\}", path):
@@ -135,17 +132,6 @@ def _operation(endpoint: Endpoint, model: str | None) -> dict[str, Any]:
             body["example"] = endpoint.example
         operation["requestBody"] = {"required": True, "content": {"application/json": body}}
     return operation
-
-
-def _problem(endpoint: Endpoint) -> Any:
-    return endpoint.problem or ErrorResponse
-
-
-def _verb(endpoint: Endpoint) -> str:
-    """Tells the operations of one path apart."""
-    if endpoint.asked is not None:
-        return "_create"
-    return "_delete" if endpoint.method == "DELETE" else ""
 
 
 def _path_parameter(name: str, model: str | None) -> dict[str, Any]:
@@ -165,7 +151,7 @@ def _responses(endpoint: Endpoint) -> dict[str, Any]:
         headers = {"x-request-id": _REQUEST_ID}
         if status in (429, 503):
             headers["retry-after"] = _RETRY_AFTER
-        body = _json(endpoint.special.get(status, _problem(endpoint)))
+        body = _json(endpoint.special.get(status, endpoint.problem))
         found[str(status)] = {"description": _WHY[status], "headers": headers, "content": body}
     return found
 
@@ -184,7 +170,7 @@ def _statuses(endpoint: Endpoint) -> set[int]:
 
 def _event(endpoint: Endpoint) -> dict[str, Any]:
     """One server-sent event: a chunk, or the failure that ends the stream; OpenAI's routes close with `[DONE]`."""
-    payload = {"anyOf": [_ref(endpoint.streamed), _ref(_problem(endpoint))]}
+    payload = {"anyOf": [_ref(endpoint.streamed), _ref(endpoint.problem)]}
     chunk = {"type": "string", "contentMediaType": "application/json", "contentSchema": payload}
     data = {"anyOf": [{"const": "[DONE]"}, chunk]}
     return {"type": "object", "required": ["data"], "properties": {"event": {"type": "string"}, "data": data}}

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import octavo
+from octavo.client.prepare import first_given
 from octavo.server.http.call import json_response, serving
 
 
@@ -59,11 +60,11 @@ async def props(request: Request) -> Response:
     info, client = served.info, served.client
     defaults, names = client.defaults, client.tokenizer.special_names
     params = DefaultParams(
-        temperature=_or(defaults.temperature, 1.0),
-        top_p=_or(defaults.top_p, 1.0),
-        top_k=int(_or(defaults.top_k, 0)),
-        min_p=_or(defaults.min_p, 0.0),
-        repeat_penalty=_or(defaults.repetition_penalty, 1.0),
+        temperature=first_given(defaults.temperature, 1.0),
+        top_p=first_given(defaults.top_p, 1.0),
+        top_k=int(first_given(defaults.top_k, 0)),
+        min_p=first_given(defaults.min_p, 0.0),
+        repeat_penalty=first_given(defaults.repetition_penalty, 1.0),
     )
     return json_response(
         Props(
@@ -82,7 +83,3 @@ async def props(request: Request) -> Response:
 
 async def version(_request: Request) -> Response:
     return json_response(Version(version=octavo.__version__))
-
-
-def _or(value: float | None, neutral: float) -> float:
-    return neutral if value is None else value

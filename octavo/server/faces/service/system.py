@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 
 import msgspec
 import psutil
@@ -11,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo.errors import Unavailable
+from octavo.server.core.machine import Gpu
 from octavo.server.core.serving import Serving
 from octavo.server.faces.openai.errors import ErrorInfo
 from octavo.server.http.call import json_response, serving
@@ -46,14 +46,6 @@ class Memory(msgspec.Struct, kw_only=True):
     used_mb: float
     total_mb: float
     available_mb: float
-
-
-class Gpu(msgspec.Struct, kw_only=True):
-    device_id: int
-    utilization_percent: float
-    memory_used_mb: float
-    memory_total_mb: float
-    temperature_celsius: float
 
 
 class Kv(msgspec.Struct, kw_only=True):
@@ -110,7 +102,6 @@ async def system_metrics(request: Request) -> Response:
 def measured(serve: Serving) -> SystemMetrics:
     """The machine and the engine now."""
     memory, stats, info = psutil.virtual_memory(), serve.models[0].client.stats, serve.models[0].client.info
-    gpu = None if info is None else serve.machine.gpu(info.device)
     return SystemMetrics(
         cpu=Cpu(utilization_percent=serve.machine.cpu_percent(), core_count=psutil.cpu_count() or 1),
         memory=Memory(
@@ -118,7 +109,7 @@ def measured(serve: Serving) -> SystemMetrics:
             total_mb=round(memory.total / MIB, 1),
             available_mb=round(memory.available / MIB, 1),
         ),
-        gpu=None if gpu is None else Gpu(**asdict(gpu)),
+        gpu=None if info is None else serve.machine.gpu(info.device),
         kv=Kv(
             blocks_total=stats.blocks_total,
             blocks_used=stats.blocks_used,

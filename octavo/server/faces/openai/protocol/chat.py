@@ -16,7 +16,7 @@ from octavo.server.faces.openai.protocol.shared import (
     PromptLogprobs,
     Usage,
 )
-from octavo.types import FinishReason, Message
+from octavo.types import FinishReason, Message, SamplingParams
 
 MAX_TOOLS = 1024
 
@@ -90,19 +90,19 @@ class ChatCompletionRequest(GenerationRequest, frozen=True, kw_only=True, omit_d
         """Tools go by their older name here, and so do calls in the answer. `tools` win over `functions`."""
         return self.tools is None and self.functions is not None
 
-    def refused(self) -> tuple[str, ...]:
-        return (
-            *super().refused(), "chat_template", "documents",
-        )  # fmt: skip
+    def sampling(self, **changed: Any) -> SamplingParams:
+        max_tokens = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        logprobs = (self.top_logprobs or 0) if self.logprobs else None
+        return super().sampling(max_tokens=max_tokens, logprobs=logprobs, **changed)
 
     def check(self) -> None:
         super().check()
         if self.modalities is not None and self.modalities != ["text"]:
             raise Unsupported("modalities other than ['text'] are not supported", param="modalities")
         if self.echo:
-            raise Unsupported("echo is not supported for chat; use /v1/completions", param="echo")
+            raise Unsupported.about("echo", "is not supported for chat; use /v1/completions")
         if self.top_logprobs is not None and not self.logprobs:
-            raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
+            raise RequestError.about("top_logprobs", "needs logprobs: true")
         if self.continue_final_message and self.add_generation_prompt:
             raise RequestError(
                 "continue_final_message and add_generation_prompt cannot both be true", param="continue_final_message"

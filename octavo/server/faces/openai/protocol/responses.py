@@ -85,15 +85,15 @@ class ResponsesRequest(SamplingParams, frozen=True, kw_only=True, omit_defaults=
             raise Unsupported("background responses are not supported; leave background out", param="background")
         for name in ("conversation", "prompt", "moderation"):
             if getattr(self, name):
-                raise Unsupported(f"{name} is not supported; leave it out", param=name)
+                raise Unsupported.about(name, "is not supported; leave it out")
         if self.n != 1 or (self.best_of or 1) != 1:
             raise Unsupported(
                 "a response is one answer; leave n and best_of out", param="n" if self.n != 1 else "best_of"
             )
         if self.prompt_logprobs is not None:
-            raise Unsupported("prompt_logprobs is not supported for responses; leave it out", param="prompt_logprobs")
+            raise Unsupported.about("prompt_logprobs", "is not supported for responses; leave it out")
         if len(self.stop_strings()) > MAX_STOP:
-            raise RequestError(f"stop has {len(self.stop_strings())} strings; at most {MAX_STOP}", param="stop")
+            raise RequestError.about("stop", f"has {len(self.stop_strings())} strings; at most {MAX_STOP}")
 
     def includes(self, what: str) -> bool:
         return what in (self.include or ())

@@ -7,6 +7,7 @@ ignored, known ones that are not served yet are refused by name.
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Annotated, Any
 
 import msgspec
@@ -17,6 +18,7 @@ from octavo.errors import RequestError, Unsupported
 from octavo.types import SamplingParams, StructuredOutputs
 
 NotYet = Annotated[Any, Meta(description="Not supported yet: a value is refused.")]
+Unserved = Annotated[Any, Meta(description="Not supported.")]
 Item = dict[str, Any]
 
 MAX_STOP = 16
@@ -33,6 +35,12 @@ _CONSTRAINTS = {
 }
 """Fields of vLLM, llama.cpp and SGLang, and what they are in StructuredOutputs."""
 _TOKEN_ID = re.compile(r"-?[0-9]{1,10}")
+
+
+@cache
+def not_yet(kind: type[msgspec.Struct]) -> list[str]:
+    """Names of the fields that change an answer and are not served yet."""
+    return [field.name for field in msgspec.structs.fields(kind) if field.type in (NotYet, Unserved)]
 
 
 class JsonSchemaFormat(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,27 +62,17 @@ class ResponseFormat(msgspec.Struct, frozen=True, kw_only=True):
         if self.type == "text":
             return None
         if self.type not in ("json_object", "json_schema"):
-            message = f"response_format.type is {self.type[:40]!r}; it must be text, json_object or json_schema"
-            raise RequestError(message, param="response_format.type")
+            wrong = f"is {self.type[:40]!r}; it must be text, json_object or json_schema"
+            raise RequestError.about("response_format.type", wrong)
         schema: Any = self.schema
         strict = False
         if self.type == "json_schema":
             if self.json_schema is None:
-                message = "response_format.json_schema is required for type json_schema"
-                raise RequestError(message, param="response_format.json_schema")
+                raise RequestError.about("response_format.json_schema", "is required for type json_schema")
             schema, strict = self.json_schema.schema, self.json_schema.strict is True
         if schema is None:
             return StructuredOutputs(json_object=True)
         return StructuredOutputs(json=schema, disable_additional_properties=strict)
-
-
-def only_one(given: dict[str, StructuredOutputs | None]) -> tuple[StructuredOutputs | None, str]:
-    """The constraint and its field, of those by name. Raises RequestError when there are several."""
-    found = [(name, structured) for name, structured in given.items() if structured is not None]
-    if len(found) > 1:
-        names = " and ".join(name for name, _ in found)
-        raise RequestError(f"{names} each say what the output must match; send one of them", param=found[1][0])
-    return (found[0][1], found[0][0]) if found else (None, "structured_outputs")
 
 
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,28 +110,22 @@ class GenerationRequest(SamplingParams, frozen=True, kw_only=True, omit_defaults
     use_beam_search: NotYet = None
     truncate_prompt_tokens: NotYet = None
 
-    def refused(self) -> tuple[str, ...]:
-        """Names of the fields that change an answer and are not served yet."""
-        return (
-            "prompt_embeds", "logits_processors", "use_beam_search", "truncate_prompt_tokens",
-        )  # fmt: skip
-
     def check(self) -> None:
         """What can be known without the model. Raises RequestError, Unsupported."""
-        for name in self.refused():
+        for name in not_yet(type(self)):
             if getattr(self, name):
-                raise Unsupported(f"{name} is not supported yet; leave it out", param=name)
+                raise Unsupported.about(name, "is not supported yet; leave it out")
         self.constraint()
         if self.stream_options is not None and not self.stream:
-            raise RequestError("stream_options is only allowed with stream: true", param="stream_options")
+            raise RequestError.about("stream_options", "is only allowed with stream: true")
         if len(self.stop_strings()) > MAX_STOP:
-            raise RequestError(f"stop has {len(self.stop_strings())} strings; at most {MAX_STOP}", param="stop")
+            raise RequestError.about("stop", f"has {len(self.stop_strings())} strings; at most {MAX_STOP}")
         if self.stream and self.prompt_logprobs is not None:
-            raise RequestError("prompt_logprobs are not given with stream: true", param="prompt_logprobs")
+            raise RequestError.about("prompt_logprobs", "are not given with stream: true")
         if self.best_of and self.best_of < self.n:
-            raise RequestError(f"best_of ({self.best_of}) must be at least n ({self.n})", param="best_of")
+            raise RequestError.about("best_of", f"({self.best_of}) must be at least n ({self.n})")
         if self.stream and (self.best_of or 0) > self.n:
-            raise RequestError("best_of cannot be combined with stream: true", param="best_of")
+            raise RequestError.about("best_of", "cannot be combined with stream: true")
         for name, texts in (("stop", self.stop_strings()), ("bad_words", self.bad_words or [])):
             for text in texts:
                 refuse_nul(text, name)
@@ -147,7 +139,11 @@ class GenerationRequest(SamplingParams, frozen=True, kw_only=True, omit_defaults
         for name, kind in _CONSTRAINTS.items():
             if (value := getattr(self, name)) is not None:
                 given[name] = StructuredOutputs(**{kind: value}, whitespace_pattern=blanks)
-        return only_one(given)
+        found = [(structured, name) for name, structured in given.items() if structured is not None]
+        if len(found) > 1:
+            names = " and ".join(name for _, name in found)
+            raise RequestError(f"{names} each say what the output must match; send one of them", param=found[1][1])
+        return found[0] if found else (None, "structured_outputs")
 
     def sampling(self, **changed: Any) -> SamplingParams:
         """The sampling fields of this request, some replaced. Raises RequestError."""
@@ -213,10 +209,7 @@ class TopLogprobEntry(msgspec.Struct, kw_only=True):
     bytes: list[int] | None
 
 
-class LogprobEntry(msgspec.Struct, kw_only=True):
-    token: str
-    logprob: float
-    bytes: list[int] | None
+class LogprobEntry(TopLogprobEntry, kw_only=True):
     top_logprobs: list[TopLogprobEntry]
 
 

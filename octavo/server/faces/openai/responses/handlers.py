@@ -19,7 +19,7 @@ from starlette.responses import Response
 from octavo.errors import ApiError, ContextLengthExceeded, Place, RequestError, Unsupported
 from octavo.server.core.account import Account
 from octavo.server.core.conversation import start
-from octavo.server.core.store import Items, ResponseStore, Stored
+from octavo.server.core.store import ResponseStore, Stored
 from octavo.server.core.turns import gathered
 from octavo.server.core.work import Work
 from octavo.server.faces.openai.protocol.responses import (
@@ -81,7 +81,8 @@ class _Exchange:
         found = {item_id: _item.decode(item) for item_id, item in referred.items()}
         inputs = [item for item in inputs if item["type"] != "item_reference" or item["id"] not in known]
         inputs = [found[item["id"]] if item["type"] == "item_reference" else item for item in inputs]
-        self._kept_inputs = _encoded(inputs) if asked.store is not False else ()
+        kept_inputs = inputs if asked.store is not False else []
+        self._kept_inputs = tuple((str(item["id"]), msgspec.json.encode(item)) for item in kept_inputs)
         self._turns = translate.turns_of(asked, before, inputs)
         self._functions = functions(asked.tools or [])
         self._wanted = translate.conversation(asked, self._turns, self._functions)
@@ -158,12 +159,12 @@ async def input_items(request: Request) -> Response:
     items = list(_stored(request).inputs)
     query = request.query_params
     if query.get("order", "desc") not in ("asc", "desc"):
-        raise RequestError("order must be asc or desc", param="order")
+        raise RequestError.about("order", "must be asc or desc")
     if query.get("order", "desc") == "desc":
         items.reverse()
     limit = query.get("limit", "20")
     if not (limit.isascii() and limit.isdigit() and len(limit) < 4 and 1 <= int(limit) <= MAX_LISTED):
-        raise RequestError(f"limit must be a number from 1 to {MAX_LISTED}", param="limit")
+        raise RequestError.about("limit", f"must be a number from 1 to {MAX_LISTED}")
     if (after := query.get("after")) is not None:
         positions = [i for i, (item_id, _) in enumerate(items) if item_id == after]
         if not positions:
@@ -198,7 +199,3 @@ def _referred(inputs: list[Item], known: Container[str], store: ResponseStore, a
             found[item_id] = referred
         account.charge(len(found[item_id]), Place("input", index))
     return found
-
-
-def _encoded(items: list[Item]) -> Items:
-    return tuple((str(item["id"]), msgspec.json.encode(item)) for item in items)

@@ -36,7 +36,7 @@ def listed(given: str | list[Item]) -> list[Item]:
         kind = item.get("type", "message" if "role" in item else "item_reference" if "id" in item else None)
         if not isinstance(kind, str):
             at = Place("input", index, "type")
-            raise RequestError(f"{at} must be a text", param=at)
+            raise RequestError.about(at, "must be a text")
         item = {**item, "type": kind}
         if not isinstance(item.get("id"), str):
             item["id"] = f"{_IDS.get(kind, 'item')}_{uuid.uuid4().hex}"
@@ -79,16 +79,15 @@ def _add(turns: Turns, item: Item, place: Place) -> None:
     elif kind.endswith("_call_output") and kind not in PASSED_OVER:
         turns.result(str(item.get("call_id") or item["id"]), _output(item.get("output"), place / "output"), place)
     elif kind not in PASSED_OVER:
-        raise RequestError(f"{place}.type is {kind[:40]!r}, which no item of an input is", param=place / "type")
+        raise RequestError.about(place / "type", f"is {kind[:40]!r}, which no item of an input is")
 
 
 def _add_message(turns: Turns, item: Item, place: Place) -> None:
     role = item.get("role")
     parts = _parts(item.get("content"), place / "content")
     if role not in ("user", "assistant", "system", "developer"):
-        raise RequestError(
-            f"{place}.role is {str(role)[:40]!r}; it must be one of user, assistant, system, developer",
-            param=place / "role",
+        raise RequestError.about(
+            place / "role", f"is {str(role)[:40]!r}; it must be one of user, assistant, system, developer"
         )
     turns.say("system" if role == "developer" else role, parts, place)
 
@@ -97,7 +96,7 @@ def _parts(content: Any, place: Place) -> list[Part]:
     if isinstance(content, str):
         return [text_part(content)]
     if not isinstance(content, list):
-        raise RequestError(f"{place} must be a text or a list of parts", param=place)
+        raise RequestError.about(place, "must be a text or a list of parts")
     return [text_part(_part_text(part, place / i)) for i, part in enumerate(content)]
 
 
@@ -109,7 +108,7 @@ def _part_text(part: Any, place: Place) -> str:
         return text_of(part, "refusal", place)
     if isinstance(kind, str):
         raise Unsupported(f"{place}: parts of type {kind[:40]!r} are not supported; send text", param=place)
-    raise RequestError(f"{place} must be an object with a type", param=place)
+    raise RequestError.about(place, "must be an object with a type")
 
 
 def _output(output: Any, place: Place) -> str:

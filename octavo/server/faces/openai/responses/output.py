@@ -78,7 +78,9 @@ class Output(Pieces):
     def item(self, piece: Piece, status: ItemStatus) -> OutputItem:
         text, is_begun = piece.text, status == "in_progress"
         if piece.kind == "text":
-            content = [] if is_begun else [OutputText(text=text, logprobs=self._shown_logprobs())]
+            many = len(self._logprobs) > PIECE
+            logprobs = encoded(self._logprobs) if many else self._logprobs
+            content = [] if is_begun else [OutputText(text=text, logprobs=logprobs)]
             return MessageItem(id=self.id, status=status, content=content)
         if piece.kind == "reasoning":
             thoughts = [] if is_begun else [ReasoningText(text=text)]
@@ -88,11 +90,6 @@ class Output(Pieces):
         return FunctionCallItem(
             id=self.id, status=status, call_id=piece.call_id, name=name, namespace=namespace, arguments=text
         )
-
-    def _shown_logprobs(self) -> list[LogprobEntry]:
-        """Of the open item; many as JSON."""
-        shown: list[LogprobEntry] = encoded(self._logprobs) if len(self._logprobs) > PIECE else self._logprobs
-        return shown
 
     def own_name(self, piece: Piece) -> tuple[str | UnsetType, str]:
         """Of a call: the function's namespace, if any, and its name there."""

@@ -21,4 +21,4 @@ def unsealed(text: str, place: Place) -> str:
         return base64.b64decode(text[len(SEALED) :], b"-_", validate=True).decode()
     except (binascii.Error, ValueError):
         param = place / "encrypted_content"
-        raise RequestError(f"{param} is not what this server gave", param=param) from None
+        raise RequestError.about(param, "is not what this server gave") from None

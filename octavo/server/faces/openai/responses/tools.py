@@ -43,13 +43,13 @@ def functions(tools: list[Item]) -> Functions:
         name, parameters, description = about.get("name"), about.get("parameters"), about.get("description")
         seen = seen_name(name, namespace) if isinstance(name, str) else ""
         if not NAME.fullmatch(seen):
-            raise RequestError(f"{place}.name must have 1 to 128 letters, digits and _ - . : /", param=place / "name")
+            raise RequestError.about(place / "name", "must have 1 to 128 letters, digits and _ - . : /")
         if seen in found.tools:
-            raise RequestError(f"{place}.name {seen!r} is there twice", param=place / "name")
+            raise RequestError.about(place / "name", f"{seen!r} is there twice")
         if not isinstance(parameters, dict | None):
-            raise RequestError(f"{place}.parameters must be a JSON Schema", param=place / "parameters")
+            raise RequestError.about(place / "parameters", "must be a JSON Schema")
         if not isinstance(description, str | None):
-            raise RequestError(f"{place}.description must be a text", param=place / "description")
+            raise RequestError.about(place / "description", "must be a text")
         found.tools[seen] = Tool(
             name=seen, description=description, parameters=parameters, strict=about.get("strict") is True
         )
@@ -64,13 +64,13 @@ def _each(tools: list[Item]) -> Iterator[tuple[Place, str | None, Item]]:
     for index, tool in enumerate(tools):
         place, kind = Place("tools", index), tool.get("type")
         if not isinstance(kind, str):
-            raise RequestError(f"{place}.type is required", param=place / "type")
+            raise RequestError.about(place / "type", "is required")
         if kind == "function":
             yield place, None, tool
         elif kind == "namespace":
             name, inner = tool.get("name"), tool.get("tools")
             if not isinstance(name, str) or not isinstance(inner, list):
-                raise RequestError(f"{place} must have a name and a list of tools", param=place)
+                raise RequestError.about(place, "must have a name and a list of tools")
             for number, one in enumerate(inner):
                 if isinstance(one, dict) and one.get("type") == "function":
                     yield place / "tools" / number, name, one
@@ -82,29 +82,27 @@ def tool_choice(choice: Any, found: Functions) -> tuple[Choice, str | None, set[
         return choice or "auto", None, None
     if choice == "required":
         if not found.tools:
-            raise RequestError("tool_choice 'required' needs tools that are functions", param="tool_choice")
+            raise RequestError.about("tool_choice", "'required' needs tools that are functions")
         return "required", None, None
     kind = choice.get("type") if isinstance(choice, dict) else None
     if kind == "function":
         name = _chosen(choice)
         if name not in found.tools:
-            raise RequestError(f"tool_choice names {name[:64]!r}, which is not among the tools", param="tool_choice")
+            raise RequestError.about("tool_choice", f"names {name[:64]!r}, which is not among the tools")
         return "required", name, None
     if kind == "allowed_tools":
         given = choice.get("tools")
         if not isinstance(given, list):
-            raise RequestError("tool_choice.tools must be a list", param=Place("tool_choice", "tools"))
+            raise RequestError.about(Place("tool_choice", "tools"), "must be a list")
         allowed = {_chosen(tool) for tool in given if isinstance(tool, dict)} & found.tools.keys()
         if choice.get("mode") != "required":
             return "auto", None, allowed
         if not allowed:
-            raise RequestError(
-                "tool_choice.tools names no function among the tools", param=Place("tool_choice", "tools")
-            )
+            raise RequestError.about(Place("tool_choice", "tools"), "names no function among the tools")
         return "required", None, allowed
     if isinstance(kind, str):
-        raise Unsupported(f"tool_choice of type {kind[:40]!r}: only functions can be called here", param="tool_choice")
-    raise RequestError("tool_choice must be none, auto, required, a function or allowed_tools", param="tool_choice")
+        raise Unsupported.about("tool_choice", f"of type {kind[:40]!r}: only functions can be called here")
+    raise RequestError.about("tool_choice", "must be none, auto, required, a function or allowed_tools")
 
 
 def _chosen(choice: Item) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from octavo.client.conversation import Conversation
+from octavo.client.prepare import first_given
 from octavo.errors import ApiError, Place, QueueFull, RequestError
 from octavo.server.core.errors import clean
 from octavo.server.core.history import checked_messages, template_kwargs
@@ -22,12 +23,14 @@ from octavo.server.faces.openai.protocol.responses import (
     IncompleteDetails,
     InputTokensDetails,
     OutputTokensDetails,
+    ReasoningConfig,
     ResponseFailure,
     ResponseObject,
     ResponseReasoning,
     ResponsesRequest,
     ResponseText,
     ResponseUsage,
+    TextConfig,
     TextFormat,
 )
 from octavo.server.faces.openai.protocol.shared import Item
@@ -43,6 +46,13 @@ _PLACES = {
 }
 
 
+_TOLD_BACK = (
+    "instructions", "max_output_tokens", "max_tool_calls", "previous_response_id", "prompt_cache_key",
+    "safety_identifier", "user",
+)  # fmt: skip
+"""Fields of a request that its response repeats."""
+
+
 def turns_of(asked: ResponsesRequest, before: Sequence[list[Item]], items: list[Item]) -> Turns:
     """`before`: the items of earlier responses, `items`: those of this input."""
     turns = Turns()
@@ -52,7 +62,7 @@ def turns_of(asked: ResponsesRequest, before: Sequence[list[Item]], items: list[
         add_items(turns, earlier, "previous_response_id")
     add_items(turns, items)
     if not turns.places:
-        raise RequestError("input must not be empty", param="input")
+        raise RequestError.about("input", "must not be empty")
     return turns
 
 
@@ -90,12 +100,11 @@ def structured(asked: ResponsesRequest) -> StructuredOutputs | None:
     if wanted.type == "json_object":
         return StructuredOutputs(json_object=True)
     if wanted.type != "json_schema":
-        raise RequestError(
-            f"text.format.type is {wanted.type[:40]!r}; it must be one of text, json_object, json_schema",
-            param="text.format.type",
+        raise RequestError.about(
+            "text.format.type", f"is {wanted.type[:40]!r}; it must be one of text, json_object, json_schema"
         )
     if wanted.schema is None:
-        raise RequestError("text.format.schema is required with type json_schema", param="text.format.schema")
+        raise RequestError.about("text.format.schema", "is required with type json_schema")
     return StructuredOutputs(json=wanted.schema, disable_additional_properties=wanted.strict is True)
 
 
@@ -124,33 +133,22 @@ def refusal(error: ApiError, turns: Turns, wanted: Conversation, found: Function
 
 def response(asked: ResponsesRequest, header: Mapping[str, Any], defaults: SamplingParams) -> ResponseObject:
     """As it is announced, before anything has come."""
-    wanted = asked.text.format if asked.text is not None else None
-    reasoning = asked.reasoning
+    text, reasoning = asked.text or TextConfig(), asked.reasoning or ReasoningConfig()
     return ResponseObject(
         **header,
+        **{name: getattr(asked, name) for name in _TOLD_BACK},
         status="in_progress",
-        instructions=asked.instructions,
-        max_output_tokens=asked.max_output_tokens,
-        max_tool_calls=asked.max_tool_calls,
         output=[],
         parallel_tool_calls=asked.parallel_tool_calls is not False,
-        previous_response_id=asked.previous_response_id,
-        prompt_cache_key=asked.prompt_cache_key,
-        reasoning=ResponseReasoning(
-            effort=reasoning.effort if reasoning else None, summary=reasoning.summary if reasoning else None
-        ),
-        safety_identifier=asked.safety_identifier,
+        reasoning=ResponseReasoning(effort=reasoning.effort, summary=reasoning.summary),
         store=asked.store is not False,
-        temperature=_first(asked.temperature, defaults.temperature),
-        text=ResponseText(
-            format=wanted or TextFormat(type="text"), verbosity=(asked.text and asked.text.verbosity) or "medium"
-        ),
+        temperature=first_given(asked.temperature, defaults.temperature, 1.0),
+        text=ResponseText(format=text.format or TextFormat(type="text"), verbosity=text.verbosity or "medium"),
         tool_choice=asked.tool_choice or "auto",
         tools=[shown(tool) for tool in asked.tools or ()],
         top_logprobs=asked.top_logprobs or 0,
-        top_p=_first(asked.top_p, defaults.top_p),
+        top_p=first_given(asked.top_p, defaults.top_p, 1.0),
         truncation=asked.truncation or "disabled",
-        user=asked.user,
         metadata=asked.metadata or {},
     )
 
@@ -190,7 +188,3 @@ def usage(metrics: Metrics) -> ResponseUsage:
         output_tokens_details=OutputTokensDetails(reasoning_tokens=metrics.reasoning_tokens),
         total_tokens=metrics.prompt_tokens + metrics.completion_tokens,
     )
-
-
-def _first(asked: float | None, default: float | None) -> float:
-    return asked if asked is not None else 1.0 if default is None else default
