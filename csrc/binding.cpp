@@ -225,6 +225,7 @@ void bind_inputs(nb::module_& m) {
                    at<int32_t>(query_start), at<int32_t>(context_lens), at<int32_t>(page_start), at<int32_t>(page_ids),
                    at<int64_t>(logits_index)});
       })
+      .def("assign_row_slots", [](Inputs& in, Address slots) { in.assign_row_slots(at<int32_t>(slots)); })
       .def("gather", &Inputs::gather)
       .def("advance", &Inputs::advance)
       .def_prop_ro("tokens", [](const Inputs& in) { return in.step().tokens; })
@@ -315,6 +316,28 @@ void bind_operations(nb::class_<Recorded>& c) {
       .def("begin_tail", [](Recorded& r, int64_t chunk) { r.program.begin_tail(chunk); });
 }
 
+void bind_recurrent(nb::class_<Recorded>& c) {
+  c.def("head_norm", [](Recorded& r, Address x, int64_t x_ld, int32_t heads, int32_t head_dim, Address weight, float eps,
+                        Address out, int64_t out_ld) {
+     r.program.add(make_head_norm({at<float>(x), x_ld, heads, head_dim, at<float>(weight), eps, at<float>(out), out_ld}));
+   })
+      .def("short_conv", [](Recorded& r, Address x, int64_t ld, int32_t channels, int32_t taps, Address weight, Address state,
+                            Address out, int64_t out_ld) {
+        if (taps < 1 || taps > MAX_CONV_TAPS) throw std::invalid_argument("a convolution has 1 to 16 taps");
+        r.program.add(make_short_conv({at<float>(x), ld, channels, taps, at<float>(weight), at<float>(state), at<float>(out),
+                                       out_ld}));
+      })
+      .def("delta_rule", [](Recorded& r, Address q, int64_t q_ld, Address k, int64_t k_ld, Address v, int64_t v_ld, Address g,
+                            int64_t g_ld, Address beta, int64_t beta_ld, int32_t k_heads, int32_t v_heads, int32_t dk, int32_t dv,
+                            Address state, Address out, int64_t out_ld) {
+        if (k_heads < 1 || v_heads % k_heads) throw std::invalid_argument("each head of q and k serves as many of v");
+        if (dk < 1 || dk > MAX_DELTA_DIM) throw std::invalid_argument("heads of q and k have 1 to 256 features");
+        r.program.add(make_delta_rule({{at<float>(q), q_ld}, {at<float>(k), k_ld}, {at<float>(v), v_ld}, {at<float>(g), g_ld},
+                                       {at<float>(beta), beta_ld}, k_heads, v_heads, dk, dv, at<float>(state), at<float>(out),
+                                       out_ld}));
+      });
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -331,6 +354,7 @@ NB_MODULE(_native, m) {
   program.def(nb::init<std::shared_ptr<Pool>, std::shared_ptr<Inputs>, const std::string&>(), nb::arg("pool"), nb::arg("inputs"),
               nb::arg("isa") = "");
   bind_operations(program);
+  bind_recurrent(program);
   program.def_prop_ro("inputs", [](const Recorded& r) { return r.inputs; });
   program.def("run", &Recorded::run)
       .def("tail", &Recorded::tail)

@@ -49,6 +49,7 @@ void Inputs::gather(const std::vector<int32_t>& rows, const std::vector<int32_t>
   step_.page_start = page_start_.data();
   step_.page_ids = page_ids_.data();
   step_.logits_index = logits_index_.data();
+  step_.row_slots = rows_.data();
 }
 
 void Inputs::gather_row(int32_t row, int32_t count, bool samples) {

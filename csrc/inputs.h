@@ -33,6 +33,7 @@ class Inputs {
   void advance(const std::vector<int64_t>& token_ids);
 
   void assign(const Step& step);  // views; the arrays outlive the step
+  void assign_row_slots(const int32_t* slots) { step_.row_slots = slots; }  // of the step assigned last
 
   const Step& step() const { return step_; }
   int32_t sample_row(int64_t sample) const { return sample_rows_[size_t(sample)]; }

@@ -37,6 +37,17 @@ struct NormArgs {
   Rows out;
 };
 
+// The same of each head by itself, in f32: x, out [rows, heads, head_dim], rows any distance apart.
+struct HeadNormArgs {
+  const float* x = nullptr;
+  int64_t x_ld = 0;
+  int32_t heads = 0, head_dim = 0;
+  const float* weight = nullptr;  // [head_dim]
+  float eps = 0;
+  float* out = nullptr;
+  int64_t out_ld = 0;
+};
+
 struct SiluMulArgs {  // x [rows, 2 * k] → [rows, k]
   const float* x = nullptr;
   int64_t ld = 0;
@@ -123,6 +134,40 @@ struct AttentionItem {
   int32_t row, kv_head, token_begin, token_end, first, last, partial;
 };
 
+// Causal depthwise convolution of each row's tokens, then SiLU.
+struct ShortConvArgs {
+  const float* x = nullptr;  // [tokens, channels]
+  int64_t ld = 0;
+  int32_t channels = 0, taps = 0;
+  const float* weight = nullptr;  // [taps, channels], the last for the token itself
+  float* state = nullptr;         // [slots, taps - 1, channels]: what came before, oldest first
+  float* out = nullptr;
+  int64_t out_ld = 0;
+};
+
+constexpr int MAX_CONV_TAPS = 16;
+constexpr int CONV_CHANNELS = 256;  // computed together, at most
+
+struct Strided {  // [tokens, n] f32, rows ld elements apart
+  const float* data = nullptr;
+  int64_t ld = 0;
+  const float* row(int64_t r) const { return data + r * ld; }
+};
+
+// The gated delta rule, as kernels/ops.py says. Columns of v are independent of each other, given q and k.
+struct DeltaRuleArgs {
+  Strided q, k;     // [tokens, k_heads, dk]
+  Strided v;        // [tokens, v_heads, dv]
+  Strided g, beta;  // [tokens, v_heads]
+  int32_t k_heads = 0, v_heads = 0, dk = 0, dv = 0;
+  float* state = nullptr;  // [slots, v_heads, dk, dv]
+  float* out = nullptr;    // [tokens, v_heads, dv]
+  int64_t out_ld = 0;
+};
+
+constexpr int DELTA_COLUMNS = 32;   // of v, computed together, at most
+constexpr int MAX_DELTA_DIM = 256;  // dk
+
 // Sampling of one row of logits [vocab] f32, as kernels/reference/sampling.py says.
 struct SampleRow {
   float temperature = 0, top_p = 1, min_p = 0;
@@ -170,6 +215,12 @@ struct Kernels {
   void (*mask)(float* logits, int64_t vocab, const uint32_t* allowed);
   // in place, what kernels/reference/sampling.py's penalize says of one row
   void (*penalize)(float* logits, int64_t vocab, const PenalizeArgs&);
+
+  void (*head_norm)(const HeadNormArgs&, int64_t r0, int64_t r1);  // rows.cpp
+
+  // recurrent.cpp; one row's tokens in order: channels [c0, c1), at most CONV_CHANNELS; a block of DELTA_COLUMNS of a head
+  void (*short_conv)(const ShortConvArgs&, const Step&, int32_t row, int64_t c0, int64_t c1);
+  void (*delta_rule)(const DeltaRuleArgs&, const Step&, int32_t row, int32_t head, int32_t block);
 };
 
 // dispatch.cpp

@@ -17,6 +17,9 @@ std::unique_ptr<Operation> make_linear(const LinearArgs&);
 std::unique_ptr<Operation> make_gate_up(const GateUpArgs&);
 std::unique_ptr<Operation> make_rope_cache(const RopeArgs&);
 std::unique_ptr<Operation> make_attention(const AttentionArgs&, AttentionPlan*);
+std::unique_ptr<Operation> make_head_norm(const HeadNormArgs&);
+std::unique_ptr<Operation> make_short_conv(const ShortConvArgs&);
+std::unique_ptr<Operation> make_delta_rule(const DeltaRuleArgs&);
 // Rows of x at the step's logits_index (in a tail: those of its chunk).
 std::unique_ptr<Operation> make_gather_rows(const float* x, int64_t ld, int64_t n, float* out, int64_t out_ld);
 

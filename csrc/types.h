@@ -114,6 +114,7 @@ struct Step {
   const int32_t* page_start = nullptr;    // [rows + 1]
   const int32_t* page_ids = nullptr;      // [pages]
   const int64_t* logits_index = nullptr;  // [samples]
+  const int32_t* row_slots = nullptr;     // [rows] where a row's recurrent states lie
 };
 
 }  // namespace octavo

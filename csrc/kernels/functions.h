@@ -17,6 +17,11 @@ void silu_mul(const SiluMulArgs&, int64_t r0, int64_t r1);
 void embed(const EmbedArgs&, int64_t r0, int64_t r1);
 void elementwise(const ElementwiseArgs&, int64_t r0, int64_t r1);  // elementwise.cpp
 
+void head_norm(const HeadNormArgs&, int64_t r0, int64_t r1);
+
+void short_conv(const ShortConvArgs&, const Step&, int32_t row, int64_t c0, int64_t c1);  // recurrent.cpp
+void delta_rule(const DeltaRuleArgs&, const Step&, int32_t row, int32_t head, int32_t block);
+
 void rope_cache(const RopeArgs&, const Step&, int64_t token0, int64_t token1);  // attention.cpp and rope.cpp
 int64_t attention_scratch(int32_t heads, int32_t kv_heads, int32_t head_dim);
 void attention(const AttentionArgs&, const Step&, const AttentionItem&, float* partials, void* scratch);

@@ -71,6 +71,25 @@ void norm(const NormArgs& args, int64_t r0, int64_t r1) {
   }
 }
 
+void head_norm(const HeadNormArgs& args, int64_t r0, int64_t r1) {
+  const int64_t d = args.head_dim;
+  for (int64_t r = r0; r < r1; ++r)
+    for (int64_t at = 0; at < args.heads * d; at += d) {
+      const float* const x = args.x + r * args.x_ld + at;
+      float* const out = args.out + r * args.out_ld + at;
+      f32x16 squares{};
+      for (int64_t i = 0; i < d; i += 16) {
+        const f32x16 v = load_some(x + i, d - i < 16 ? int(d - i) : 16);
+        squares = fma(v, v, squares);
+      }
+      const f32x16 scale = set1(1.0f / std::sqrt(reduce_add(squares) / float(d) + args.eps));
+      for (int64_t i = 0; i < d; i += 16) {
+        const int n = d - i < 16 ? int(d - i) : 16;
+        store_some(out + i, load_some(x + i, n) * scale * load_some(args.weight + i, n), n);
+      }
+    }
+}
+
 void silu_mul(const SiluMulArgs& args, int64_t r0, int64_t r1) {
   const int64_t k = args.out.k;
   for (int64_t r = r0; r < r1; ++r) {

@@ -83,7 +83,8 @@ class Ops(Protocol):
         ...
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """x / sqrt(mean(x²) + eps) * weight over the last axis, in f32, rounded to x's dtype."""
+        """x / sqrt(mean(x²) + eps) * weight over the last axis, in f32, rounded to x's dtype. x [tokens, n], or
+        [tokens, heads, n], which may be part of something wider."""
         ...
 
     def add_rms_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

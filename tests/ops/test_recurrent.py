@@ -1,4 +1,5 @@
-"""Convolution and gated delta rule against Transformers, over ragged batches that are cut anywhere."""
+"""Convolution and gated delta rule on every backend against Transformers, over ragged batches that are cut anywhere;
+on the native one bits that hang on nothing but the row's own tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_backends import REFERENCE, near
+from test_backends import ISAS, REFERENCE, native, near
 from test_reference import make_step, randn
 from torch import Tensor
 from transformers.models.qwen3_5.modeling_qwen3_5 import (
@@ -19,6 +20,7 @@ from transformers.models.qwen3_5.modeling_qwen3_5 import (
     torch_chunk_gated_delta_rule,
     torch_recurrent_gated_delta_rule,
 )
+from triton_ops import HAS_TRITON, triton_ops
 
 from octavo.kernels.ops import Ops
 from octavo.kernels.step import Step
@@ -27,9 +29,16 @@ FEW = settings(max_examples=10, deadline=None)
 SLOTS = 6
 
 
-@pytest.fixture(params=["reference"], scope="module")
+@pytest.fixture(params=["reference", *ISAS, *(["triton"] if HAS_TRITON else [])], scope="module")
 def ops(request: pytest.FixtureRequest) -> Ops:
-    return REFERENCE
+    if request.param == "triton":
+        return triton_ops()
+    return REFERENCE if request.param == "reference" else native(request.param)
+
+
+def brief(ops: Ops, lengths: list[int]) -> list[int]:
+    """Interpreted kernels take their time."""
+    return [length % 6 + 1 for length in lengths[:2]] if ops.name == "triton" else lengths
 
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=4)
@@ -101,6 +110,7 @@ class Convolved:
 @FEW
 @given(LENGTHS, st.integers(0, 1 << 20), st.sampled_from([(1, 4), (33, 4), (80, 2), (16, 3)]))
 def test_short_conv(ops: Ops, lengths: list[int], seed: int, shape: tuple[int, int]) -> None:
+    lengths = brief(ops, lengths)
     case = Convolved.make(lengths, *shape)
     outs, _ = case.run(ops, Cut(lengths, seed))
     for out, wanted in zip(outs, case.wanted(), strict=True):
@@ -149,6 +159,9 @@ class Ruled:
         out, state = rule(q, k, v, g, beta, output_final_state=True)
         return out[0], state[0]
 
+    def only(self, i: int) -> Ruled:
+        return Ruled(self.shape, *([x[i]] for x in (self.qs, self.ks, self.vs, self.gs, self.betas)))
+
     def run(self, ops: Ops, cut: Cut) -> tuple[list[Tensor], dict[int, Tensor]]:
         """Outputs, and each sequence's state at its end. v is part of something wider."""
         shape = self.shape
@@ -167,9 +180,39 @@ class Ruled:
 @FEW
 @given(LENGTHS, st.integers(0, 1 << 20), st.sampled_from(SHAPES), st.booleans())
 def test_delta_rule(ops: Ops, lengths: list[int], seed: int, shape: Shape, chunked: bool) -> None:
+    lengths = brief(ops, lengths)
     case = Ruled.make(shape, lengths)
     outs, states = case.run(ops, Cut(lengths, seed))
     for i, out in enumerate(outs):
         wanted, state = case.wanted(i, chunked)
         near(out, wanted, 2e-5)
         near(states[i], state, 2e-5)
+
+
+# --- what is normalized by heads
+
+
+@pytest.mark.parametrize(("tokens", "heads", "dim"), [(0, 2, 16), (1, 1, 8), (5, 3, 20), (7, 4, 128)])
+def test_rms_norm_of_heads(ops: Ops, tokens: int, heads: int, dim: int) -> None:
+    wide, weight = randn(tokens, heads * dim + 9, seed=1), randn(dim, seed=2)
+    x = wide[:, 4 : 4 + heads * dim].unflatten(1, (heads, dim))
+    near(ops.rms_norm(x, weight, 1e-3), x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt() * weight, 1e-5)
+
+
+# --- bits
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@FEW
+@given(LENGTHS, st.integers(0, 1 << 20), st.sampled_from([Shape(2, 4, 16, 80), Shape(1, 2, 48, 20)]))
+def test_bits_hang_on_nothing_but_the_sequence(isa: str, lengths: list[int], seed: int, shape: Shape) -> None:
+    """Not on how it was cut, on who else ran, or on threads."""
+    rule, conv = Ruled.make(shape, lengths), Convolved.make(lengths, 300, 4)
+    several, one = native(isa, threads=3), native(isa, threads=1)
+    outs, states = rule.run(several, Cut(lengths, seed))
+    convolved, _ = conv.run(several, Cut(lengths, seed))
+    for i, length in enumerate(lengths):
+        whole = Cut([length], 0)
+        alone, state = rule.only(i).run(one, whole)
+        assert torch.equal(alone[0], outs[i]) and torch.equal(state[0], states[i])
+        assert torch.equal(Convolved([conv.xs[i]], conv.weight).run(one, whole)[0][0], convolved[i])

@@ -62,6 +62,7 @@ class Inputs:
         logits_index: int,
         /,
     ) -> None: ...
+    def assign_row_slots(self, row_slots: int, /) -> None: ...
     def gather(self, rows: list[int], counts: list[int], samples: list[bool], /) -> None: ...
     def advance(self, token_ids: list[int], /) -> None: ...
     @property
@@ -134,6 +135,33 @@ class Program:
         scale: float,
         window: int,
         soft_cap: float,
+        out: int,
+        out_ld: int,
+        /,
+    ) -> None: ...
+    def head_norm(
+        self, x: int, x_ld: int, heads: int, head_dim: int, weight: int, eps: float, out: int, out_ld: int, /
+    ) -> None: ...
+    def short_conv(
+        self, x: int, ld: int, channels: int, taps: int, weight: int, state: int, out: int, out_ld: int, /
+    ) -> None: ...
+    def delta_rule(
+        self,
+        q: int,
+        q_ld: int,
+        k: int,
+        k_ld: int,
+        v: int,
+        v_ld: int,
+        g: int,
+        g_ld: int,
+        beta: int,
+        beta_ld: int,
+        k_heads: int,
+        v_heads: int,
+        dk: int,
+        dv: int,
+        state: int,
         out: int,
         out_ld: int,
         /,

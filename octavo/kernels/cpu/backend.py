@@ -32,11 +32,12 @@ from octavo.kernels.cpu.nodes import (
     padded,
 )
 from octavo.kernels.cpu.record import RecordedStep, Recording, StepRecording
+from octavo.kernels.cpu.recurrent import DeltaRule, HeadNorm, ShortConv
 from octavo.kernels.expression import Expression
 from octavo.kernels.layouts import DTYPES, Dense, Layout, Prepared, PreparedExperts
 from octavo.kernels.ops import HeadNorms
 from octavo.kernels.recorded import PermanentRows, StepModel, Steps
-from octavo.kernels.reference import moe, recurrent
+from octavo.kernels.reference import moe
 from octavo.kernels.reference import rows as of_rows
 from octavo.kernels.rows import DeviceRows
 from octavo.kernels.step import Step
@@ -159,6 +160,8 @@ class CpuOps:
         return out
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        if x.dim() == 3:
+            return self._head_norm(x, weight, eps)
         return self._norm(x, None, weight, eps)
 
     def add_rms_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -173,6 +176,14 @@ class CpuOps:
         out, target = sink.output(source.width, source.samples, padded(source.width))
         sink.add(Norm(source, None if add is None else sink.whole(add), weight, eps, target))
         return out.contiguous()
+
+    def _head_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        assert weight.dtype == torch.float32 and weight.is_contiguous()
+        sink = self._sink(x.shape[0])
+        source = sink.value(x)
+        out, target = sink.output(x.shape[1:].numel())
+        sink.add(HeadNorm(source, x.shape[1], weight, eps, target))
+        return out.view(x.shape)
 
     def rope_cache(
         self,
@@ -206,18 +217,20 @@ class CpuOps:
         return Pages(kv, self._kv_kind, block_size, kv.shape[2] // of_one_head, head_dim)
 
     def short_conv(self, x: Tensor, weight: Tensor, state: Tensor, step: Step) -> Tensor:
-        def compute(step: Step, x: Tensor) -> Sequence[Tensor]:
-            return [recurrent.short_conv(x, weight, state, step)]
-
-        (out,) = self.host("short_conv", compute, [x], [Result(x.shape[1:])], step)
+        assert weight.is_contiguous() and state.is_contiguous() and weight.dtype == state.dtype == torch.float32
+        sink = self._sink(x.shape[0], step)
+        source = sink.value(x)
+        out, target = sink.output(x.shape[1])
+        sink.add(ShortConv(source, weight, state, target))
         return out
 
     def delta_rule(self, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor, step: Step) -> Tensor:
-        def compute(step: Step, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Sequence[Tensor]:
-            return [recurrent.delta_rule(q, k, v, g, beta, state, step)]
-
-        (out,) = self.host("delta_rule", compute, [q, k, v, g, beta], [Result(v.shape[1:])], step)
-        return out
+        assert state.is_contiguous() and state.dtype == torch.float32
+        sink = self._sink(v.shape[0], step)
+        q_part, k_part, v_part, g_part, beta_part = (sink.value(x) for x in (q, k, v, g, beta))
+        out, target = sink.output(v.shape[1:].numel())
+        sink.add(DeltaRule((q_part, k_part, v_part, g_part, beta_part), q.shape[1], state, target))
+        return out.view(v.shape)
 
     def silu_mul(self, x: Tensor) -> Tensor:
         sink = self._sink(x.shape[0])

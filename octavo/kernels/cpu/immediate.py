@@ -82,4 +82,5 @@ class Immediate:
             step.page_ids.data_ptr(),
             at,
         )
+        inputs.assign_row_slots(step.rows.data_ptr())
         return inputs

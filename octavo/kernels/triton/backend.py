@@ -28,7 +28,6 @@ from octavo.kernels.layouts import (
 )
 from octavo.kernels.ops import HeadNorms
 from octavo.kernels.recorded import PermanentRows, StepModel
-from octavo.kernels.reference import recurrent
 from octavo.kernels.rows import DeviceRows
 from octavo.kernels.step import Step
 from octavo.kernels.triton import (
@@ -41,6 +40,7 @@ from octavo.kernels.triton import (
     logprobs,
     moe,
     norm,
+    recurrent,
     rope,
     sampling,
 )
