@@ -82,7 +82,7 @@ class StandIn:
         plan = self._plans.popleft()
         self._token = (self._token + 1) % 96
         count = sum(run.samples for run in plan.run)
-        return Result(plan.index, [32 + self._token] * count, [None] * count)
+        return Result(plan.index, ((32 + self._token,),) * count)
 
     def shutdown(self) -> None:
         pass

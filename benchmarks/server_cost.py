@@ -61,7 +61,7 @@ class Sleeper:
         plan = self._plans.pop()
         count = sum(run.samples for run in plan.run)
         self._at = (self._at + count) % (len(self._tokens) - count)
-        return Result(plan.index, self._tokens[self._at : self._at + count], [None] * count)
+        return Result(plan.index, tuple(zip(self._tokens[self._at : self._at + count])))
 
     def shutdown(self) -> None:
         pass

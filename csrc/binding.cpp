@@ -119,7 +119,7 @@ class Recorded {
 
   // Gather, run and, when `sampling`, sample and advance. Returns the token ids; nothing is advanced when one is -1.
   std::vector<int64_t> step(const std::vector<int32_t>& rows, const std::vector<int32_t>& counts,
-                            const std::vector<bool>& samples, bool sampling) {
+                            const std::vector<int32_t>& samples, bool sampling) {
     nb::gil_scoped_release release;
     pool->wake();
     inputs->gather(rows, counts, samples);

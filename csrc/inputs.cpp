@@ -23,7 +23,7 @@ static void check(bool holds, int32_t row, const char* what) {
 }
 
 void Inputs::gather(const std::vector<int32_t>& rows, const std::vector<int32_t>& counts,
-                    const std::vector<bool>& samples) {
+                    const std::vector<int32_t>& samples) {
   if (rows.size() != counts.size() || rows.size() != samples.size() || int64_t(rows.size()) > max_rows_)
     throw std::runtime_error("a step of " + std::to_string(rows.size()) + " rows was not planned for");
   seen_.resize(size_t(permanent_.count), 0);
@@ -52,7 +52,7 @@ void Inputs::gather(const std::vector<int32_t>& rows, const std::vector<int32_t>
   step_.row_slots = rows_.data();
 }
 
-void Inputs::gather_row(int32_t row, int32_t count, bool samples) {
+void Inputs::gather_row(int32_t row, int32_t count, int32_t samples) {
   check(row >= 0 && row < permanent_.count, row, "there is no such row");
   check(seen_[size_t(row)] != gathers_, row, "runs twice in one step");
   seen_[size_t(row)] = gathers_;
@@ -60,6 +60,7 @@ void Inputs::gather_row(int32_t row, int32_t count, bool samples) {
   const int64_t pages = (end + block_size_ - 1) / block_size_;
   check(count > 0, row, "a run has at least one token");
   check(end <= permanent_.num_tokens[row], row, "a run goes beyond the tokens its row has");
+  check(samples >= 0 && samples <= count, row, "a run samples behind its own tokens");
   check(!samples || end == permanent_.num_tokens[row], row, "a run samples only where it reaches its row's end");
   check(pages <= permanent_.num_blocks[row], row, "has too few pages");
   check(step_.tokens + count <= max_tokens(), row, "the step has more tokens than planned for");
@@ -75,9 +76,9 @@ void Inputs::gather_row(int32_t row, int32_t count, bool samples) {
   context_lens_.push_back(int32_t(end));
   page_ids_.insert(page_ids_.end(), table, table + pages);
   page_start_.push_back(int32_t(page_ids_.size()));
-  if (samples) {
+  for (int32_t behind = samples; behind > 0; --behind) {
     sample_rows_.push_back(row);
-    logits_index_.push_back(step_.tokens - 1);
+    logits_index_.push_back(step_.tokens - behind);
   }
 }
 

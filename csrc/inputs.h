@@ -25,9 +25,11 @@ class Inputs {
 
   void bind(const PermanentRows& permanent) { permanent_ = permanent; }
 
-  // The next counts[i] tokens of rows[i]; those with samples[i] != 0 end at their row's last token. Throws
-  // std::runtime_error when a row has too few tokens or pages, comes twice or the step is larger than planned for.
-  void gather(const std::vector<int32_t>& rows, const std::vector<int32_t>& counts, const std::vector<bool>& samples);
+  // The next counts[i] tokens of rows[i]; those with samples[i] != 0 end at their row's last token, and logits are wanted
+  // of the last samples[i] of them. Throws std::runtime_error when a row has too few tokens or pages, comes twice or the
+  // step is larger than planned for.
+  void gather(const std::vector<int32_t>& rows, const std::vector<int32_t>& counts,
+              const std::vector<int32_t>& samples);
 
   // After the step: its tokens are computed; token_ids (one per sample, or none) are appended to their rows.
   void advance(const std::vector<int64_t>& token_ids);
@@ -41,7 +43,7 @@ class Inputs {
   int64_t max_tokens() const { return int64_t(token_ids_.size()); }
 
  private:
-  void gather_row(int32_t row, int32_t count, bool samples);
+  void gather_row(int32_t row, int32_t count, int32_t samples);
 
   int32_t block_size_;
   int64_t max_rows_, max_pages_;

@@ -210,7 +210,7 @@ class Scheduler:
         flight = self._flights[0]
         assert flight.plan is plan and result.index == plan.index, f"result {result.index} for plan {plan.index}"
         num_samples = sum(run.samples for run in plan.run)
-        assert len(result.token_ids) == num_samples, f"{len(result.token_ids)} tokens for {num_samples} sampling rows"
+        assert len(result.tokens) == num_samples, f"tokens of {len(result.tokens)} for {num_samples} sampling rows"
         self._flights.popleft()
         self._planner.fresh.pop(plan.index, None)
         # What register() may rely on: plans before the next one in flight.
@@ -225,8 +225,9 @@ class Scheduler:
             if request.prompt_logprobs is not None:
                 request.prompt_logprobs += result.prompt_logprobs.get(run.row, ())
             if run.samples:
-                logprobs = result.logprobs[sample] if result.logprobs else None
-                token = result.token_ids[sample]
+                entries = result.logprobs[sample] if result.logprobs else None
+                logprobs = None if entries is None else entries[0]
+                (token,) = result.tokens[sample]
                 sample += 1
                 if request.constraint is not None:
                     if request.constraint.late:

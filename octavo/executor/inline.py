@@ -17,6 +17,7 @@ from octavo.env import limit_openmp_spinning
 from octavo.errors import DeviceLost
 from octavo.executor.base import StepFailed
 from octavo.modelfiles.files import ModelFiles
+from octavo.rank import Rank
 from octavo.wire.plan import Masks, Plan, Result, WorkerInfo
 
 T = TypeVar("T")
@@ -40,8 +41,9 @@ class _Worker(Protocol):
 class InlineExecutor:
     """Implements executor.base.Executor. `depth` 2 overlaps a host and its device; the tokens are the same."""
 
-    def __init__(self, resolved: ResolvedConfig, files: ModelFiles, depth: int = 1) -> None:
+    def __init__(self, resolved: ResolvedConfig, files: ModelFiles, depth: int = 1, rank: Rank | None = None) -> None:
         self.depth = depth
+        self._rank = rank or Rank.alone(resolved.device)
         self._resolved = resolved
         self._files = files
         self._worker: _Worker | None = None
@@ -53,7 +55,7 @@ class InlineExecutor:
         limit_openmp_spinning()
         from octavo.worker.worker import Worker
 
-        worker = Worker(self._resolved, self._files)
+        worker = Worker(self._resolved, self._files, rank=self._rank)
         info: WorkerInfo = worker.start()
         self._worker = worker
         return info

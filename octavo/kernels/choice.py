@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from octavo.rank import Rank
+
 T = TypeVar("T")
 
 
@@ -15,6 +17,7 @@ class Spec:
     """What is asked of a backend. `device` as in ResolvedConfig ("cpu", "cuda:0"), `dtype` a key of DTYPES."""
 
     device: str
+    """Of `rank`, where that is given."""
     dtype: str
     kv_cache_dtype: str | None = None
     """A key of DTYPES, int8 or fp8; None: dtype."""
@@ -25,6 +28,12 @@ class Spec:
     """--attention-backend."""
     head_dim: int | None = None
     """The model's; None: not known, any is taken to be supported."""
+    rank: Rank | None = None
+    """Among those that share the model; None: alone."""
+
+    @property
+    def num_ranks(self) -> int:
+        return 1 if self.rank is None else self.rank.size
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,8 @@ def report(backends: Sequence[Backend[T]], spec: Spec, forced: str | None, optio
     choices, taken = [], False
     for backend in backends:
         reason = backend.supports(spec)
+        if spec.num_ranks > 1:
+            reason = f"computes a whole model, not its part among {spec.num_ranks} ranks"
         if reason is None and forced is not None and backend.name != forced:
             reason = f"{option}{forced}"
         elif reason is None and taken:

@@ -39,12 +39,12 @@ class PermanentRows:
 
 @dataclass(frozen=True)
 class Runs:
-    """What one step computes: the next counts[i] tokens of rows[i]; with samples[i] they end at the row's last token,
-    and one more is sampled."""
+    """What one step computes: the next counts[i] tokens of rows[i]. With samples[i] they end at the row's last token,
+    and logits are wanted of the last samples[i] of them: one, or with a draft one more than it has tokens."""
 
     rows: list[int]
     counts: list[int]
-    samples: list[bool]
+    samples: list[int]
 
 
 class Steps(Protocol):
@@ -60,10 +60,10 @@ class Steps(Protocol):
         ...
 
     def fused(self, runs: Runs) -> list[int] | Tensor | None:
-        """All of a step: its tokens are sampled by the rows' temperature, top_k, top_p and min_p alone, and the rows
-        advance. [samples] int64, valid until the next step; a list, where the host knows them already. Where a token
-        is -1 (logits that are not numbers) no row has advanced. None: nothing was done, this step comes in parts.
-        Raises as `begin` does."""
+        """All of a step without drafts: its tokens are sampled by the rows' temperature, top_k, top_p and min_p alone,
+        and the rows advance. [samples] int64, valid until the next step; a list, where the host knows them already.
+        Where a token is -1 (logits that are not numbers) no row has advanced. None: nothing was done, this step comes
+        in parts. Raises as `begin` does."""
         ...
 
     def begin(self, runs: Runs, whole: bool = False) -> None:
@@ -86,5 +86,10 @@ class Steps(Protocol):
         ...
 
     def advance(self, token_ids: Tensor) -> None:
-        """The step is computed, and these tokens [samples] int64 were sampled."""
+        """The step is computed, and these tokens [samples] int64 were sampled, one for each run that samples."""
+        ...
+
+    def settled(self, last: list[int]) -> None:
+        """As `advance`, of a step with drafts: the batch has advanced already, and `last` is the last token now of each
+        row that samples."""
         ...

@@ -49,6 +49,9 @@ class Run(msgspec.Struct, array_like=True, gc=False, frozen=True):
     row: int
     num_tokens: int
     samples: bool
+    draft: tuple[int, ...] = ()
+    """Of a run that samples: what may follow the row's last token. It is computed behind that; as much of it as the row
+    samples itself is taken, and one token more. The row has blocks for it, and it ends within max_model_len."""
 
 
 class BlockCopy(msgspec.Struct, array_like=True, gc=False, frozen=True):
@@ -73,21 +76,28 @@ class Masks(msgspec.Struct, array_like=True, gc=False, frozen=True):
     index: int
     """The plan's."""
     allowed: tuple[bytes | None, ...]
-    """In the order of its samples: None for any token, else [ceil(vocab / 32)] 32-bit words, little-endian, bit i % 32
-    of word i // 32 set when token i is allowed."""
+    """In the order of its samples, of a run with a draft one for each place: None for any token, else
+    [ceil(vocab / 32)] 32-bit words, little-endian, bit i % 32 of word i // 32 set when token i is allowed."""
 
 
-class Result(msgspec.Struct, array_like=True, gc=False):
-    """What a plan produced. Lists are aligned with the plan's sampling `Run`s, in order."""
+class Result(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """What a plan produced."""
 
     index: int
-    token_ids: list[int] = []
-    logprobs: list[TokenLogprobs | None] = []
+    tokens: tuple[tuple[int, ...], ...] = ()
+    """Of each of the plan's runs that sample, in order: one, and before it as much of its draft as holds."""
+    logprobs: tuple[tuple[TokenLogprobs, ...] | None, ...] = ()
+    """Of `tokens`, for rows that asked."""
     prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
     """row → log-probabilities of the prompt tokens that this plan's run predicted (token at position p+1
     for every computed position p inside the prompt), for rows that asked."""
     embeddings: dict[int, bytes] = {}
     """row → [hidden] f32, little-endian, for rows with `pooling` whose last prompt token this plan computed."""
+
+    @property
+    def token_ids(self) -> list[int]:
+        """All of `tokens`, one after the other."""
+        return [token_id for of_run in self.tokens for token_id in of_run]
 
 
 class WorkerInfo(msgspec.Struct, kw_only=True):

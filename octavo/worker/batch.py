@@ -76,6 +76,27 @@ class Batch:
         self.token_ids[sampled, self.num_tokens[sampled]] = token_ids
         self.num_tokens[sampled] += 1
 
+    def draft(self, row: int, token_ids: Sequence[int]) -> None:
+        """These count as the row's tokens, behind its last one, until `settle`."""
+        first = self.num_tokens[row]
+        end = first + len(token_ids)
+        assert first > 0 and end <= self.max_model_len, f"row {row}: {len(token_ids)} proposed behind {first} tokens"
+        self.token_ids[row, first:end] = token_ids
+        self.num_tokens[row] = end
+
+    def settle(self, runs: Runs, tokens: Sequence[Sequence[int]]) -> None:
+        """As `advance`, of a step with drafts: `tokens` stand behind the last certain token of each run that
+        samples."""
+        settled = iter(tokens)
+        for row, count, samples in zip(runs.rows, runs.counts, runs.samples, strict=True):
+            self.num_computed[row] += count
+            if samples:
+                found, first = next(settled), self.num_tokens[row] - (samples - 1)
+                end = first + len(found)
+                self.token_ids[row, first:end] = found
+                self.num_tokens[row] = end
+                self.num_computed[row] = end - 1
+
     def permanent(self, sampling_floats: Tensor, sampling_ints: Tensor) -> PermanentRows:
         """These arrays and the sampler's, as a recorded step is given them."""
         return PermanentRows(

@@ -75,6 +75,16 @@ class DeviceSteps:
         sampled = [row for row, sample in zip(runs.rows, runs.samples, strict=True) if sample]
         self._lane.launch(lambda: self._move_on(runs.rows, sampled, token_ids))
 
+    def settled(self, last: list[int]) -> None:
+        rows = self._runs.rows
+        sampled = [row for row, sample in zip(rows, self._runs.samples, strict=True) if sample]
+
+        def move_on() -> None:
+            (token_ids,) = self._lane.upload([np.array(last, np.int64)])
+            self._move_on(rows, sampled, token_ids)
+
+        self._lane.launch(move_on)
+
     def _has_graph(self, runs: Runs) -> bool:
         graphs = self._graphs
         return graphs is not None and graphs.fits(len(runs.rows)) and max(runs.counts) == 1 and all(runs.samples)

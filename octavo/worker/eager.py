@@ -47,3 +47,6 @@ class EagerSteps:
 
     def advance(self, token_ids: Tensor) -> None:
         self._batch.advance(self._runs, token_ids.tolist())
+
+    def settled(self, last: list[int]) -> None:
+        pass

@@ -40,7 +40,7 @@ class HostParts:
     def __init__(self, facts: ModelFacts, resolved: ResolvedConfig, ops: Ops, model: Model) -> None:
         self._facts, self._resolved, self._ops, self._model = facts, resolved, ops, model
         self._batch = Batch(resolved.max_num_seqs, resolved.max_model_len, resolved.block_size)
-        self._sampler = Sampler(ops, resolved.max_num_seqs, facts.vocab_size, resolved.device)
+        self._sampler = Sampler(ops, resolved.max_num_seqs, facts.vocab_size, ops.device)
 
     def runner(self) -> tuple[Runner, int, list[str]]:
         size = kv.block_bytes(self._facts, self._resolved, self._ops)

@@ -23,6 +23,7 @@ from octavo.models.decoder import Model
 from octavo.types import TokenLogprobs
 from octavo.wire.plan import BlockCopy, Masks, Plan, Result, Run
 from octavo.worker.batch import Batch
+from octavo.worker.drafts import Verifier
 from octavo.worker.lane import HostLane, Lane, Readback
 from octavo.worker.pooling import Pooling
 from octavo.worker.sampler import Sampled, Sampler
@@ -37,13 +38,16 @@ class Launched:
     """Without those of `left_out`."""
     left_out: frozenset[int] = frozenset()
     """Rows of the plan that are not run."""
+    drafts: list[Sequence[int]] = field(default_factory=list)
+    """Of each run that samples, if any has one."""
     plain: bool = False
     """Its tokens hang on temperature, top_k, top_p and min_p alone, and masks."""
     sampled: list[Sampled] = field(default_factory=list)
     readback: Readback | None = None
     """Of the tensors of `sampled`, in order."""
-    token_ids: list[int] | None = None
-    """Known already, without log-probabilities."""
+    tokens: list[tuple[int, ...]] | None = None
+    """As in Result, known already."""
+    logprobs: list[tuple[TokenLogprobs, ...] | None] = field(default_factory=list)
     prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
     embeddings: dict[int, bytes] = field(default_factory=dict)
 
@@ -71,6 +75,7 @@ class Runner:
         self._steps = steps
         self._lane = lane or HostLane()
         self._pooling = Pooling()
+        self._verifier = Verifier(steps, sampler, self._lane)
         self._broken: set[int] = set()
 
     @property
@@ -94,6 +99,8 @@ class Runner:
                 runs = tuple(run for run in runs if run.row not in left_out)
             listed = Runs([run.row for run in runs], [run.num_tokens for run in runs], [run.samples for run in runs])
             launched = Launched(plan, listed, frozenset(left_out))
+            if any(run.draft for run in runs):
+                self._draft(launched, runs)
             if runs:
                 self._begin(launched)
             return launched
@@ -106,7 +113,7 @@ class Runner:
         plan, allowed = launched.plan, masks.allowed
         try:
             if launched.left_out:
-                allowed = tuple(compress(allowed, [r.row not in launched.left_out for r in plan.run if r.samples]))
+                allowed = tuple(compress(allowed, _kept(plan.run, launched.left_out)))
             if launched.runs.rows:
                 self._sample(launched, allowed)
         except BaseException:
@@ -115,24 +122,32 @@ class Runner:
 
     def finish(self, launched: Launched) -> Result:
         """Waits for what was sampled. Raises EngineError where logits were not numbers, DeviceLost."""
-        plan, token_ids, logprobs = launched.plan, launched.token_ids, list[TokenLogprobs | None]()
-        if token_ids is None:
-            token_ids = []
+        plan, tokens, logprobs = launched.plan, launched.tokens, launched.logprobs
+        if tokens is None:
+            tokens = []
             tensors = iter(() if launched.readback is None else launched.readback.read())
             for sampled in launched.sampled:
-                found = self._sampler.read(sampled, [next(tensors) for _ in sampled.tensors()])
-                token_ids += found[0]
-                logprobs += found[1]
-        else:
-            logprobs = [None] * len(token_ids)
+                token_ids, entries = self._sampler.read(sampled, [next(tensors) for _ in sampled.tensors()])
+                tokens += zip(token_ids)
+                logprobs += [None if entry is None else (entry,) for entry in entries]
         if launched.left_out:
-            token_ids, logprobs = _with_gaps(plan.run, launched.left_out, token_ids, logprobs)
-        return Result(plan.index, token_ids, logprobs, launched.prompt_logprobs, launched.embeddings)
+            tokens, logprobs = _with_gaps(plan.run, launched.left_out, tokens, logprobs)
+        return Result(plan.index, tuple(tokens), tuple(logprobs), launched.prompt_logprobs, launched.embeddings)
+
+    def _draft(self, launched: Launched, runs: Sequence[Run]) -> None:
+        """The drafts are part of what is computed."""
+        assert all(run.samples for run in runs if run.draft), "a draft behind a run that does not sample"
+        launched.drafts = [run.draft for run in runs if run.samples]
+        for at, run in enumerate(runs):
+            if run.draft:
+                self._batch.draft(run.row, run.draft)
+                launched.runs.counts[at] += len(run.draft)
+                launched.runs.samples[at] += len(run.draft)
 
     def _begin(self, launched: Launched) -> None:
         """All of the step, in one if that can be; of a plan that is masked, the model."""
         whole = bool(self._batch.scored or self._pooling.rows)
-        launched.plain = not whole and self._sampler.is_plain(launched.sampling)
+        launched.plain = not whole and not launched.drafts and self._sampler.is_plain(launched.sampling)
         masked = launched.plan.masked
         if launched.plain and not masked and (token_ids := self._steps.fused(launched.runs)) is not None:
             self._take(launched, token_ids)
@@ -161,9 +176,20 @@ class Runner:
     @torch.inference_mode()
     def _sample_in_parts(self, launched: Launched, allowed: Sequence[bytes | None]) -> None:
         lane, rows = self._lane, launched.sampling
+        if launched.drafts:
+            self._verify(launched, allowed)
+            return
         launched.sampled = lane.launch(lambda: self._sample_chunks(rows, allowed))
         token_ids = lane.launch(lambda: _joined(launched.sampled))
         self._steps.advance(token_ids)
+        self._read_back(launched)
+
+    def _verify(self, launched: Launched, allowed: Sequence[bytes | None]) -> None:
+        found = self._verifier.verify(launched.sampling, launched.drafts, allowed)
+        self._batch.settle(launched.runs, [each.tokens for each in found])
+        self._steps.settled([each.tokens[-1] for each in found])
+        launched.tokens = [tuple(each.tokens) for each in found]
+        launched.logprobs = [tuple(each.logprobs) or None for each in found]
         self._read_back(launched)
 
     def _take(self, launched: Launched, token_ids: list[int] | Tensor) -> None:
@@ -172,7 +198,7 @@ class Runner:
             launched.sampled = [Sampled(launched.sampling, token_ids)]
             self._read_back(launched)
         else:
-            launched.token_ids = token_ids
+            launched.tokens, launched.logprobs = list(zip(token_ids)), [None] * len(token_ids)
             self._sampler.check(launched.sampling, token_ids)
 
     @torch.inference_mode()
@@ -260,10 +286,18 @@ def _joined(parts: list[Sampled]) -> Tensor:
     return torch.cat([part.token_ids for part in parts]) if parts else torch.empty(0, dtype=torch.int64)
 
 
+def _kept(runs: Sequence[Run], left_out: frozenset[int]) -> list[bool]:
+    """Of each sample of a plan, whether it is computed."""
+    return [run.row not in left_out for run in runs if run.samples for _ in range(len(run.draft) + 1)]
+
+
 def _with_gaps(
-    runs: Sequence[Run], left_out: frozenset[int], token_ids: list[int], logprobs: list[TokenLogprobs | None]
-) -> tuple[list[int], list[TokenLogprobs | None]]:
+    runs: Sequence[Run],
+    left_out: frozenset[int],
+    tokens: list[tuple[int, ...]],
+    logprobs: list[tuple[TokenLogprobs, ...] | None],
+) -> tuple[list[tuple[int, ...]], list[tuple[TokenLogprobs, ...] | None]]:
     """A token that nobody waits for in the place of each row that was left out."""
-    found = iter(zip(token_ids, logprobs, strict=True))
-    filled = [(0, None) if run.row in left_out else next(found) for run in runs if run.samples]
-    return [token_id for token_id, _ in filled], [entry for _, entry in filled]
+    found = iter(zip(tokens, logprobs, strict=True))
+    filled = [((0,), None) if run.row in left_out else next(found) for run in runs if run.samples]
+    return [of_run for of_run, _ in filled], [entries for _, entries in filled]

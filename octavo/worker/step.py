@@ -25,14 +25,15 @@ def gather(batch: Batch, runs: Runs) -> Step:
     the engine's promises."""
     block_size = batch.block_size
     rows, lengths = np.array(runs.rows, np.int64), np.array(runs.counts, np.int64)
-    samples = np.array(runs.samples, np.bool_)
+    samples = np.array(runs.samples, np.int64)
     computed = batch.num_computed[rows].astype(np.int64)
     contexts = computed + lengths
     num_pages = -(-contexts // block_size)
     assert (lengths > 0).all() and len(set(rows.tolist())) == len(rows), "a row runs once a step, at least one token"
     assert (contexts <= batch.num_tokens[rows]).all(), "a run goes beyond the tokens its row has"
     at_end = contexts == batch.num_tokens[rows]  # and still no sample for max_tokens=0
-    assert at_end[samples].all(), "a run samples only where it reaches its row's end"
+    assert at_end[samples > 0].all(), "a run samples only where it reaches its row's end"
+    assert (samples <= lengths).all(), "a run samples behind its own tokens"
     assert (num_pages <= batch.num_blocks[rows]).all(), "a row has too few pages"
 
     starts, run_of, place = _ragged(lengths)
@@ -40,6 +41,7 @@ def gather(batch: Batch, runs: Runs) -> Step:
     row_of = rows[run_of]
     slots = batch.block_tables[row_of, positions // block_size].astype(np.int64) * block_size + positions % block_size
     page_starts, page_run, page_place = _ragged(num_pages)
+    _, sample_run, sample_place = _ragged(samples)
     return Step(
         token_ids=torch.from_numpy(batch.token_ids[row_of, positions].astype(np.int64)),
         positions=torch.from_numpy(positions),
@@ -48,7 +50,7 @@ def gather(batch: Batch, runs: Runs) -> Step:
         context_lens=torch.from_numpy(contexts.astype(np.int32)),
         page_start=torch.from_numpy(page_starts.astype(np.int32)),
         page_ids=torch.from_numpy(batch.block_tables[rows[page_run], page_place]),
-        logits_index=torch.from_numpy(starts[1:][samples] - 1),
+        logits_index=torch.from_numpy(starts[1:][sample_run] - samples[sample_run] + sample_place),
         block_size=block_size,
         max_query_len=int(lengths.max()),
         max_context_len=int(contexts.max()),

@@ -20,6 +20,7 @@ from octavo.kernels import registry
 from octavo.modelfiles.facts import ModelFacts, read_facts
 from octavo.modelfiles.files import ModelFiles
 from octavo.models.registry import build
+from octavo.rank import Rank
 from octavo.wire.plan import Masks, Plan, Result, WorkerInfo
 from octavo.worker import kv
 from octavo.worker.device import Device, open_device
@@ -41,9 +42,12 @@ class State(enum.Enum):
 class Worker:
     """Implements what executors drive. Not thread-safe: one thread starts it, runs plans and shuts it down."""
 
-    def __init__(self, resolved: ResolvedConfig, files: ModelFiles, device: Device | None = None) -> None:
-        """`device`: where to compute, by default as `resolved.device` says."""
+    def __init__(
+        self, resolved: ResolvedConfig, files: ModelFiles, device: Device | None = None, rank: Rank | None = None
+    ) -> None:
+        """`rank`: None is alone, on the device that `resolved` names; `device`: None is that of the rank."""
         self._resolved, self._files = resolved, files
+        self._rank = rank or Rank.alone(resolved.device)
         self._device = device
         self._runner: Runner | None = None
         self._launched: deque[Launched] = deque()
@@ -104,10 +108,10 @@ class Worker:
     def _start(self) -> WorkerInfo:
         resolved, began = self._resolved, time.monotonic()
         facts = read_facts(self._files, random_weights=resolved.load_format == "dummy")
-        self._device = self._device or open_device(resolved.device)
-        ops = registry.choose(_spec(resolved, facts), forced_backend())
+        self._device = self._device or open_device(self._rank.device)
+        ops = registry.choose(_spec(resolved, facts, self._rank), forced_backend())
         self.state = State.LOADING
-        with open_weights(resolved, self._files, ops, self._device) as checkpoint:
+        with open_weights(resolved, self._files, ops, self._rank, self._device) as checkpoint:
             model = build(facts, checkpoint, ops, resolved)
         loaded = time.monotonic()
         self.state = State.PROFILING
@@ -123,7 +127,7 @@ class Worker:
             num_blocks=blocks,
             vocab_size=facts.vocab_size,
             max_model_len=resolved.max_model_len,
-            device=resolved.device,
+            device=self._rank.device,
             dtype=resolved.dtype,
             backend=ops.name,
             weights_bytes=model.nbytes,
@@ -149,8 +153,8 @@ _NO_MEMORY = {
 """By the state in which memory ran out."""
 
 
-def _spec(resolved: ResolvedConfig, facts: ModelFacts) -> registry.Spec:
+def _spec(resolved: ResolvedConfig, facts: ModelFacts, rank: Rank) -> registry.Spec:
     return registry.Spec(
-        resolved.device, resolved.dtype, resolved.kv_cache_dtype, resolved.threads, forced_isa(),
-        attention=resolved.attention_backend, head_dim=facts.attention.head_dim,
+        rank.device, resolved.dtype, resolved.kv_cache_dtype, resolved.threads, forced_isa(),
+        attention=resolved.attention_backend, head_dim=facts.attention.head_dim, rank=rank,
     )  # fmt: skip

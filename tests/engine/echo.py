@@ -82,7 +82,7 @@ class EchoExecutor:
                 ids.append(script[done % len(script)])
                 self._rows[run.row] = (script, done + 1)
         self.widest = max(self.widest, len(ids))
-        return Result(plan.index, ids, [None] * len(ids))
+        return Result(plan.index, tuple(zip(ids)))
 
     def shutdown(self) -> None:
         self.shut += 1

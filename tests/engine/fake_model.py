@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -98,6 +98,15 @@ class _Row:
     """Its last step failed: what it does until the next admission is worthless, and must not matter."""
 
 
+@dataclass
+class Found:
+    """A Result to be."""
+
+    tokens: list[tuple[int, ...]] = field(default_factory=list)
+    logprobs: list[tuple[TokenLogprobs, ...] | None] = field(default_factory=list)
+    prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
+
+
 class FakeExecutor:
     """Implements Executor. `fail_next` makes the next collected plan raise before anything is computed."""
 
@@ -156,12 +165,12 @@ class FakeExecutor:
                 self._rows[run.row].broken = True
             raise StepFailed(f"step {plan.index}")
         self._compute(plan)
-        result = Result(plan.index)
+        result = Found()
         allowed = iter([None] * len(plan.run) if masks is None else masks.allowed)
         for run in plan.run:
             self._finish_run(run, next(allowed) if run.samples else None, result)
         self._tolerant = max(self._tolerant - 1, 0)
-        return result
+        return Result(plan.index, tuple(result.tokens), tuple(result.logprobs), result.prompt_logprobs)
 
     def _apply(self, plan: Plan) -> None:
         for row in plan.release:
@@ -212,7 +221,7 @@ class FakeExecutor:
                 self._slots[self._slot(row, position)] = before
                 unwritten.discard(self._slot(row, position))
 
-    def _finish_run(self, run: Run, mask: bytes | None, result: Result) -> None:
+    def _finish_run(self, run: Run, mask: bytes | None, result: Found) -> None:
         index, row = run.row, self._rows[run.row]
         start, row.computed = row.computed, row.computed + run.num_tokens
         self._verify(row)
@@ -227,9 +236,9 @@ class FakeExecutor:
         history = self._slots[self._slot(row, row.computed - 1)]
         token = sample(history, row.admit.seed, row.admit.stop_ids, output < row.admit.params.min_tokens, mask)
         row.tokens.append(token)
-        result.token_ids.append(token)
+        result.tokens.append((token,))
         wanted = row.admit.params.logprobs is not None
-        result.logprobs.append(TokenLogprobs(token, -0.5, []) if wanted else None)
+        result.logprobs.append((TokenLogprobs(token, -0.5, []),) if wanted else None)
 
     def _verify(self, row: _Row) -> None:
         """Every row reads exactly its own history; after a failed step, once the plans in flight then are done."""

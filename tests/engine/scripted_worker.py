@@ -15,6 +15,7 @@ from fake_model import VOCAB, FakeExecutor
 from octavo.errors import DeviceLost
 from octavo.executor.base import StepFailed
 from octavo.executor.inline import InlineExecutor
+from octavo.rank import Rank
 from octavo.wire.plan import Masks, Plan, Result, WorkerInfo
 
 INFO = WorkerInfo(
@@ -26,8 +27,8 @@ INFO = WorkerInfo(
 def executor_over(worker: object, depth: int = 2) -> InlineExecutor:
     """Started, with this worker instead of the real one."""
     module = types.ModuleType("octavo.worker.worker")
-    module.Worker = lambda _resolved, _files: worker  # type: ignore[attr-defined]
-    executor = InlineExecutor("resolved", "files", depth)  # type: ignore[arg-type]
+    module.Worker = lambda _resolved, _files, rank: worker  # type: ignore[attr-defined]
+    executor = InlineExecutor("resolved", "files", depth, Rank.alone("cpu"))  # type: ignore[arg-type]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "octavo.worker.worker", module)
         executor.start()
@@ -148,7 +149,7 @@ class TimedWorker:
         self._free_at = max(self.now, self._free_at) + self.steps[-1]
         samples = sum(run.samples for run in plan.run)
         self._token = 10 + (self._token - 9) % 80
-        self._flight.append((self._free_at, Result(plan.index, [self._token] * samples, [None] * samples)))
+        self._flight.append((self._free_at, Result(plan.index, ((self._token,),) * samples)))
 
     def collect(self) -> Result:
         done, result = self._flight.popleft()

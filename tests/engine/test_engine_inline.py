@@ -12,6 +12,7 @@ from patience import PATIENCE_S
 
 from octavo.executor.base import StepFailed
 from octavo.executor.inline import InlineExecutor
+from octavo.rank import Rank
 from octavo.wire.plan import Masks, Plan, Result
 
 
@@ -19,7 +20,8 @@ class Worker:
     shutdowns = 0
     is_lost = False
 
-    def __init__(self, resolved: Any, files: Any) -> None:
+    def __init__(self, resolved: Any, files: Any, rank: Rank) -> None:
+        assert (rank.index, rank.size) == (0, 1)
         self.made_of = (resolved, files)
         self.launched: list[Plan] = []
         self.masked: list[Masks] = []
@@ -52,7 +54,7 @@ def executor(monkeypatch: pytest.MonkeyPatch) -> InlineExecutor:
     module = types.ModuleType("octavo.worker.worker")
     module.Worker = Worker  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "octavo.worker.worker", module)
-    executor = InlineExecutor("resolved", "files")  # type: ignore[arg-type]
+    executor = InlineExecutor("resolved", "files", rank=Rank.alone("cpu"))  # type: ignore[arg-type]
     assert executor.start() == ("resolved", "files")  # type: ignore[comparison-overlap]
     return executor
 

@@ -92,8 +92,8 @@ def same(found: list[Result], wanted: list[Result]) -> None:
     for one, other in zip(found, wanted, strict=True):
         for mine, theirs in zip(one.logprobs, other.logprobs, strict=True):
             assert (mine is None) == (theirs is None)
-            if mine is not None and theirs is not None:
-                assert mine.logprob == pytest.approx(theirs.logprob, abs=1e-4)
+            for entry, same in zip(mine or (), theirs or (), strict=True):
+                assert entry.logprob == pytest.approx(same.logprob, abs=1e-4)
 
 
 @pytest.mark.parametrize("eager", [False, True], ids=["graphs", "eager"])

@@ -131,7 +131,7 @@ def test_prompt_logprobs(worker: Worker, reference: Any) -> None:
         assert entry.logprob == pytest.approx(float(wanted[position, PROMPT[position + 1]]), abs=1e-4)
         assert [top.token_id for top in entry.top] == wanted[position].topk(3).indices.tolist()
     assert result.logprobs[0] is not None
-    assert result.logprobs[0].token_id == result.token_ids[0]
+    assert result.logprobs[0][0].token_id == result.token_ids[0]
     worker.run(Plan(3, release=[0, 2]))
 
 

@@ -21,6 +21,7 @@ from octavo.kernels.layouts import Dense, Float8Groups, Int4Groups, Int8Groups, 
 from octavo.kernels.ops import HeadNorms, Ops
 from octavo.kernels.registry import Spec
 from octavo.kernels.step import Step
+from octavo.rank import Rank
 
 F32 = torch.float32
 FEW = settings(max_examples=25, deadline=None)
@@ -351,3 +352,9 @@ def test_an_instruction_set_may_be_forced(monkeypatch: pytest.MonkeyPatch) -> No
         forced_isa()
     monkeypatch.setenv("OCTAVO_CPU_ISA", "avx2")
     assert forced_isa() == "avx2"
+
+
+def test_no_backend_computes_a_part_of_a_model_yet() -> None:
+    with pytest.raises(ConfigError, match="reference: computes a whole model, not its part among 2 ranks"):
+        registry.choose(Spec("cpu", "float32", rank=Rank(1, 2, "cpu")))
+    assert registry.choose(Spec("cpu", "float32", rank=Rank.alone("cpu"))).name

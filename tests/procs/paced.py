@@ -38,13 +38,12 @@ class CountingExecutor:
         plan = self._plans.popleft()
         for admit in plan.admit:
             self._last[admit.row] = admit.token_ids[-1]
-        result = Result(plan.index)
+        found = []
         for run in plan.run:
             if run.samples:
                 self._last[run.row] = (self._last[run.row] + 1) % 256
-                result.token_ids.append(self._last[run.row])
-                result.logprobs.append(None)
-        return result
+                found.append((self._last[run.row],))
+        return Result(plan.index, tuple(found))
 
     def shutdown(self) -> None:
         pass

@@ -30,6 +30,7 @@ _MAY_IMPORT = {
     "capability": "",
     "env": "errors",
     "fair": "",
+    "rank": "",
     "log": "errors env",
     "processes": "errors env",
     # what a model is, as files and numbers
@@ -49,7 +50,7 @@ _MAY_IMPORT = {
         f"{BASE} processes config config.decide modelfiles modelfiles.hub wire wire.sockets engine engine.assembly"
         " executor"
     ),
-    "executor": f"{BASE} config modelfiles wire",
+    "executor": f"{BASE} rank processes config modelfiles wire",
     # towards the user
     "client": f"{BASE} processes config modelfiles wire wire.sockets text grammar",
     "client.local": (
@@ -72,7 +73,7 @@ _MAY_IMPORT = {
     "__main__": "processes cli",
     "octavo": "types errors",  # octavo/__init__.py: the public names, loaded when first asked for
     # the tensor island
-    "kernels": "errors env capability",
+    "kernels": "errors env rank capability",
     "distributed": "errors env",
     "weights": "errors modelfiles kernels.layouts kernels.ops",
     "layers": "errors modelfiles.facts kernels.ops kernels.layouts kernels.step kernels.expression distributed",
@@ -80,7 +81,7 @@ _MAY_IMPORT = {
         "errors config modelfiles weights.checkpoint layers kernels.ops kernels.layouts kernels.step kernels.expression"
     ),
     "worker": (
-        f"{BASE} config modelfiles wire weights models distributed worker.sampler"
+        f"{BASE} rank config modelfiles wire weights models distributed worker.sampler"
         " kernels.ops kernels.layouts kernels.step kernels.recorded kernels.rows kernels.memory kernels.registry"
     ),
     "worker.sampler": "errors types wire kernels.ops",

@@ -185,6 +185,9 @@ class RecordedStep:
     def advance(self, token_ids: Tensor) -> None:
         self._inputs.advance(token_ids.tolist())
 
+    def settled(self, last: list[int]) -> None:
+        pass
+
 
 def _bound(rows: PermanentRows, max_tokens: int, block_size: int) -> _native.Inputs:
     arrays: Sequence[Tensor] = (rows.token_ids, rows.block_tables, rows.num_tokens, rows.num_computed, rows.num_blocks)
