@@ -1,4 +1,4 @@
-"""The engine's counters as a client has seen them grow. Owned by client/engine.py, read by the server's /metrics.
+"""The engine's counters as a client has seen them grow.
 
 An engine counts from its own start. Here what each of them has counted is added up, so the totals go on when an engine
 is replaced and never fall; what it counted in the last moment before it died is lost.
@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import msgspec
 
-from octavo.wire.messages import Stats
+from octavo.wire.messages import Counters, Stats
 
-COUNTERS = (
-    "prefix_queries", "prefix_hits", "prompt_tokens", "generated_tokens", "preemptions", "aborts", "steps",
-    "step_failures", "cpu_seconds", "grammar_evictions",
-)  # fmt: skip
+COUNTERS = Counters.__struct_fields__
 
 
 class Totals:

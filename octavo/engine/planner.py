@@ -27,6 +27,7 @@ from octavo.engine.pace import Pace
 from octavo.engine.prefix import PrefixCache
 from octavo.engine.queue import WaitingQueue
 from octavo.engine.request import Request
+from octavo.wire.messages import Counters
 from octavo.wire.plan import Admit, Extend, Plan, Run
 
 
@@ -42,20 +43,6 @@ class SchedulerConfig:
     prefix_cache: bool = True
     unfelt_us: int = 0
     """Microseconds that a step with prompts may take in any case (pace.py)."""
-
-
-@dataclass(slots=True)
-class Counters:
-    """Totals since start, for Stats."""
-
-    prefix_queries: int = 0
-    prefix_hits: int = 0
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    preemptions: int = 0
-    aborts: int = 0
-    steps: int = 0
-    step_failures: int = 0
 
 
 @dataclass(slots=True)

@@ -23,12 +23,12 @@ from octavo.engine.blocks import BlockPool
 from octavo.engine.constraint import Constraint
 from octavo.engine.constraints import Constraints
 from octavo.engine.holding import Holding
-from octavo.engine.planner import Counters, Flight, Planner, SchedulerConfig
+from octavo.engine.planner import Flight, Planner, SchedulerConfig
 from octavo.engine.prefix import PrefixCache
 from octavo.engine.request import Request, refused
 from octavo.grammar.matcher import GrammarError
 from octavo.types import TokenLogprobs
-from octavo.wire.messages import Add, Failed, TokenOutput
+from octavo.wire.messages import Add, Counters, Failed, TokenOutput
 from octavo.wire.plan import Masks, Plan, Result
 
 __all__ = ["Reply", "Scheduler", "SchedulerConfig"]

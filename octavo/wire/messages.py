@@ -6,7 +6,10 @@ After an `Abort` nothing more is sent for that id. Ids are chosen by the client,
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
 
 from octavo.types import FinishReason, Metrics, Pooling, SamplingParams, TokenLogprobs
 
@@ -133,8 +136,33 @@ class Failed(msgspec.Struct, tag="failed", array_like=True, frozen=True):
     param: str | None = None
 
 
-class Stats(msgspec.Struct, frozen=True, kw_only=True):
-    """The engine's gauges and its counters since start."""
+class Counters(msgspec.Struct, kw_only=True):
+    """What an engine has counted since its start. Those with a title are told by /metrics, under that name."""
+
+    prefix_queries: Annotated[
+        int, Meta(title="prefix_cache_queries", description="Prompt tokens looked up in the prefix cache")
+    ] = 0
+    prefix_hits: Annotated[
+        int, Meta(title="prefix_cache_hits", description="Prompt tokens found in the prefix cache")
+    ] = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    preemptions: Annotated[int, Meta(title="num_preemptions", description="Requests preempted")] = 0
+    aborts: Annotated[int, Meta(title="engine_aborts", description="Sequences the engine aborted")] = 0
+    steps: Annotated[int, Meta(title="engine_steps", description="Steps the engine has run")] = 0
+    step_failures: Annotated[
+        int, Meta(title="engine_step_failures", description="Steps that raised; the requests in them failed")
+    ] = 0
+    cpu_seconds: Annotated[
+        float, Meta(title="engine_cpu_seconds", description="Processor time of the engine process")
+    ] = 0.0
+    grammar_evictions: Annotated[
+        int, Meta(title="grammar_cache_evictions", description="Compiled grammars that made room for others")
+    ] = 0
+
+
+class Stats(Counters, kw_only=True):
+    """The engine's counters and its gauges."""
 
     num_waiting: int = 0
     num_running: int = 0
@@ -142,25 +170,12 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     blocks_used: int = 0
     blocks_cached: int = 0
     fragmentation: float = 0.0
-    prefix_queries: int = 0
-    """Prompt tokens looked up in the prefix cache."""
-    prefix_hits: int = 0
-    """Prompt tokens found there."""
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    preemptions: int = 0
-    aborts: int = 0
-    steps: int = 0
-    step_failures: int = 0
-    """Steps that raised: the requests in them failed."""
-    cpu_seconds: float = 0.0
-    """Processor time of the engine's process."""
     memory_mb: float = 0.0
+    """Resident, of the engine's process."""
     grammar_bytes: int = 0
     """Of compiled grammars, followed or kept, with what following them has added."""
     grammars_kept: int = 0
     """Compiled grammars that are kept for the next request."""
-    grammar_evictions: int = 0
 
 
 class Pong(msgspec.Struct, tag="pong", array_like=True, frozen=True):

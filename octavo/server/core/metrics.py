@@ -10,7 +10,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
+from typing import get_args, get_type_hints
 
+import msgspec
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
@@ -21,6 +23,7 @@ from octavo import __version__
 from octavo.client.base import Client
 from octavo.errors import ClientGone
 from octavo.types import Metrics, SamplingParams
+from octavo.wire.messages import Counters
 
 _LATENCY = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
 _TTFT = (0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0)
@@ -67,6 +70,15 @@ _PER_REQUEST: tuple[tuple[str, str, Sequence[float], Value], ...] = (
     ("request_params_max_tokens", "max_tokens asked for", _TOKENS, lambda _m, params, _s: params.max_tokens),
 )
 """Name, meaning, bounds and value of a histogram."""
+
+
+_COUNTERS = [
+    (name, meta)
+    for name, hint in get_type_hints(Counters, include_extras=True).items()
+    for meta in get_args(hint)
+    if isinstance(meta, msgspec.Meta) and meta.title
+]
+"""Of the engine's counters those that are told, and how."""
 
 
 def _families(
@@ -173,17 +185,8 @@ class ServerMetrics(Collector):
             ("grammar_cache_entries", "Compiled grammars that the engine keeps", stats.grammars_kept),
             ("engine_resident_memory_bytes", "Resident memory of the engine process", stats.memory_mb * 2**20),
         )
-        counters = (
-            ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache", stats.prefix_queries),
-            ("prefix_cache_hits", "Prompt tokens found in the prefix cache", stats.prefix_hits),
-            ("num_preemptions", "Requests preempted", stats.preemptions),
-            ("engine_aborts", "Sequences the engine aborted", stats.aborts),
-            ("engine_steps", "Steps the engine has run", stats.steps),
-            ("engine_step_failures", "Steps that raised; the requests in them failed", stats.step_failures),
-            ("engine_cpu_seconds", "Processor time of the engine process", stats.cpu_seconds),
-            ("grammar_cache_evictions", "Compiled grammars that made room for others", stats.grammar_evictions),
-            ("engine_restarts", "Engines that replaced an earlier one", client.engine_restarts),
-        )
+        counters = [(meta.title or name, meta.description or "", getattr(stats, name)) for name, meta in _COUNTERS]
+        counters.append(("engine_restarts", "Engines that replaced an earlier one", client.engine_restarts))
         yield from _families(GaugeMetricFamily, gauges, model)
         yield from _families(CounterMetricFamily, counters, model)
         yield from self._infos(model)
