@@ -32,15 +32,16 @@ FLOAT32_SHARE = 0.75
 
 
 class ResolvedConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The engine's values in force. Bytes are ints, nothing is 'auto' any more."""
+    """The engine's values in force: `options` as they were given, and what was derived from them, the hardware and the
+    model. Bytes are ints, nothing is 'auto' any more."""
 
+    options: EngineConfig
     device: str
     """cpu or cuda:N."""
     dtype: str
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
-    block_size: int
     kv_cache_dtype: str
     """That of `dtype`, or int8 (CPU) or fp8 (GPU)."""
     kv_cache_memory: int | None
@@ -48,22 +49,34 @@ class ResolvedConfig(msgspec.Struct, frozen=True, kw_only=True):
     memory_budget: int
     """Bytes that weights, workspace and KV pages may take together; on a GPU what is known of it before anything
     loads, and worker/kv.py plans with what is measured there."""
-    prefix_cache: bool
-    max_queued_requests: int
     threads: int
-    seed: int | None
-    watchdog_timeout: float
-    attention_backend: str = "auto"
-    """On a GPU, where auto is resolved by the kernels that are installed (kernels/attention.py)."""
-    gpu_memory_utilization: float = DEFAULT_GPU_MEMORY_UTILIZATION
-    enforce_eager: bool = False
     async_scheduling: bool = False
     """Two steps are in flight; never on the CPU, where nothing runs later than it is asked for."""
-    load_format: Literal["auto", "dummy"] = "auto"
     served_model_name: str
     model_aliases: tuple[str, ...] = ()
     """Further names that requests may say."""
     reasons: list[str]
+
+    @property
+    def block_size(self) -> int:
+        return self.options.block_size
+
+    @property
+    def gpu_memory_utilization(self) -> float:
+        return self.options.gpu_memory_utilization
+
+    @property
+    def attention_backend(self) -> str:
+        """On a GPU, where auto is resolved by the kernels that are installed (kernels/attention.py)."""
+        return self.options.attention_backend
+
+    @property
+    def enforce_eager(self) -> bool:
+        return self.options.enforce_eager
+
+    @property
+    def load_format(self) -> Literal["auto", "dummy"]:
+        return self.options.load_format
 
 
 def choose_device(config: EngineConfig, hardware: Hardware) -> tuple[str, str]:
@@ -170,24 +183,16 @@ def resolve(config: EngineConfig, hardware: Hardware, facts: ModelFacts, model_n
     sizes = ON_CPU if gpu is None else ON_GPU
     names = list(dict.fromkeys(config.served_model_name or (model_name,)))
     return ResolvedConfig(
+        options=config,
         device=device,
         dtype=dtype,
         max_model_len=max_model_len,
         max_num_seqs=config.max_num_seqs or sizes.num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens or sizes.batched_tokens,
-        block_size=config.block_size,
         kv_cache_dtype=dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype,
         kv_cache_memory=parse_bytes(config.kv_cache_memory, "--kv-cache-memory") if config.kv_cache_memory else None,
         memory_budget=budget,
-        prefix_cache=config.prefix_cache,
-        max_queued_requests=config.max_queued_requests,
         threads=config.threads or hardware.cores,
-        seed=config.seed,
-        watchdog_timeout=config.watchdog_timeout,
-        attention_backend=config.attention_backend,
-        load_format=config.load_format,
-        gpu_memory_utilization=config.gpu_memory_utilization,
-        enforce_eager=config.enforce_eager,
         async_scheduling=config.async_scheduling and gpu is not None,
         served_model_name=names[0],
         model_aliases=tuple(names[1:]),

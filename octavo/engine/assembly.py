@@ -41,11 +41,11 @@ def build_loop(
             max_num_seqs=resolved.max_num_seqs,
             max_num_batched_tokens=resolved.max_num_batched_tokens,
             max_model_len=worker.max_model_len,
-            max_queued_requests=resolved.max_queued_requests,
+            max_queued_requests=resolved.options.max_queued_requests,
             num_blocks=worker.num_blocks,
             block_size=resolved.block_size,
             vocab_size=worker.vocab_size,
-            prefix_cache=resolved.prefix_cache,
+            prefix_cache=resolved.options.prefix_cache,
             unfelt_us=0 if resolved.device == "cpu" else UNFELT_US,
         ),
         constraints,
@@ -66,8 +66,8 @@ def build_loop(
         device=worker.device,
         dtype=worker.dtype,
         backend=worker.backend,
-        max_queued_requests=resolved.max_queued_requests,
-        seed=resolved.seed,
+        max_queued_requests=resolved.options.max_queued_requests,
+        seed=resolved.options.seed,
     )
     loop = EngineLoop(scheduler, executor, transport, info, quiet=quiet, memory_mb=memory_mb)
     return loop, info

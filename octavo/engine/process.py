@@ -80,7 +80,7 @@ def main(
             # Nor need the collector look at it ever again. Collecting first would take 0.15 s to find nearly nothing.
             gc.freeze()
             gc.enable()
-            watchdog = Watchdog(resolved.watchdog_timeout, lambda: loop.busy_since, last_words.write)
+            watchdog = Watchdog(resolved.options.watchdog_timeout, lambda: loop.busy_since, last_words.write)
             watchdog.start()
             logger.info("ready after %.1f s at %s: %s", time.monotonic() - started, endpoint, _summary(worker))
             stop.attach(loop, transport)

@@ -23,6 +23,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from octavo.config.engine import EngineConfig
 from octavo.config.resolve import ResolvedConfig
 from octavo.kernels import registry
 from octavo.kernels.ops import Ops
@@ -46,12 +47,13 @@ def resolved_config(dtype: str = "float32", max_model_len: int = 128, **changes:
     values: dict[str, Any] = {
         "device": "cpu", "dtype": dtype, "max_model_len": max_model_len, "max_num_seqs": 8,
         "max_num_batched_tokens": 64,
-        "block_size": BLOCK_SIZE, "kv_cache_dtype": dtype, "kv_cache_memory": None, "memory_budget": 1 << 30,
-        "prefix_cache": True,
-        "max_queued_requests": 8, "threads": 1, "seed": 0, "watchdog_timeout": 60.0, "served_model_name": "tiny",
-        "reasons": [],
+        "kv_cache_dtype": dtype, "kv_cache_memory": None, "memory_budget": 1 << 30, "threads": 1,
+        "served_model_name": "tiny", "reasons": [],
     }  # fmt: skip
-    return ResolvedConfig(**{**values, **changes})
+    derived = set(ResolvedConfig.__struct_fields__)
+    options = {name: changes.pop(name) for name in list(changes) if name not in derived}
+    config = EngineConfig(**{"block_size": BLOCK_SIZE, "max_queued_requests": 8, "seed": 0, **options})
+    return ResolvedConfig(options=config, **{**values, **changes})
 
 
 Reference = Gemma3ForCausalLM | LlamaForCausalLM | MistralForCausalLM | Qwen2ForCausalLM | Qwen3ForCausalLM
