@@ -51,7 +51,8 @@ class Run(msgspec.Struct, array_like=True, gc=False, frozen=True):
     samples: bool
     draft: tuple[int, ...] = ()
     """Of a run that samples: what may follow the row's last token. It is computed behind that; as much of it as the row
-    samples itself is taken, and one token more. The row has blocks for it, and it ends within max_model_len."""
+    samples itself is taken, and one token more. The row has blocks for it, and it ends within max_model_len. Not for a
+    model with a recurrent state, which has then gone on with what was not taken."""
 
 
 class BlockCopy(msgspec.Struct, array_like=True, gc=False, frozen=True):
