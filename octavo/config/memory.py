@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from octavo.config.resolve import ResolvedConfig
 from octavo.errors import OutOfMemory
-from octavo.modelfiles.facts import AttentionFacts, ModelFacts
+from octavo.modelfiles.facts import AttentionFacts, DeltaFacts, ModelFacts
 
 MIB = 1 << 20
 HIGH_UTILIZATION = 0.95
@@ -193,8 +193,11 @@ class Estimate:
     """And CUDA itself."""
 
 
-def widest_of(attention: AttentionFacts) -> int:
-    """Numbers a token takes at its widest place: q, k, v, the rotated q and the result."""
+def widest_of(attention: AttentionFacts | DeltaFacts) -> int:
+    """Numbers a token takes at its widest place: q, k, v, the rotated q and the result; of a delta net what is
+    projected, convolved and found."""
+    if isinstance(attention, DeltaFacts):
+        return 2 * attention.channels + 3 * attention.values
     return (3 * attention.num_heads + 2 * attention.num_kv_heads) * attention.head_dim
 
 

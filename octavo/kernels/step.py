@@ -38,3 +38,16 @@ class Step:
     @property
     def num_rows(self) -> int:
         return self.context_lens.shape[0]
+
+
+@dataclass(frozen=True)
+class RecurrentCache:
+    """One layer's states, one tensor for each that its spec names: working states [rows, *shape] f32, row after row as
+    Step.rows counts them, and the checkpoints of a cache group, [checkpoints, *shape] f32."""
+
+    group: int
+    states: tuple[Tensor, ...]
+    checkpoints: tuple[Tensor, ...]
+
+
+LayerCache = Tensor | RecurrentCache

@@ -49,11 +49,53 @@ class AttentionFacts:
     out_bias: bool = False
     head_norms: bool = False
     """Each head of q and k is normalized before it is rotated."""
+    gated: bool = False
+    """Each head's result is multiplied with the sigmoid of a gate, which comes with q."""
 
     @property
     def kv_width(self) -> int:
         """Numbers that a token keeps: K and V of all KV heads."""
         return 2 * self.num_kv_heads * self.head_dim
+
+    @property
+    def num_rows(self) -> int:
+        """Of its matrices, those of the output taken as columns."""
+        return (2 + self.gated) * self.num_heads * self.head_dim + 2 * self.num_kv_heads * self.head_dim
+
+
+@dataclass(frozen=True)
+class DeltaFacts:
+    """A gated delta net, behind a convolution of `taps` over q, k and v. A head of k serves v_heads / k_heads of v."""
+
+    k_heads: int
+    v_heads: int
+    k_dim: int
+    v_dim: int
+    taps: int
+
+    @property
+    def keys(self) -> int:
+        """Features of k, and of q."""
+        return self.k_heads * self.k_dim
+
+    @property
+    def values(self) -> int:
+        return self.v_heads * self.v_dim
+
+    @property
+    def channels(self) -> int:
+        """That are convolved: q, k and v."""
+        return 2 * self.keys + self.values
+
+    @property
+    def kv_width(self) -> int:
+        """Numbers that a token keeps: none, what is kept does not grow."""
+        return 0
+
+    @property
+    def num_rows(self) -> int:
+        """Of its matrices, those of the output taken as columns."""
+        return self.channels + 2 * self.values + 2 * self.v_heads
 
 
 @dataclass(frozen=True)
@@ -69,7 +111,7 @@ class MLPFacts:
 class LayerFacts:
     """`mixer`: where tokens see one another."""
 
-    mixer: AttentionFacts
+    mixer: AttentionFacts | DeltaFacts
     mlp: MLPFacts
 
 
@@ -97,7 +139,7 @@ class ModelFacts:
     @property
     def attention(self) -> AttentionFacts:
         """Of the first layer that has one, for whoever wants a shape in a word."""
-        return next(layer.mixer for layer in self.layers)
+        return next(layer.mixer for layer in self.layers if isinstance(layer.mixer, AttentionFacts))
 
     def kv_bytes_per_token(self, element_size: float) -> int:
         """Bytes of K and V that one token takes over all layers."""
@@ -107,8 +149,7 @@ class ModelFacts:
         """Of matrices, by the shape of such a model."""
         total = (1 if self.tie_embeddings else 2) * self.vocab_size * self.hidden_size
         for layer in self.layers:
-            at = layer.mixer
-            total += 2 * self.hidden_size * at.head_dim * (at.num_heads + at.num_kv_heads)
+            total += self.hidden_size * layer.mixer.num_rows
             total += 3 * self.hidden_size * layer.mlp.inner_size
         return total
 

@@ -105,6 +105,7 @@ class DecoderBuilder:
 
     def attention(self, layer: int, at: str) -> Attention:
         facts = self.facts.layers[layer].mixer
+        assert isinstance(facts, AttentionFacts)
         norms = None
         if facts.head_norms:
             q, k = (self.norm_weight(f"{at}.{part}_norm", facts.head_dim) for part in ("q", "k"))

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from octavo.kernels.step import Step
+from octavo.kernels.step import LayerCache, Step
 from octavo.layers.attention import Attention
 from octavo.layers.embedding import Embedding
 from octavo.layers.linear import Head
@@ -27,8 +27,8 @@ class Model(Protocol):
         """Bytes of weights held in memory."""
         ...
 
-    def __call__(self, step: Step, kv: Sequence[Tensor]) -> Tensor:
-        """kv: per layer its pages (Ops.kv_page), written at the step's slots.
+    def __call__(self, step: Step, kv: Sequence[LayerCache]) -> Tensor:
+        """kv: per layer what it keeps, which is written: pages (Ops.kv_page) or states.
         → hidden states after the final norm, [tokens, hidden]."""
         ...
 
@@ -41,16 +41,27 @@ class Block(Protocol):
     @property
     def nbytes(self) -> int: ...
 
-    def __call__(self, x: Tensor, residual: Tensor | None, kv: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, residual: Tensor | None, kv: LayerCache, step: Step) -> tuple[Tensor, Tensor]:
         """x [tokens, hidden], residual the same in f32, or None at the first block → (this block's last contribution,
         the sum before it)."""
+        ...
+
+
+class Mixer(Protocol):
+    """Where tokens see one another: attention, or a layer with a state."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def __call__(self, x: Tensor, kv: LayerCache, step: Step) -> Tensor:
+        """[tokens, hidden] → the same; kv: what this layer keeps."""
         ...
 
 
 class PreNormBlock:
     """x → x + attention(norm(x)) → x + mlp(norm(x)); the sum is carried as `residual` until the next norm adds it."""
 
-    def __init__(self, attention_norm: RMSNorm, attention: Attention, mlp_norm: RMSNorm, mlp: GatedMLP) -> None:
+    def __init__(self, attention_norm: RMSNorm, attention: Mixer, mlp_norm: RMSNorm, mlp: GatedMLP) -> None:
         self._attention_norm, self._attention = attention_norm, attention
         self._mlp_norm, self._mlp = mlp_norm, mlp
 
@@ -58,7 +69,7 @@ class PreNormBlock:
     def nbytes(self) -> int:
         return sum(part.nbytes for part in (self._attention_norm, self._attention, self._mlp_norm, self._mlp))
 
-    def __call__(self, x: Tensor, residual: Tensor | None, kv: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, residual: Tensor | None, kv: LayerCache, step: Step) -> tuple[Tensor, Tensor]:
         x, residual = self._attention_norm.add(x, residual)
         x, residual = self._mlp_norm.add(self._attention(x, kv, step), residual)
         return self._mlp(x), residual
@@ -84,7 +95,7 @@ class SandwichBlock:
         norms = (self._attention_norm, self._attention_out_norm, self._mlp_norm, self._mlp_out_norm)
         return sum(part.nbytes for part in (*norms, self._attention, self._mlp))
 
-    def __call__(self, x: Tensor, residual: Tensor | None, kv: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, residual: Tensor | None, kv: LayerCache, step: Step) -> tuple[Tensor, Tensor]:
         x, residual = self._attention_norm.add(x, residual)
         x = self._attention_out_norm(self._attention(x, kv, step))
         x, residual = self._mlp_norm.add(x, residual)
@@ -103,7 +114,7 @@ class Decoder:
         shared = 0 if self._tied else self._embedding.nbytes
         return shared + sum(block.nbytes for block in self._blocks) + self._norm.nbytes + self._head.nbytes
 
-    def __call__(self, step: Step, kv: Sequence[Tensor]) -> Tensor:
+    def __call__(self, step: Step, kv: Sequence[LayerCache]) -> Tensor:
         x, residual = self._embedding(step.token_ids), None
         for block, pages in zip(self._blocks, kv, strict=True):
             x, residual = block(x, residual, pages, step)

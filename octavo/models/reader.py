@@ -55,6 +55,10 @@ class Reader:
     def has(self, name: str) -> bool:
         return self._stored_name(name) in self._left
 
+    def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """A dense one of any rank, in f32."""
+        return self._checkpoint.tensor(self._take(name, shape), torch.float32)
+
     def vector(self, name: str, size: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """[size] in `dtype`."""
         return self._checkpoint.tensor(self._take(name, (size,)), dtype)

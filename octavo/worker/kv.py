@@ -13,9 +13,10 @@ from torch import Tensor
 
 from octavo.config.memory import MemoryPlan, MemoryUse, plan_pages
 from octavo.config.resolve import ResolvedConfig
+from octavo.errors import ModelFileError
 from octavo.kernels.memory import zero_pages
 from octavo.kernels.ops import Ops
-from octavo.modelfiles.facts import ModelFacts
+from octavo.modelfiles.facts import DeltaFacts, ModelFacts
 from octavo.worker.device import DeviceMemory
 
 MIB = 1 << 20
@@ -23,6 +24,8 @@ MIB = 1 << 20
 
 def block_bytes(facts: ModelFacts, resolved: ResolvedConfig, ops: Ops) -> int:
     """Bytes of one page over all layers, K and V."""
+    if any(isinstance(layer.mixer, DeltaFacts) for layer in facts.layers):
+        raise ModelFileError(facts.architecture, "layers that keep a state are not served yet; take another model")
     shape, dtype = ops.kv_page(resolved.block_size, facts.attention.num_kv_heads, facts.attention.head_dim)
     return 2 * facts.num_layers * prod(shape) * dtype.itemsize
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from octavo.errors import ModelFileError
-from octavo.modelfiles.facts import LayerFacts, ModelFacts
+from octavo.modelfiles.facts import AttentionFacts, LayerFacts, ModelFacts
 from octavo.modelfiles.fields import MAX_LAYERS, MAX_POSITIONS, Fields, heads_of
 from octavo.modelfiles.gguf import GGUFHeader
 from octavo.modelfiles.stored import exact_dtype, of_gguf
@@ -160,6 +160,6 @@ ReadGGUF = Callable[[Header], ModelFacts]
 
 def lengthened(max_position: int, layers: Sequence[LayerFacts]) -> int:
     """Positions of a folder's model: yarn reaches as far as its factor says, whatever the config says beside it."""
-    ropes = [layer.mixer.rope for layer in layers]
+    ropes = [layer.mixer.rope for layer in layers if isinstance(layer.mixer, AttentionFacts)]
     reached = [int(rope.original_max_position * rope.factor) for rope in ropes if rope.scaling == "yarn"]
     return max([max_position, *reached])
