@@ -7,6 +7,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <stdexcept>
 #include <tuple>
 
@@ -338,6 +339,53 @@ void bind_recurrent(nb::class_<Recorded>& c) {
       });
 }
 
+using Parts = std::vector<std::vector<MatrixPtr>>;  // of each expert's matrix
+
+std::vector<std::vector<Matrix>> views(Recorded& r, const Parts& experts, int64_t n, int64_t k) {
+  std::vector<std::vector<Matrix>> found;
+  for (const auto& parts : experts) {
+    int64_t rows = 0;
+    found.emplace_back();
+    for (const MatrixPtr& part : parts) {
+      if (part->view.k != k) throw std::invalid_argument("experts of several widths");
+      rows += part->view.n;
+      found.back().push_back(part->view);
+      r.keep(part);
+    }
+    if (rows != n) throw std::invalid_argument("experts of several heights");
+  }
+  return found;
+}
+
+// x: rows by format, 0 where none is taken.
+void add_experts(Recorded& r, const std::vector<Address>& x, std::pair<Address, int64_t> weights, std::pair<Address, int64_t> ids,
+                 int32_t k, int32_t hidden, int32_t inner, const Parts& gate_up, const Parts& down, Address scratch,
+                 int64_t most_tokens, Address out, int64_t out_ld) {
+  if (x.size() != 4 || gate_up.empty() || gate_up.size() != down.size() || k < 1 || most_tokens < 1)
+    throw std::invalid_argument("as many matrices of gate and up as of down, and rows by format");
+  ExpertsArgs args;
+  args.weights = at<float>(weights.first), args.weights_ld = weights.second;
+  args.ids = at<int32_t>(ids.first), args.ids_ld = ids.second;
+  args.k = k, args.hidden = hidden, args.most_tokens = most_tokens;
+  args.gate_up = views(r, gate_up, 2 * inner, hidden);
+  args.down = views(r, down, hidden, inner);
+  args.out = at<float>(out), args.out_ld = out_ld;
+  for (const int f : {0, 1, 2, 3}) args.x[f] = at<uint8_t>(x[size_t(f)]);
+  args.scratch = at<uint8_t>(scratch);
+  args.both_ld = round_up(2 * inner, 16);
+  for (const auto& parts : args.down) args.inner_stride = std::max(args.inner_stride, row_bytes(parts[0].format(), inner));
+  r.program.add(make_experts(std::move(args)));
+}
+
+void bind_experts(nb::class_<Recorded>& c) {
+  c.def("route", [](Recorded& r, Address logits, int64_t ld, int32_t experts, int32_t k, bool renormalize, Address weights,
+                    int64_t weights_ld, Address ids, int64_t ids_ld) {
+     if (k < 1 || k > experts) throw std::invalid_argument("a token takes some of the experts there are");
+     r.program.add(make_route({at<float>(logits), ld, experts, k, renormalize, at<float>(weights), weights_ld, at<int32_t>(ids),
+                               ids_ld}));
+   }).def("experts", &add_experts);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -355,6 +403,7 @@ NB_MODULE(_native, m) {
               nb::arg("isa") = "");
   bind_operations(program);
   bind_recurrent(program);
+  bind_experts(program);
   program.def_prop_ro("inputs", [](const Recorded& r) { return r.inputs; });
   program.def("run", &Recorded::run)
       .def("tail", &Recorded::tail)

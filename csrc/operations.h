@@ -23,6 +23,37 @@ std::unique_ptr<Operation> make_delta_rule(const DeltaRuleArgs&);
 // Rows of x at the step's logits_index (in a tail: those of its chunk).
 std::unique_ptr<Operation> make_gather_rows(const float* x, int64_t ld, int64_t n, float* out, int64_t out_ld);
 
+// Each token's k experts, as Ops.route says. logits [rows, experts] f32.
+struct RouteArgs {
+  const float* logits = nullptr;
+  int64_t logits_ld = 0;
+  int32_t experts = 0, k = 0;
+  bool renormalize = false;
+  float* weights = nullptr;  // [rows, k]
+  int64_t weights_ld = 0;
+  int32_t* ids = nullptr;  // [rows, k]
+  int64_t ids_ld = 0;
+};
+std::unique_ptr<Operation> make_route(const RouteArgs&);
+
+// Gated MLPs of the chosen experts, as Ops.experts says; a matrix may be of parts whose results lie side by side. What is
+// between the products has room in `scratch` for the choices of as many tokens as there are, at most most_tokens.
+struct ExpertsArgs {
+  const uint8_t* x[4] = {};  // [rows, hidden] in the formats that gate_up takes
+  const float* weights = nullptr;  // [rows, k]
+  int64_t weights_ld = 0;
+  const int32_t* ids = nullptr;  // [rows, k]
+  int64_t ids_ld = 0;
+  int32_t k = 0, hidden = 0;
+  std::vector<std::vector<Matrix>> gate_up, down;  // by expert, parts
+  float* out = nullptr;                            // [rows, hidden], row stride out_ld
+  int64_t out_ld = 0;
+  int64_t most_tokens = 0;
+  uint8_t* scratch = nullptr;  // of each choice its row of x in the formats taken, gate and up, the row for down, the result
+  int64_t both_ld = 0, inner_stride = 0;  // of gate and up; bytes of rows for down
+};
+std::unique_ptr<Operation> make_experts(ExpertsArgs);
+
 // What has no kernel: function(rows of the moment, of the step). Whatever it throws ends the step.
 std::unique_ptr<Operation> make_host(std::string name, std::function<void(int64_t rows, int64_t tokens)> function);
 

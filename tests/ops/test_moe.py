@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_backends import WEIGHTS, ops
+from test_backends import WEIGHTS, isa, native, needs_native, ops
 from test_reference import randn
 from torch import Tensor
 from triton_ops import DEVICE, HAS_TRITON, triton_ops
@@ -17,7 +17,7 @@ from triton_ops import DEVICE, HAS_TRITON, triton_ops
 from octavo.kernels.layouts import Dense, Layout
 from octavo.kernels.ops import Ops
 
-__all__ = ["ops"]  # the fixture: each backend in turn
+__all__ = ["isa", "ops"]  # the fixtures: each backend, or instruction set of the native one, in turn
 
 F32, F16 = torch.float32, torch.float16
 FEW = settings(max_examples=5, deadline=None)
@@ -180,6 +180,28 @@ def test_blocks_hold_every_choice_once(seed: int, tokens: int, experts: int, k: 
             assert places and all(flat[order[place]] == expert for place in places)
             seen += places
     assert seen == list(range(tokens * k))
+
+
+@needs_native
+@pytest.mark.parametrize("k", [1, 3])
+def test_tokens_in_rounds_are_what_each_is_alone(isa: str, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit, quantized or not, whatever other tokens chose."""
+    mixture = pytest.importorskip("octavo.kernels.cpu.mixture")
+    for kind in ("f32", "int4"):
+        ops, make = native(isa, "bfloat16", threads=3), WEIGHTS[kind][0]
+        whole = make(5 * 64, 96)
+        gate_up = ops.prepare_experts([[whole.take_rows(torch.arange(64) + 64 * e)] for e in range(5)])
+        down = ops.prepare_experts([[make(whole.shape[1], 32)]] * 5)
+        x, shares = randn(130, whole.shape[1], seed=3), randn(130, k, seed=4)
+        ids = torch.stack([torch.randperm(5, generator=torch.Generator().manual_seed(i))[:k] for i in range(130)]).int()
+        ids[:60] = torch.arange(k)  # one with many tokens
+        found = ops.experts(x, shares, ids, gate_up, down)
+        monkeypatch.setattr(mixture, "MOST_TOKENS", 7)
+        assert torch.equal(ops.experts(x, shares, ids, gate_up, down), found)
+        monkeypatch.undo()
+        for row in (0, 59, 60, 129):
+            one = slice(row, row + 1)
+            assert torch.equal(ops.experts(x[one], shares[one], ids[one], gate_up, down), found[one])
 
 
 @needs_triton

@@ -167,6 +167,35 @@ class Program:
         /,
     ) -> None: ...
     def gather_rows(self, x: int, ld: int, n: int, out: int, out_ld: int, /) -> None: ...
+    def route(
+        self,
+        logits: int,
+        ld: int,
+        experts: int,
+        k: int,
+        renormalize: bool,
+        weights: int,
+        weights_ld: int,
+        ids: int,
+        ids_ld: int,
+        /,
+    ) -> None: ...
+    def experts(
+        self,
+        x: list[int],
+        weights: tuple[int, int],
+        ids: tuple[int, int],
+        k: int,
+        hidden: int,
+        inner: int,
+        gate_up: list[list[Matrix]],
+        down: list[list[Matrix]],
+        scratch: int,
+        most_tokens: int,
+        out: int,
+        out_ld: int,
+        /,
+    ) -> None: ...
     def host(self, name: str, function: Callable[[int, int], None], /) -> None: ...
     def sample(
         self, logits: int, vocab: int, floats: int, float_stride: int, ints: int, int_stride: int, /

@@ -18,6 +18,7 @@ from octavo.kernels.cpu import _native
 from octavo.kernels.cpu.host import Compute, Result
 from octavo.kernels.cpu.immediate import Immediate
 from octavo.kernels.cpu.layouts import Packed, pack
+from octavo.kernels.cpu.mixture import Experts, PackedExperts, Route
 from octavo.kernels.cpu.nodes import (
     Attend,
     Elementwise,
@@ -37,7 +38,6 @@ from octavo.kernels.expression import Expression
 from octavo.kernels.layouts import DTYPES, Dense, Layout, Prepared, PreparedExperts
 from octavo.kernels.ops import HeadNorms
 from octavo.kernels.recorded import PermanentRows, StepModel, Steps
-from octavo.kernels.reference import moe
 from octavo.kernels.reference import rows as of_rows
 from octavo.kernels.rows import DeviceRows
 from octavo.kernels.step import Step
@@ -97,7 +97,7 @@ class CpuOps:
         return pack([table], self.dtype)
 
     def prepare_experts(self, experts: Sequence[Sequence[Layout]]) -> PreparedExperts:
-        return moe.ListedExperts(tuple(self.prepare(parts) for parts in experts))
+        return PackedExperts(tuple(self.prepare(parts) for parts in experts))
 
     def kv_page(self, block_size: int, kv_heads: int, head_dim: int) -> tuple[tuple[int, ...], torch.dtype]:
         return (_native.kv_page_bytes(self._kv_kind, block_size, kv_heads, head_dim),), torch.uint8
@@ -251,22 +251,22 @@ class CpuOps:
         return out.contiguous()
 
     def route(self, logits: Tensor, k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
-        weights, ids = self.host(
-            "route",
-            lambda logits: moe.route(logits, k, renormalize),
-            [logits],
-            [Result((k,)), Result((k,), torch.int32)],
-        )
-        return weights, ids
+        sink = self._sink(logits.shape[0])
+        source = sink.whole(logits)
+        weights, of_weights = sink.output(k, source.samples)
+        ids, of_ids = sink.output(k, source.samples)
+        sink.add(Route(source, k, renormalize, of_weights, of_ids))
+        return weights, ids.view(torch.int32)
 
     def experts(
         self, x: Tensor, weights: Tensor, ids: Tensor, gate_up: PreparedExperts, down: PreparedExperts
     ) -> Tensor:
-        def compute(x: Tensor, weights: Tensor, ids: Tensor) -> Sequence[Tensor]:
-            return [moe.experts(x, (weights, ids), gate_up, down, self.linear, self.silu_mul)]
-
-        (out,) = self.host("experts", compute, [x, weights, ids], [Result(x.shape[1:])])
-        return out
+        assert isinstance(gate_up, PackedExperts) and isinstance(down, PackedExperts), "these were not prepared here"
+        sink = self._sink(x.shape[0])
+        source, chosen = sink.rows(x), (sink.whole(weights), sink.whole(ids.view(torch.float32)))
+        out, target = sink.output(source.width, source.samples, padded(source.width))
+        sink.add(Experts(source, *chosen, gate_up, down, target))
+        return out.contiguous()
 
     def gather_rows(self, x: Tensor, index: Tensor) -> Tensor:
         sink = self._sink(x.shape[0])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.cpu import _native
+from octavo.kernels.cpu.mixture import Experts
 from octavo.kernels.cpu.nodes import F32, Buffer, GatherRows, Node, Value
 from octavo.kernels.memory import zero_pages
 
@@ -30,7 +31,8 @@ class Sizes:
     def nbytes(self, buffer: Buffer) -> int:
         value, form = buffer
         row = 4 * value.ld if form == F32 else _native.row_bytes(form, value.width)
-        size = row * (self.samples if value.samples else self.tokens)
+        rows = self.samples if value.samples else self.tokens
+        size = row * (rows if value.most_rows is None else min(rows, value.most_rows))
         return size + -size % ALIGNMENT
 
 
@@ -45,7 +47,8 @@ def _lives(nodes: Sequence[Node], kept: Sequence[Value]) -> dict[Buffer, _Life]:
     lives: dict[Buffer, _Life] = {}
     tail = next((i for i, node in enumerate(nodes) if isinstance(node, GatherRows)), len(nodes))
     for i, node in enumerate(nodes):
-        for buffer in (*node.reads, *node.writes):
+        passing = node.passing if isinstance(node, Experts) else ()
+        for buffer in (*node.reads, *node.writes, *passing):
             if buffer[0].memory is None or buffer[1] != F32:
                 life = lives.setdefault(buffer, _Life(i, i))
                 life.last = len(nodes) if life.first < tail <= i else i

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from octavo.kernels.cpu.mixture import Experts, Route
 from octavo.kernels.cpu.nodes import (
     F32,
     Buffer,
@@ -30,7 +31,7 @@ GATE_UP_MULTIPLE = 64
 """Rows of a matrix that the fused kernel takes: halves of whole groups of 32."""
 
 
-BY_ROW = (Linear, Norm, SiluMul, Elementwise, GateUp)
+BY_ROW = (Linear, Norm, SiluMul, Elementwise, GateUp, Route, Experts)
 """Nodes of which each row is a function of the same row of what they read."""
 
 WRITE_ROWS = (Norm, SiluMul, Elementwise, GateUp)

@@ -30,12 +30,13 @@ def padded(width: int) -> int:
 @dataclass(eq=False)
 class Value:
     """`memory`: given from outside, rows `ld` elements apart; None: somewhere in the workspace. `samples`: a row for
-    each sample of the step in place of each token."""
+    each sample of the step in place of each token. `most_rows`: never more than so many, however many tokens."""
 
     width: int
     samples: bool = False
     memory: Tensor | None = None
     ld: int = 0
+    most_rows: int | None = None
 
     def __post_init__(self) -> None:
         self.ld = self.ld or padded(self.width)
