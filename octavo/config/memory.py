@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from octavo.config.resolve import ResolvedConfig
 from octavo.errors import OutOfMemory
-from octavo.modelfiles.facts import AttentionFacts, DeltaFacts, ModelFacts
+from octavo.modelfiles.facts import AttentionFacts, DeltaFacts, ExpertsFacts, MLPFacts, ModelFacts
 
 MIB = 1 << 20
 HIGH_UTILIZATION = 0.95
@@ -201,12 +201,19 @@ def widest_of(attention: AttentionFacts | DeltaFacts) -> int:
     return (3 * attention.num_heads + 2 * attention.num_kv_heads) * attention.head_dim
 
 
+def widest_mlp(mlp: MLPFacts | ExpertsFacts, hidden_size: int) -> int:
+    """The same of an MLP: gate, up and their product; of a mixture those of all chosen experts, and their results."""
+    if isinstance(mlp, MLPFacts):
+        return 3 * mlp.inner_size
+    return mlp.chosen * (3 * mlp.inner_size + hidden_size) + 3 * mlp.shared_size
+
+
 def estimate(facts: ModelFacts, resolved: ResolvedConfig) -> Estimate:
     """For a model of attention and a gated MLP on a GPU. At the widest place of a block there are: the residual in f32,
     twice where one is added; the block's input; and of the MLP gate, up and their product, or of attention q, k, v, the
     rotated q and the result."""
     element = 4 if resolved.dtype == "float32" else 2
-    inner = max(max(3 * layer.mlp.inner_size, widest_of(layer.mixer)) for layer in facts.layers)
+    inner = max(max(widest_mlp(layer.mlp, facts.hidden_size), widest_of(layer.mixer)) for layer in facts.layers)
     per_token = 2 * 4 * facts.hidden_size + element * (facts.hidden_size + inner)
     tokens = resolved.max_num_batched_tokens
     rows = min(resolved.max_num_seqs, tokens)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from torch import Tensor
 
 from octavo.kernels.expression import Input, gelu_tanh
@@ -10,6 +12,17 @@ from octavo.layers.linear import Linear
 
 GATES = {"gelu_tanh": gelu_tanh(Input(0)) * Input(1)}
 """By activation, but for silu, which has an operation of its own."""
+
+
+class MLP(Protocol):
+    """What stands behind attention in a block."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[tokens, hidden] → [tokens, hidden]."""
+        ...
 
 
 class GatedMLP:

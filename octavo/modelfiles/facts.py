@@ -108,11 +108,25 @@ class MLPFacts:
 
 
 @dataclass(frozen=True)
+class ExpertsFacts:
+    """A mixture of `count` gated MLPs, of which each token takes the `chosen` with the largest shares of a softmax."""
+
+    count: int
+    chosen: int
+    inner_size: int
+    """Of one expert."""
+    renormalize: bool
+    """The shares of those chosen are divided by their sum."""
+    shared_size: int = 0
+    """Inner size of an expert that every token takes, times the sigmoid of a gate of its own; 0: there is none."""
+
+
+@dataclass(frozen=True)
 class LayerFacts:
     """`mixer`: where tokens see one another."""
 
     mixer: AttentionFacts | DeltaFacts
-    mlp: MLPFacts
+    mlp: MLPFacts | ExpertsFacts
 
 
 @dataclass(frozen=True)
@@ -150,7 +164,11 @@ class ModelFacts:
         total = (1 if self.tie_embeddings else 2) * self.vocab_size * self.hidden_size
         for layer in self.layers:
             total += self.hidden_size * layer.mixer.num_rows
-            total += 3 * self.hidden_size * layer.mlp.inner_size
+            if isinstance(layer.mlp, MLPFacts):
+                total += 3 * self.hidden_size * layer.mlp.inner_size
+            else:
+                inner = layer.mlp.count * layer.mlp.inner_size + layer.mlp.shared_size
+                total += self.hidden_size * (layer.mlp.count + 3 * inner)
         return total
 
 

@@ -18,11 +18,14 @@ class Fields:
 
     def __init__(self, file: str, values: dict[str, Any], prefix: str = "") -> None:
         self.file, self.values, self.prefix = file, values, prefix
+        self.asked: set[str] = set()
+        """Keys that somebody has looked up."""
 
     def fail(self, key: str, message: str) -> NoReturn:
         raise ModelFileError(self.file, f"{self.prefix}{key}: {message}")
 
     def get(self, key: str) -> Any:
+        self.asked.add(key)
         return self.values.get(self.prefix + key)
 
     def integer(self, key: str, default: int | None = None, low: int = 1, high: int = MAX_SIZE) -> int:

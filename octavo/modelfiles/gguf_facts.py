@@ -12,6 +12,7 @@ from octavo.modelfiles.gguf import GGUFHeader
 NEUTRAL: dict[str, tuple[object, ...]] = {
     "attention.causal": (True,),
     "expert_count": (0,),
+    "expert_weights_scale": (0.0, 1.0),
     "attention.scale": (0.0,),
     "attention.clamp_kqv": (0.0,),
     "attention.max_alibi_bias": (0.0,),
@@ -23,7 +24,7 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "embedding_scale": (0.0, 1.0),
     "use_parallel_residual": (False,),
 }
-"""Keys of other families that would change the output, and the values by which they change nothing."""
+"""Keys that would change the output in families that read them, and the values by which they change nothing."""
 _WHY = {
     "expert_count": "a mixture of experts is not supported yet",
     "attention.causal": "only causal attention is",
@@ -41,7 +42,11 @@ def gguf_facts(header: GGUFHeader, file: str) -> ModelFacts:
     if general.integer("split.count", 1, low=0) > 1:
         general.fail("split.count", "one file of several; join them with gguf-split --merge first")
     fields = Header(file, header, architecture)
+    facts = GGUF[architecture](fields)
+    read = set(fields.asked)
     for key, values in NEUTRAL.items():
+        if key in read:
+            continue
         if (value := fields.get(key)) is not None and value not in values:
             fields.fail(key, f"{value!r:.40}: {_WHY.get(key, 'is not part of this architecture')}")
-    return GGUF[architecture](fields)
+    return facts

@@ -17,10 +17,10 @@ from octavo.kernels.ops import HeadNorms, Ops
 from octavo.layers.attention import Attention
 from octavo.layers.embedding import Embedding
 from octavo.layers.linear import Head, Linear
-from octavo.layers.mlp import GatedMLP
+from octavo.layers.mlp import MLP, GatedMLP
 from octavo.layers.norm import RMSNorm
 from octavo.layers.rope import cos_sin_table
-from octavo.modelfiles.facts import AttentionFacts, ModelFacts, RopeFacts
+from octavo.modelfiles.facts import AttentionFacts, MLPFacts, ModelFacts, RopeFacts
 from octavo.models.decoder import Block, Decoder, PreNormBlock
 from octavo.models.reader import Reader, gguf_name
 from octavo.weights.checkpoint import Checkpoint
@@ -97,8 +97,9 @@ class DecoderBuilder:
             self.mlp(layer, f"{at}.mlp"),
         )
 
-    def mlp(self, layer: int, at: str) -> GatedMLP:
+    def mlp(self, layer: int, at: str) -> MLP:
         mlp, hidden = self.facts.layers[layer].mlp, self.facts.hidden_size
+        assert isinstance(mlp, MLPFacts), "another kind of MLP is its family's own"
         gate_up = self.linear([f"{at}.gate_proj", f"{at}.up_proj"], mlp.inner_size, hidden, mlp.bias)
         down = self.linear([f"{at}.down_proj"], hidden, mlp.inner_size, mlp.bias)
         return GatedMLP(self.ops, gate_up, down, mlp.activation)

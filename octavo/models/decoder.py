@@ -15,7 +15,7 @@ from octavo.kernels.step import LayerCache, Step
 from octavo.layers.attention import Attention
 from octavo.layers.embedding import Embedding
 from octavo.layers.linear import Head
-from octavo.layers.mlp import GatedMLP
+from octavo.layers.mlp import MLP
 from octavo.layers.norm import RMSNorm
 
 
@@ -61,7 +61,7 @@ class Mixer(Protocol):
 class PreNormBlock:
     """x → x + attention(norm(x)) → x + mlp(norm(x)); the sum is carried as `residual` until the next norm adds it."""
 
-    def __init__(self, attention_norm: RMSNorm, attention: Mixer, mlp_norm: RMSNorm, mlp: GatedMLP) -> None:
+    def __init__(self, attention_norm: RMSNorm, attention: Mixer, mlp_norm: RMSNorm, mlp: MLP) -> None:
         self._attention_norm, self._attention = attention_norm, attention
         self._mlp_norm, self._mlp = mlp_norm, mlp
 
@@ -84,7 +84,7 @@ class SandwichBlock:
         attention: Attention,
         attention_out_norm: RMSNorm,
         mlp_norm: RMSNorm,
-        mlp: GatedMLP,
+        mlp: MLP,
         mlp_out_norm: RMSNorm,
     ) -> None:
         self._attention_norm, self._attention, self._attention_out_norm = attention_norm, attention, attention_out_norm

@@ -67,6 +67,11 @@ class Reader:
         """[rows, columns] in the layout that holds it without loss."""
         return self._checkpoint.matrix(self._take(name, (rows, columns)))
 
+    def matrices(self, name: str, count: int, rows: int, columns: int) -> list[Layout]:
+        """`count` matrices [rows, columns] of one tensor."""
+        stack = self._checkpoint.stack(self._take(name, (count, rows, columns)))
+        return [stack.shard(0, number, count) for number in range(count)]
+
     def same(self, name: str, other: str) -> bool:
         """Whether two tensors hold the same bytes."""
         return self._checkpoint.same(self._stored_name(name), self._stored_name(other))

@@ -10,12 +10,18 @@ import torch
 from octavo.config.resolve import ResolvedConfig
 from octavo.kernels.ops import Ops
 from octavo.modelfiles.facts import ModelFacts
-from octavo.models import gemma3, llama, qwen, qwen3_5
+from octavo.models import gemma3, llama, qwen, qwen3_5, qwen_moe
 from octavo.models.builder import DecoderBuilder
 from octavo.models.decoder import Model
 from octavo.weights.checkpoint import Checkpoint
 
-BUILDERS: dict[str, type[DecoderBuilder]] = {**llama.BUILDERS, **qwen.BUILDERS, **qwen3_5.BUILDERS, **gemma3.BUILDERS}
+BUILDERS: dict[str, type[DecoderBuilder]] = {
+    **llama.BUILDERS,
+    **qwen.BUILDERS,
+    **qwen_moe.BUILDERS,
+    **qwen3_5.BUILDERS,
+    **gemma3.BUILDERS,
+}
 
 
 def build(facts: ModelFacts, checkpoint: Checkpoint, ops: Ops, resolved: ResolvedConfig) -> Model:

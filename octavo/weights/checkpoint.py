@@ -51,6 +51,10 @@ class Checkpoint(Protocol):
         """A matrix [out, in] in the layout that holds it without loss (weights/formats/convert.py)."""
         ...
 
+    def stack(self, name: str) -> Layout:
+        """The same of several matrices [n, out, in] under one another: [n * out, in]."""
+        ...
+
     def close(self) -> None:
         """Give the files back. What was read stays valid."""
         ...

@@ -58,6 +58,9 @@ class RandomCheckpoint:
             raise ModelFileError(self.file, f"tensor {name!r}: shape {list(shape)} is not a matrix")
         return Dense(self._noise(name, shape, self._dtype))
 
+    def stack(self, name: str) -> Dense:
+        return Dense(self._noise(name, self.shape(name), self._dtype).flatten(0, -2))
+
     def _noise(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """In its own type at once: nothing else is in memory beside it."""
         seed = zlib.crc32(f"{self._seed} {name}".encode())  # a CPU's generator takes no more bits

@@ -104,6 +104,13 @@ class StoredCheckpoint:
             raise ModelFileError(found.file.name, f"tensor {name!r}: shape {list(found.shape)} is not a matrix")
         return read_layout(self._bytes(found), found.kind, (found.shape[0], found.shape[1]), self._dtype)
 
+    def stack(self, name: str) -> Layout:
+        found = self._readable(name)
+        if len(found.shape) != 3:
+            raise ModelFileError(found.file.name, f"tensor {name!r}: shape {list(found.shape)} is no stack of matrices")
+        count, rows, columns = found.shape
+        return read_layout(self._bytes(found), found.kind, (count * rows, columns), self._dtype)
+
     def close(self) -> None:
         for file in {found.file for found in self._tensors.values()}:
             file.close()

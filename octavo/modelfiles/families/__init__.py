@@ -8,10 +8,10 @@ llama.cpp.
 
 from __future__ import annotations
 
-from octavo.modelfiles.families import gemma3, llama, qwen, qwen3_5
+from octavo.modelfiles.families import gemma3, llama, qwen, qwen3_5, qwen_moe
 from octavo.modelfiles.families.reading import Folder, ReadGGUF
 
-FOLDERS: dict[str, Folder] = {**llama.FOLDERS, **qwen.FOLDERS, **qwen3_5.FOLDERS, **gemma3.FOLDERS}
+FOLDERS: dict[str, Folder] = {**llama.FOLDERS, **qwen.FOLDERS, **qwen_moe.FOLDERS, **qwen3_5.FOLDERS, **gemma3.FOLDERS}
 """By what `architectures` names."""
-GGUF: dict[str, ReadGGUF] = {**llama.GGUF, **qwen.GGUF, **gemma3.GGUF}
+GGUF: dict[str, ReadGGUF] = {**llama.GGUF, **qwen.GGUF, **qwen_moe.GGUF, **gemma3.GGUF}
 """By general.architecture."""

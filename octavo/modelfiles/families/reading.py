@@ -65,9 +65,9 @@ class Config(Fields):
 
     def windows(self, num_layers: int, kinds: Sequence[str] | None = None) -> list[int | None]:
         """The sliding window of each layer. `kinds`: of the layers, where layer_types does not say."""
-        window = self.integer("sliding_window") if self.get("sliding_window") is not None else None
-        if not self.boolean("use_sliding_window", True):
-            window = None
+        window = None
+        if self.boolean("use_sliding_window", True) and self.get("sliding_window") is not None:
+            window = self.integer("sliding_window")
         found = self.get("layer_types")
         if found is None and kinds is None:
             first = self.integer("max_window_layers", 0, low=0)
