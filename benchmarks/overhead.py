@@ -40,7 +40,7 @@ from octavo.modelfiles.files import ModelFiles, locate
 from octavo.modelfiles.hub import fetch
 from octavo.types import SamplingParams
 from octavo.wire.endpoint import private_endpoint
-from octavo.wire.plan import Masks, Plan, Result, WorkerInfo
+from octavo.wire.plan import GroupInfo, Masks, Plan, Result, WorkerInfo
 from octavo.wire.sockets import SocketTransport
 
 PARTS = ("receive", "schedule", "step", "update", "send")
@@ -59,7 +59,7 @@ class StandIn:
 
     def start(self) -> WorkerInfo:
         return WorkerInfo(
-            num_blocks=16384,
+            groups=(GroupInfo(16384, 16),),
             vocab_size=VOCAB_SIZE,
             max_model_len=8192,
             device="none",

@@ -27,7 +27,7 @@ from octavo.engine.assembly import build_loop
 from octavo.modelfiles.facts import read_facts
 from octavo.modelfiles.hub import fetch
 from octavo.wire.endpoint import private_endpoint
-from octavo.wire.plan import Masks, Plan, Result, WorkerInfo
+from octavo.wire.plan import GroupInfo, Masks, Plan, Result, WorkerInfo
 from octavo.wire.sockets import SocketTransport
 
 
@@ -46,7 +46,7 @@ class Sleeper:
 
     def start(self) -> WorkerInfo:
         return WorkerInfo(
-            num_blocks=8192, vocab_size=self._vocab_size, max_model_len=2048, device="none", dtype="none",
+            groups=(GroupInfo(8192, 16),), vocab_size=self._vocab_size, max_model_len=2048, device="none", dtype="none",
             backend="sleeper", weights_bytes=0, kv_bytes=0,
         )  # fmt: skip
 

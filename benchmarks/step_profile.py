@@ -88,7 +88,7 @@ class Engine:
         for row in rows:
             ids = [self._random.randrange(10, self._vocab_size) for _ in range(input_len)]
             blocks = list(range(row * pages, (row + 1) * pages))
-            admit = Admit(row, ids, input_len, 0, blocks, params, 0, [], [])
+            admit = Admit(row, ids, input_len, 0, (blocks,), params, 0, [], [])
             prefills.append(self._step(Plan(next(self._plans), admit=[admit], run=[Run(row, input_len, True)])))
         decode = [Run(row, 1, True) for row in rows]
         decodes = [self._step(Plan(next(self._plans), run=decode)) for _ in range(output_len - 1)]

@@ -214,17 +214,20 @@ void bind_inputs(nb::module_& m) {
   nb::class_<Inputs>(m, "Inputs")
       .def(nb::init<int64_t, int64_t, int64_t, int32_t>(), nb::arg("max_tokens"), nb::arg("max_rows"), nb::arg("max_pages"),
            nb::arg("block_size"))
-      .def("bind", [](Inputs& in, Address token_ids, int64_t token_stride, Address block_tables, int64_t table_stride,
-                      Address num_tokens, Address num_computed, Address num_blocks, int64_t rows) {
-        in.bind({at<int32_t>(token_ids), token_stride, at<int32_t>(block_tables), table_stride, at<int32_t>(num_tokens),
-                 at<int32_t>(num_computed), at<int32_t>(num_blocks), rows});
+      .def("bind", [](Inputs& in, Address token_ids, int64_t token_stride, Address num_tokens, Address num_computed,
+                      Address num_blocks, int64_t rows) {
+        in.bind({at<int32_t>(token_ids), token_stride, at<int32_t>(num_tokens), at<int32_t>(num_computed),
+                 at<int32_t>(num_blocks), rows});
+      })
+      .def("bind_group", [](Inputs& in, Address block_tables, int64_t table_stride, int32_t window) {
+        in.bind_group(at<int32_t>(block_tables), table_stride, window);
       })
       .def("assign", [](Inputs& in, int32_t tokens, int32_t rows, int32_t samples, int32_t block_size, Address token_ids,
                         Address positions, Address slots, Address query_start, Address context_lens, Address page_start,
                         Address page_ids, Address logits_index) {
         in.assign({tokens, rows, samples, block_size, at<int64_t>(token_ids), at<int64_t>(positions), at<int64_t>(slots),
                    at<int32_t>(query_start), at<int32_t>(context_lens), at<int32_t>(page_start), at<int32_t>(page_ids),
-                   at<int64_t>(logits_index)});
+                   at<int64_t>(logits_index), nullptr});
       })
       .def("assign_row_slots", [](Inputs& in, Address slots) { in.assign_row_slots(at<int32_t>(slots)); })
       .def("gather", &Inputs::gather)
@@ -295,14 +298,15 @@ void bind_operations(nb::class_<Recorded>& c) {
         if (!q_norm != !k_norm) throw std::invalid_argument("norms of both q and k, or of neither");
         r.program.add(make_rope_cache({at<float>(q), at<float>(k), at<float>(v), q_ld, k_ld, v_ld, heads, at<float>(cos_sin),
                                        rotary_dim, at<float>(q_norm), at<float>(k_norm), eps,
-                                       kv_at(kv, kind, blocks, block_size, kv_heads, head_dim), at<float>(out), out_ld}));
+                                       kv_at(kv, kind, blocks, block_size, kv_heads, head_dim), at<float>(out), out_ld},
+                                      r.program.group()));
       })
       .def("attention", [](Recorded& r, Address q, int64_t q_ld, int32_t heads, Address kv, int kind, int32_t blocks,
                            int32_t block_size, int32_t kv_heads, int32_t head_dim, float scale, int32_t window, float soft_cap,
                            Address out, int64_t out_ld) {
         r.program.add(make_attention({at<float>(q), q_ld, heads, kv_at(kv, kind, blocks, block_size, kv_heads, head_dim), scale,
                                       window, soft_cap, at<float>(out), out_ld},
-                                     r.program.attention_plan(heads, kv_heads, head_dim, window)));
+                                     r.program.attention_plan(heads, kv_heads, head_dim, window), r.program.group()));
       })
       .def("gather_rows", [](Recorded& r, Address x, int64_t ld, int64_t n, Address out, int64_t out_ld) {
         r.program.add(make_gather_rows(at<float>(x), ld, n, at<float>(out), out_ld));
@@ -313,6 +317,7 @@ void bind_operations(nb::class_<Recorded>& c) {
           function(rows, tokens);
         }));
       })
+      .def("use_group", [](Recorded& r, int32_t group) { r.program.use_group(group); })
       .def("sample", &Recorded::sample)
       .def("begin_tail", [](Recorded& r, int64_t chunk) { r.program.begin_tail(chunk); });
 }

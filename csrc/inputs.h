@@ -11,12 +11,19 @@ namespace octavo {
 struct PermanentRows {
   int32_t* token_ids = nullptr;  // [rows, token_stride]
   int64_t token_stride = 0;
-  const int32_t* block_tables = nullptr;  // [rows, table_stride]
-  int64_t table_stride = 0;
   int32_t* num_tokens = nullptr;
   int32_t* num_computed = nullptr;
-  const int32_t* num_blocks = nullptr;
+  const int32_t* num_blocks = nullptr;  // in each of the row's tables
   int64_t count = 0;
+};
+
+// The block tables of one cache group, and where the tokens of a step lie in its blocks.
+struct GroupTables {
+  const int32_t* block_tables = nullptr;  // [rows, table_stride]
+  int64_t table_stride = 0;
+  int32_t window = 0;  // entries behind it are stale; 0: none are
+  std::vector<int64_t> slots;
+  std::vector<int32_t> page_ids;
 };
 
 class Inputs {
@@ -24,6 +31,9 @@ class Inputs {
   Inputs(int64_t max_tokens, int64_t max_rows, int64_t max_pages, int32_t block_size);
 
   void bind(const PermanentRows& permanent) { permanent_ = permanent; }
+
+  // The next cache group's tables. All groups have as many blocks a row.
+  void bind_group(const int32_t* block_tables, int64_t table_stride, int32_t window);
 
   // The next counts[i] tokens of rows[i]; those with samples[i] != 0 end at their row's last token, and logits are wanted
   // of the last samples[i] of them. Throws std::runtime_error when a row has too few tokens or pages, comes twice or the
@@ -34,22 +44,26 @@ class Inputs {
   // After the step: its tokens are computed; token_ids (one per sample, or none) are appended to their rows.
   void advance(const std::vector<int64_t>& token_ids);
 
-  void assign(const Step& step);  // views; the arrays outlive the step
+  void assign(const Step& step);  // views; the arrays outlive the step. All groups see the same
   void assign_row_slots(const int32_t* slots) { step_.row_slots = slots; }  // of the step assigned last
 
+  // What is common to all groups, with the first one's blocks.
   const Step& step() const { return step_; }
+  Step step(int32_t group) const;
   int32_t sample_row(int64_t sample) const { return sample_rows_[size_t(sample)]; }
   const std::vector<int32_t>& rows() const { return rows_; }  // that were gathered last
   int64_t max_tokens() const { return int64_t(token_ids_.size()); }
 
  private:
   void gather_row(int32_t row, int32_t count, int32_t samples);
+  void gather_blocks(GroupTables& group, int32_t row, int64_t first, int64_t end);
 
   int32_t block_size_;
   int64_t max_rows_, max_pages_;
   PermanentRows permanent_;
-  std::vector<int64_t> token_ids_, positions_, slots_, logits_index_;
-  std::vector<int32_t> query_start_, context_lens_, page_start_, page_ids_;
+  std::vector<GroupTables> groups_;
+  std::vector<int64_t> token_ids_, positions_, logits_index_;
+  std::vector<int32_t> query_start_, context_lens_, page_start_;
   std::vector<int32_t> rows_, counts_, sample_rows_;
   std::vector<uint32_t> seen_;  // by row: the last gather that had it
   uint32_t gathers_ = 0;

@@ -160,11 +160,12 @@ struct GateUp : Operation {
 
 struct RopeCache : Operation {
   RopeArgs args;
-  explicit RopeCache(const RopeArgs& a) : args(a) {}
+  int32_t group;
+  RopeCache(const RopeArgs& a, int32_t g) : args(a), group(g) {}
   const char* name() const override { return "rope_cache"; }
   void run(const Moment& now, int thread) override {
-    share(*this, now, thread, now.rows, 4,
-          [&](int64_t t0, int64_t t1) { now.kernels->rope_cache(args, now.step, t0, t1); });
+    const Step step = now.inputs->step(group);
+    share(*this, now, thread, now.rows, 4, [&](int64_t t0, int64_t t1) { now.kernels->rope_cache(args, step, t0, t1); });
   }
   Cost cost(const Moment& now) const override {
     return {now.rows * (args.heads * 8.0 + args.kv.kv_heads * 12.0) * args.kv.head_dim, 0};
@@ -174,11 +175,13 @@ struct RopeCache : Operation {
 struct Attention : Operation {
   AttentionArgs args;
   AttentionPlan* plan;
-  Attention(const AttentionArgs& a, AttentionPlan* p) : args(a), plan(p) {}
+  int32_t group;
+  Attention(const AttentionArgs& a, AttentionPlan* p, int32_t g) : args(a), plan(p), group(g) {}
   const char* name() const override { return "attention"; }
   void run(const Moment& now, int thread) override {
+    const Step step = now.inputs->step(group);
     for (int64_t i; (i = claimed->fetch_add(1, std::memory_order_relaxed)) < int64_t(plan->items.size());)
-      now.kernels->attention(args, now.step, plan->items[size_t(i)], plan->partials.data(), plan->thread_scratch(thread));
+      now.kernels->attention(args, step, plan->items[size_t(i)], plan->partials.data(), plan->thread_scratch(thread));
     if (plan->merges.empty()) return;
     now.pool->barrier(thread);
     for (size_t i = size_t(thread); i < plan->merges.size(); i += size_t(now.pool->threads())) {
@@ -263,9 +266,11 @@ std::unique_ptr<Operation> make_elementwise(std::vector<ElementInput> inputs, st
 }
 std::unique_ptr<Operation> make_linear(const LinearArgs& a) { return std::make_unique<Linear>(a); }
 std::unique_ptr<Operation> make_gate_up(const GateUpArgs& a) { return std::make_unique<GateUp>(a); }
-std::unique_ptr<Operation> make_rope_cache(const RopeArgs& a) { return std::make_unique<RopeCache>(a); }
-std::unique_ptr<Operation> make_attention(const AttentionArgs& a, AttentionPlan* p) {
-  return std::make_unique<Attention>(a, p);
+std::unique_ptr<Operation> make_rope_cache(const RopeArgs& a, int32_t group) {
+  return std::make_unique<RopeCache>(a, group);
+}
+std::unique_ptr<Operation> make_attention(const AttentionArgs& a, AttentionPlan* p, int32_t group) {
+  return std::make_unique<Attention>(a, p, group);
 }
 std::unique_ptr<Operation> make_gather_rows(const float* x, int64_t ld, int64_t n, float* out, int64_t out_ld) {
   return std::make_unique<GatherRows>(x, ld, n, out, out_ld);

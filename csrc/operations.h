@@ -15,8 +15,8 @@ std::unique_ptr<Operation> make_elementwise(std::vector<ElementInput>, std::vect
                                             int32_t result, const Rows& out);
 std::unique_ptr<Operation> make_linear(const LinearArgs&);
 std::unique_ptr<Operation> make_gate_up(const GateUpArgs&);
-std::unique_ptr<Operation> make_rope_cache(const RopeArgs&);
-std::unique_ptr<Operation> make_attention(const AttentionArgs&, AttentionPlan*);
+std::unique_ptr<Operation> make_rope_cache(const RopeArgs&, int32_t group);
+std::unique_ptr<Operation> make_attention(const AttentionArgs&, AttentionPlan*, int32_t group);
 std::unique_ptr<Operation> make_head_norm(const HeadNormArgs&);
 std::unique_ptr<Operation> make_short_conv(const ShortConvArgs&);
 std::unique_ptr<Operation> make_delta_rule(const DeltaRuleArgs&);

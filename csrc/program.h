@@ -62,6 +62,8 @@ class Program {
 
   void add(std::unique_ptr<Operation> operation);
   void begin_tail(int64_t chunk);  // what is added from here on runs over at most `chunk` samples at a time
+  void use_group(int32_t group) { group_ = group; }  // whose blocks are looked at by what is added from here on
+  int32_t group() const { return group_; }
   AttentionPlan* attention_plan(int32_t heads, int32_t kv_heads, int32_t head_dim, int32_t window);
 
   // Body and, when `sampled` is there, tail. `sampled` [samples] receives the tail's token ids.
@@ -101,6 +103,7 @@ class Program {
   List body_, tail_;
   bool in_tail_ = false, linked_ = false, on_host_ = false;
   int64_t chunk_ = 1;
+  int32_t group_ = 0;
   std::vector<std::unique_ptr<Counter>> counters_;
   std::vector<std::unique_ptr<AttentionPlan>> plans_;
 };

@@ -121,7 +121,7 @@ def _state(rows: int, device: torch.device) -> DeviceRows:
     int32 = {"dtype": torch.int32, "device": device}
     return DeviceRows(
         torch.arange(rows + 1, device=device), torch.arange(rows + 1, **int32),
-        torch.arange((rows + 1) * 2048, **int32).view(rows + 1, 2048),
+        torch.arange((rows + 1) * 2048, **int32).view(1, rows + 1, 2048),
         torch.zeros((rows + 1, 3), dtype=torch.int64, device=device),
     )  # fmt: skip
 

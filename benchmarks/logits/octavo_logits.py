@@ -48,17 +48,18 @@ def main(path: str, ids_path: str, out_path: str, dtype: str, kv_dtype: str, chu
     with open_checkpoint(files) as checkpoint:
         model = build(facts, checkpoint, ops, resolved)
     blocks = list(range(-(-length // resolved.block_size)))
-    batch = Batch(1, length, resolved.block_size)
-    pages = kv.allocate(facts, resolved, ops, len(blocks))
+    groups = kv.sizes(facts, resolved, ops)
+    batch = Batch(1, length, resolved.block_size, [group.window for group in groups])
+    caches = kv.allocate(facts, resolved, ops, [len(blocks)] * len(groups))
     sampler = Sampler(ops, 1, facts.vocab_size, resolved.device)
     rows = batch.permanent(*sampler.settings)
-    steps = ops.record(model, pages, rows, length, resolved.block_size) or EagerSteps(
-        model, ops, pages, batch, facts.vocab_size
+    steps = ops.record(model, caches, rows, length, resolved.block_size) or EagerSteps(
+        model, ops, caches, batch, facts.vocab_size
     )
     out = np.lib.format.open_memmap(out_path, "w+", np.float32, (windows * length, facts.vocab_size))
     with torch.inference_mode():
         for window in range(windows):
-            batch.admit(Admit(0, ids[window].tolist(), length, 0, blocks, SamplingParams(), 0, [], []))
+            batch.admit(Admit(0, ids[window].tolist(), length, 0, (blocks,) * len(groups), SamplingParams(), 0, [], []))
             for first in range(0, length, int(chunk or length)):
                 count = min(int(chunk or length), length - first)
                 steps.begin(Runs([0], [count], [False]), whole=True)

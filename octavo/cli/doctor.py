@@ -24,11 +24,15 @@ from octavo.config.hardware import Hardware, detect
 from octavo.config.memory import (
     CPU_DEFAULT_LIMIT,
     CPU_SHARE,
+    GroupSize,
     MemoryUse,
     estimate,
-    host_pages,
+    group_sizes,
+    host_blocks,
     kv_bytes_per_token,
-    plan_pages,
+    plan_blocks,
+    sequence_bytes,
+    total_bytes,
 )
 from octavo.config.resolve import ResolvedConfig, choose_device
 from octavo.errors import OutOfMemory
@@ -96,6 +100,8 @@ def memory_plan(
     """Rows of the plan: what weights and pages take, and what that holds. `packed`: quantized weights stay so. `gpu`:
     the one to compute on; None: the CPU."""
     weights, per_token = weight_bytes(resolved, weights_by_type, packed), kv_bytes_per_token(resolved, facts)
+    sizes = group_sizes(resolved, facts)
+    of_one = sequence_bytes(resolved, sizes, resolved.max_model_len)
     forms = numbers_by_type(weights_by_type)
     rows = [
         ("weights", f"{weights / MIB:,.0f} MiB: {forms}, " + ("packed" if packed else f"as {resolved.dtype}")),
@@ -103,25 +109,24 @@ def memory_plan(
             "KV per token",
             f"{per_token / 1024:,.1f} KiB; one page holds {resolved.block_size} tokens of {resolved.kv_cache_dtype}",
         ),
-        (
-            "KV of one sequence",
-            f"{per_token * resolved.max_model_len / MIB:,.0f} MiB at max_model_len {resolved.max_model_len}",
-        ),
+        ("KV of one sequence", f"{of_one / MIB:,.0f} MiB at max_model_len {resolved.max_model_len}"),
     ]
     if gpu is None:
-        return rows + _on_host(resolved, weights, per_token)
-    return rows + _on_gpu(resolved, facts, weights, per_token, gpu)
+        return rows + _on_host(resolved, weights, sizes)
+    return rows + _on_gpu(resolved, facts, weights, sizes, gpu)
 
 
-def _on_host(resolved: ResolvedConfig, weights: int, per_token: int) -> list[tuple[str, str]]:
-    page = per_token * resolved.block_size
+def _on_host(resolved: ResolvedConfig, weights: int, sizes: tuple[GroupSize, ...]) -> list[tuple[str, str]]:
     try:
-        pages = host_pages(resolved, page, weights, 0)
+        blocks = host_blocks(resolved, sizes, weights, 0)
     except OutOfMemory as error:
         return [("fits", f"no: {error.message}")]
     why = "as given" if resolved.kv_cache_memory else f"{CPU_SHARE:.0%} of what the budget leaves, {_LIMIT}"
     return [
-        ("KV pages", f"{pages * page / MIB:,.0f} MiB, {pages * resolved.block_size:,} tokens: {why}"),
+        (
+            "KV pages",
+            f"{total_bytes(sizes, blocks) / MIB:,.0f} MiB, {max(blocks) * resolved.block_size:,} tokens: {why}",
+        ),
         ("fits", "yes, if the largest step does: what that takes is measured at start"),
     ]
 
@@ -130,11 +135,11 @@ _LIMIT = f"at most {CPU_DEFAULT_LIMIT // MIB} MiB, at least one sequence; --kv-c
 
 
 def _on_gpu(
-    resolved: ResolvedConfig, facts: ModelFacts, weights: int, per_token: int, gpu: Gpu
+    resolved: ResolvedConfig, facts: ModelFacts, weights: int, sizes: tuple[GroupSize, ...], gpu: Gpu
 ) -> list[tuple[str, str]]:
-    about, page = estimate(facts, resolved), per_token * resolved.block_size
+    about = estimate(facts, resolved)
     free = gpu.memory_free - weights - about.tables
-    use = MemoryUse(gpu.memory_total, free, weights, about.activations, about.graphs, page)
+    use = MemoryUse(gpu.memory_total, free, weights, about.activations, about.graphs, sizes)
     note = "estimated; measured at start"
     rows = [
         ("taken already", f"{gpu.memory_taken / MIB:,.0f} MiB, by other processes and the driver"),
@@ -143,10 +148,10 @@ def _on_gpu(
         ("graphs", f"about {about.graphs / MIB:,.0f} MiB, {note}" if about.graphs else "none: --enforce-eager"),
     ]
     try:
-        plan = plan_pages(resolved, use)
+        plan = plan_blocks(resolved, use)
     except OutOfMemory as error:
         return [*rows, ("fits", f"no: {error.message}")]
-    tokens = plan.pages * resolved.block_size
+    tokens = max(plan.blocks) * resolved.block_size
     sequences = tokens / resolved.max_model_len
     return [
         *rows,

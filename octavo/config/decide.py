@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from octavo.config.engine import EngineConfig
 from octavo.config.hardware import Hardware
-from octavo.config.memory import check_given, host_pages, kv_bytes_per_token
+from octavo.config.memory import check_given, group_sizes, host_blocks
 from octavo.config.resolve import ResolvedConfig, resolve
 from octavo.modelfiles import gguf
 from octavo.modelfiles.facts import ModelFacts, read_facts
@@ -34,11 +34,12 @@ def decide(config: EngineConfig, hardware: Hardware, files: ModelFiles) -> Decis
     sampling_defaults(files)
     if resolved.load_format != "dummy":
         check_types(files)
-    page = kv_bytes_per_token(resolved, facts) * resolved.block_size
+    sizes = group_sizes(resolved, facts)
     if resolved.device == "cpu":
-        host_pages(resolved, page, weight_bytes(resolved, count_weights(files, facts, resolved), packed=True), 0)
+        host_blocks(resolved, sizes, weight_bytes(resolved, count_weights(files, facts, resolved), packed=True), 0)
     elif resolved.kv_cache_memory is not None:
-        check_given(resolved, page, resolved.kv_cache_memory // page - 1)
+        padding = sum(group.block_bytes for group in sizes)
+        check_given(resolved, sizes, resolved.kv_cache_memory - padding)
     del header
     return decision
 

@@ -7,8 +7,11 @@ else that is there, other processes included.
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from octavo.cachespec import Paged, groups, most_blocks
 from octavo.config.resolve import ResolvedConfig
 from octavo.errors import OutOfMemory
 from octavo.modelfiles.facts import AttentionFacts, DeltaFacts, ExpertsFacts, MLPFacts, ModelFacts
@@ -24,6 +27,15 @@ OWN_BYTES = 2048 * MIB
 
 
 @dataclass(frozen=True)
+class GroupSize:
+    """A paged cache group."""
+
+    block_bytes: int
+    """Of one block in all of its layers, K and V."""
+    window: int | None = None
+
+
+@dataclass(frozen=True)
 class MemoryUse:
     """Bytes of a GPU's memory: `free` when the weights are there and neither graphs nor activations."""
 
@@ -33,8 +45,12 @@ class MemoryUse:
     activations: int
     """Of the largest step."""
     graphs: int
-    page: int
-    """One of KV, over all layers."""
+    groups: tuple[GroupSize, ...]
+
+    @property
+    def padding(self) -> int:
+        """The block of each group that the padding of a batch has."""
+        return sum(group.block_bytes for group in self.groups)
 
     @property
     def others(self) -> int:
@@ -52,12 +68,12 @@ class MemoryUse:
 @dataclass(frozen=True)
 class MemoryPlan:
     use: MemoryUse
-    pages: int
-    """That requests may have. One more is allocated, for the padding of a batch."""
+    blocks: tuple[int, ...]
+    """Of each group that requests may have. One more is allocated, for the padding of a batch."""
 
     @property
     def kv_bytes(self) -> int:
-        return (self.pages + 1) * self.use.page
+        return total_bytes(self.use.groups, self.blocks) + self.use.padding
 
     def notes(self) -> list[str]:
         """For the log."""
@@ -69,27 +85,77 @@ class MemoryPlan:
         ]
 
 
-def kv_bytes_per_token(resolved: ResolvedConfig, facts: ModelFacts) -> int:
-    """Of K and V over all layers. int8 has a scale for each head and position."""
-    element = {"int8": 1 + 4 / facts.attention.head_dim, "fp8": 1, "float32": 4}.get(resolved.kv_cache_dtype, 2)
-    return facts.kv_bytes_per_token(element)
-
-
-def pages_of_one_sequence(resolved: ResolvedConfig) -> int:
-    """Of max_model_len: the fewest with which every request can end."""
-    return -(-resolved.max_model_len // resolved.block_size)
-
-
-def check_given(resolved: ResolvedConfig, page: int, pages: int) -> int:
-    """The pages that --kv-cache-memory holds, of `page` bytes. Raises OutOfMemory."""
-    one_sequence = pages_of_one_sequence(resolved)
-    if pages < one_sequence:
-        raise OutOfMemory(
-            f"--kv-cache-memory {(resolved.kv_cache_memory or 0) / MIB:.0f}MiB holds {pages * resolved.block_size} "
-            f"tokens, but one sequence of max_model_len {resolved.max_model_len} needs "
-            f"{one_sequence * page / MIB:.0f}MiB; raise --kv-cache-memory or lower --max-model-len"
+def group_sizes(resolved: ResolvedConfig, facts: ModelFacts) -> tuple[GroupSize, ...]:
+    """Of the model's paged groups. int8 has a scale for each head and position."""
+    element = {"int8": 1, "fp8": 1, "float32": 4}.get(resolved.kv_cache_dtype, 2)
+    scales = 8 if resolved.kv_cache_dtype == "int8" else 0
+    return tuple(
+        GroupSize(
+            (spec.width * element + spec.kv_heads * scales) * resolved.block_size * len(group.layers), spec.window
         )
-    return pages
+        for group in groups(facts.cache_specs)
+        if isinstance(spec := group.spec, Paged)
+    )
+
+
+def kv_bytes_per_token(resolved: ResolvedConfig, facts: ModelFacts) -> int:
+    """Of a token that no window has left behind."""
+    return sum(group.block_bytes for group in group_sizes(resolved, facts)) // resolved.block_size
+
+
+def total_bytes(sizes: Sequence[GroupSize], blocks: Sequence[int]) -> int:
+    return sum(count * group.block_bytes for group, count in zip(sizes, blocks, strict=True))
+
+
+def blocks_of(resolved: ResolvedConfig, group: GroupSize, num_tokens: int) -> int:
+    """That a sequence of so many tokens has at most."""
+    return most_blocks(num_tokens, group.window, resolved.block_size, resolved.max_num_batched_tokens)
+
+
+def sequence_bytes(resolved: ResolvedConfig, sizes: Sequence[GroupSize], num_tokens: int) -> int:
+    return total_bytes(sizes, [blocks_of(resolved, group, num_tokens) for group in sizes])
+
+
+def longest_sequence(resolved: ResolvedConfig, sizes: Sequence[GroupSize], nbytes: int) -> int:
+    """Tokens, in whole blocks, of the longest one that so many bytes hold."""
+    size = resolved.block_size
+    return size * _last(
+        -(-resolved.max_model_len // size), lambda n: sequence_bytes(resolved, sizes, n * size) <= nbytes
+    )
+
+
+def share_out(resolved: ResolvedConfig, sizes: Sequence[GroupSize], nbytes: int) -> tuple[int, ...]:
+    """Blocks of each group, for at least one sequence of max_model_len, which has to fit: as many as give all the
+    sequences that run at once the same length, the longest there is room for; what is left over goes to the first group
+    that has use for it."""
+    rows, size = resolved.max_num_seqs, resolved.block_size
+    least, most = ([count * blocks_of(resolved, g, resolved.max_model_len) for g in sizes] for count in (1, rows))
+
+    def blocks(n: int) -> list[int]:
+        return [max(one, rows * blocks_of(resolved, g, n * size)) for one, g in zip(least, sizes, strict=True)]
+
+    found = blocks(_last(-(-resolved.max_model_len // size), lambda n: total_bytes(sizes, blocks(n)) <= nbytes))
+    for i, group in enumerate(sizes):
+        left = nbytes - total_bytes(sizes, found)
+        found[i] = max(found[i], min(found[i] + left // group.block_bytes, most[i]))
+    return tuple(found)
+
+
+def _last(most: int, holds: Callable[[int], bool]) -> int:
+    """The largest of 0..most for which it holds, where it holds for all below; 0 where it holds for none."""
+    return bisect_left(range(1, most + 1), True, key=lambda n: not holds(n))
+
+
+def check_given(resolved: ResolvedConfig, sizes: Sequence[GroupSize], nbytes: int) -> None:
+    """Whether --kv-cache-memory holds one sequence of max_model_len, with `nbytes` of it for requests. Raises
+    OutOfMemory."""
+    needed = sequence_bytes(resolved, sizes, resolved.max_model_len)
+    if nbytes < needed:
+        raise OutOfMemory(
+            f"--kv-cache-memory {(resolved.kv_cache_memory or 0) / MIB:.0f}MiB holds "
+            f"{longest_sequence(resolved, sizes, nbytes)} tokens, but one sequence of max_model_len "
+            f"{resolved.max_model_len} needs {needed / MIB:.0f}MiB; raise --kv-cache-memory or lower --max-model-len"
+        )
 
 
 CPU_SHARE = 0.25
@@ -97,36 +163,37 @@ CPU_SHARE = 0.25
 CPU_DEFAULT_LIMIT = 224 * MIB
 
 
-def host_pages(resolved: ResolvedConfig, page: int, weights: int, workspace: int) -> int:
-    """Pages to allocate on the host, of `page` bytes. `weights`, `workspace`: bytes already taken of the budget. Raises
+def host_blocks(resolved: ResolvedConfig, sizes: Sequence[GroupSize], weights: int, workspace: int) -> tuple[int, ...]:
+    """Blocks of each group to allocate on the host. `weights`, `workspace`: bytes already taken of the budget. Raises
     OutOfMemory when one sequence of max_model_len does not fit."""
-    one_sequence = pages_of_one_sequence(resolved)
     left = resolved.memory_budget - weights - workspace
     given = resolved.kv_cache_memory
     if given is None:
-        wanted = max(int(min(CPU_SHARE * left, CPU_DEFAULT_LIMIT)) // page, one_sequence)
+        needed = sequence_bytes(resolved, sizes, resolved.max_model_len)
+        blocks = share_out(resolved, sizes, max(int(min(CPU_SHARE * left, CPU_DEFAULT_LIMIT)), needed))
     else:
-        wanted = check_given(resolved, page, given // page)
-    wanted = min(wanted, one_sequence * resolved.max_num_seqs)
-    if wanted * page > left:
+        check_given(resolved, sizes, given)
+        blocks = share_out(resolved, sizes, given)
+    wanted = total_bytes(sizes, blocks)
+    if wanted > left:
         raise OutOfMemory(
-            f"{wanted * page / MIB:.0f} MiB of KV pages do not fit: weights take {weights / MIB:.0f} MiB and the "
+            f"{wanted / MIB:.0f} MiB of KV pages do not fit: weights take {weights / MIB:.0f} MiB and the "
             f"workspace {workspace / MIB:.0f} MiB of the {resolved.memory_budget / MIB:.0f} MiB budget; lower "
             + ("--max-model-len or --max-num-batched-tokens" if given is None else "--kv-cache-memory")
             + (", or give --dtype bfloat16" if resolved.dtype == "float32" else "")
         )
-    return wanted
+    return blocks
 
 
-def plan_pages(resolved: ResolvedConfig, use: MemoryUse) -> MemoryPlan:
+def plan_blocks(resolved: ResolvedConfig, use: MemoryUse) -> MemoryPlan:
     """As many as there is memory for and requests can have; --kv-cache-memory wins. Raises OutOfMemory, in one line,
     when one sequence of max_model_len does not fit."""
-    one_sequence = pages_of_one_sequence(resolved)
-    most = one_sequence * resolved.max_num_seqs
+    sizes = use.groups
     needed = use.others + use.weights + use.activations + use.graphs
     if resolved.kv_cache_memory is not None:
-        given = resolved.kv_cache_memory // use.page - 1
-        plan = MemoryPlan(use, min(check_given(resolved, use.page, given), most))
+        given = resolved.kv_cache_memory - use.padding
+        check_given(resolved, sizes, given)
+        plan = MemoryPlan(use, share_out(resolved, sizes, given))
         room = use.total - needed
         if plan.kv_bytes > room:
             raise OutOfMemory(
@@ -135,17 +202,16 @@ def plan_pages(resolved: ResolvedConfig, use: MemoryUse) -> MemoryPlan:
             )
         return plan
     left = int(resolved.gpu_memory_utilization * use.total) - needed
-    pages = left // use.page - 1
-    if pages < one_sequence:
-        raise OutOfMemory(_no_room(resolved, use, max(left, 0), pages))
-    return MemoryPlan(use, min(pages, most))
+    if left - use.padding < sequence_bytes(resolved, sizes, resolved.max_model_len):
+        raise OutOfMemory(_no_room(resolved, use, max(left, 0)))
+    return MemoryPlan(use, share_out(resolved, sizes, left - use.padding))
 
 
-def _no_room(resolved: ResolvedConfig, use: MemoryUse, left: int, pages: int) -> str:
-    """`left`, `pages`: what there is room for, too little for one sequence; pages <= 0: none."""
+def _no_room(resolved: ResolvedConfig, use: MemoryUse, left: int) -> str:
+    """`left`: the bytes there is room for, too few for one sequence."""
     share = resolved.gpu_memory_utilization
     limit = share * use.total
-    shortest = pages * resolved.block_size
+    shortest = longest_sequence(resolved, use.groups, left - use.padding)
     advice = []
     if shortest > 0:
         advice.append(f"lower --max-model-len to {shortest}")
@@ -160,9 +226,9 @@ def _no_room(resolved: ResolvedConfig, use: MemoryUse, left: int, pages: int) ->
     if use.others > max(MUCH * limit, OWN_BYTES):
         advice.append("end other processes on the GPU")
     last = advice.pop() if advice else "take a smaller model"
-    page_bytes = (pages_of_one_sequence(resolved) + 1) * use.page
+    needed = sequence_bytes(resolved, use.groups, resolved.max_model_len) + use.padding
     return (
-        f"KV pages for one sequence of max_model_len {resolved.max_model_len} take {page_bytes / MIB:.0f} MiB, and "
+        f"KV pages for one sequence of max_model_len {resolved.max_model_len} take {needed / MIB:.0f} MiB, and "
         f"{left / MIB:.0f} are left of the GPU's {use.total / MIB:.0f} MiB with --gpu-memory-utilization {share:g}: "
         f"{use}; " + (f"{', '.join(advice)}, or {last}" if advice else last)
     )

@@ -6,8 +6,8 @@ Owned and called by engine/scheduler.py, which knows the clients and the results
 2. Prompts that one step can finish go by priority, then age; into rows by priority, then owner by owner. One that takes
    several steps ("long") gets at least half of what is left, and all that the short ones do not need: neither kind can
    block the other, the oldest gets on.
-3. Pages that run out are taken from the running request with the lowest priority, then the youngest (preemption by
-   recompute). Admission never preempts, and leaves the pages that running prompts still need.
+3. Blocks that run out are taken from the running request with the lowest priority, then the youngest (preemption by
+   recompute). Admission never preempts, and leaves the blocks that running prompts still need.
 
 Invariant: `running` is sorted by (priority, arrival) and is walked from the front, victims fall from the back: whoever
 has a place in the plan being made cannot be preempted by it.
@@ -22,19 +22,17 @@ from collections.abc import Set
 from dataclasses import dataclass, field
 
 from octavo.engine import journal
-from octavo.engine.blocks import BlockPool
 from octavo.engine.pace import Pace
-from octavo.engine.prefix import PrefixCache
 from octavo.engine.queue import WaitingQueue
 from octavo.engine.request import Request
+from octavo.engine.tables import Blocks, BlockTables
 from octavo.wire.messages import Counters
-from octavo.wire.plan import Admit, Extend, Plan, Run
+from octavo.wire.plan import Admit, Extend, GroupInfo, Plan, Run
 
 
 @dataclass(frozen=True)
 class SchedulerConfig:
-    num_blocks: int
-    block_size: int
+    groups: tuple[GroupInfo, ...]
     max_num_seqs: int
     max_num_batched_tokens: int
     max_model_len: int
@@ -82,15 +80,12 @@ class _Steady:
 
 class Planner:
     def __init__(self, config: SchedulerConfig, counters: Counters) -> None:
-        self.pool = BlockPool(config.num_blocks)
-        self.cache = PrefixCache(self.pool, config.block_size, config.prefix_cache)
+        self.tables = BlockTables(config.groups, config.max_num_batched_tokens, config.prefix_cache)
         self.queue = WaitingQueue(config.max_queued_requests, long_prompt=config.max_num_batched_tokens)
         self.pace = Pace(config.max_num_batched_tokens, config.max_num_seqs, config.unfelt_us)
         self.running: list[Request] = []
-        self.fresh: dict[int, list[int]] = {}
-        """Plan in flight → pages that can be found on its account, to be taken back if it fails."""
         self._budget = config.max_num_batched_tokens
-        self._block_size = config.block_size
+        self._block_size = self.tables.block_size
         self._counters = counters
         self._free_rows = list(range(config.max_num_seqs))  # a heap: the lowest row is used first
         self._release: list[int] = []
@@ -135,7 +130,7 @@ class Planner:
         return flight
 
     def leave(self, request: Request) -> None:
-        """Takes the request off its row or out of the queue and lets go of its pages."""
+        """Takes the request off its row or out of the queue and lets go of its blocks."""
         if request.row is None:
             self.queue.remove(request)
             return
@@ -145,9 +140,8 @@ class Planner:
         del self.running[at]
         self._release.append(request.row)
         heapq.heappush(self._free_rows, request.row)
-        self.pool.release(request.block_ids)
+        self.tables.release(request)
         request.row = None
-        request.block_ids = []
 
     def preempt(self, request: Request) -> None:
         """Back into the queue; it is computed anew from its tokens so far."""
@@ -160,20 +154,6 @@ class Planner:
         """Takes a running request off its row; whoever pushes it into the queue has it computed anew."""
         self.leave(request)
         request.restart()
-
-    def register(self, request: Request, confirmed: int) -> None:
-        """Makes full pages findable whose tokens are known and computed by plans up to the request's last. Plans up
-        to `confirmed` have succeeded; for later ones it is remembered, as they may fail."""
-        full = min(request.num_computed, len(request.token_ids)) // self._block_size
-        if full <= request.num_registered or not self.cache.enabled:
-            return
-        self.cache.extend_keys(request.keys, request.root, request.token_ids, full)
-        for index in range(request.num_registered, full):
-            page = request.block_ids[index]
-            new = self.cache.register(page, request.keys, request.root, request.token_ids, index)
-            if new and request.last_plan > confirmed:
-                self.fresh.setdefault(request.last_plan, []).append(page)
-        request.num_registered = full
 
     # --- steps like the one before
 
@@ -197,17 +177,17 @@ class Planner:
             return None
         size = self._block_size
         ending = [item[0] for item in steady.items if item[0].num_computed % size == 0]
-        full = [request for request in ending if request.num_computed == len(request.block_ids) * size]
-        if len(full) > self.pool.num_free:
+        for request in ending:
+            self.tables.leave_behind(request)
+        full = [request for request in ending if request.num_computed == len(request.block_ids[0]) * size]
+        if full and len(full) > self.tables.num_free:
             self._steady = None
             return None
         steady.steps_left -= 1
         extend = []
         for request in full:
             assert request.row is not None
-            pages = self.pool.allocate(1)
-            request.block_ids += pages
-            extend.append(Extend(request.row, tuple(pages)))
+            extend.append(Extend(request.row, self.tables.extend(request, 1)))
         plan = Plan(index, extend=tuple(extend), run=steady.run, masked=bool(steady.bound))
         flight = Flight(plan, steady.items, decodes=len(steady.items))
         for request, _, _, _ in steady.items:
@@ -215,7 +195,7 @@ class Planner:
             request.num_pending += 1
             request.last_plan = index
             if computed % size == 0:
-                self.register(request, confirmed=-1)
+                self.tables.register(request, confirmed=-1)
         return flight
 
     # --- one step
@@ -257,23 +237,21 @@ class Planner:
                 flight.left -= flight.long_tokens
 
     def _grow(self, flight: Flight, request: Request, tokens: int, preempt: bool = True) -> int:
-        """Gets pages for the next `tokens` tokens, from running requests behind this one if need be. Returns how many
-        tokens the pages reach for, at most `tokens`: fewer when the request is the last one itself."""
+        """Gets blocks for the next `tokens` tokens, from running requests behind this one if need be. Returns how many
+        tokens the blocks reach for, at most `tokens`: fewer when the request is the last one itself."""
         if tokens <= 0:
             return 0
-        held = len(request.block_ids)
-        need = self._pages(request.num_computed + tokens) - held
+        tables = self.tables
+        tables.leave_behind(request)
+        need = tables.blocks(request.num_computed + tokens) - len(request.block_ids[0])
         if need > 0:
-            while preempt and self.pool.num_free < need and self.running[-1] is not request:
+            while preempt and tables.num_free < need and self.running[-1] is not request:
                 self.preempt(self.running[-1])
                 flight.preempted = True
-            pages = self.pool.allocate(min(need, self.pool.num_free))
-            if pages:
+            if count := min(need, tables.num_free):
                 assert request.row is not None
-                request.block_ids += pages
-                flight.extend.append(Extend(request.row, tuple(pages)))
-                held += len(pages)
-        return min(tokens, held * self._block_size - request.num_computed)
+                flight.extend.append(Extend(request.row, tables.extend(request, count)))
+        return min(tokens, tables.reach(request) - request.num_computed)
 
     def _run(self, flight: Flight, request: Request, tokens: int) -> int:
         """Enters the request's next `tokens` tokens into the plan; returns them."""
@@ -285,7 +263,7 @@ class Planner:
         run = Run(request.row, tokens, samples)
         request.num_computed = end
         request.last_plan = flight.plan.index
-        self.register(request, confirmed=-1)
+        self.tables.register(request, confirmed=-1)
         if samples:
             request.num_pending += 1
         flight.items.append((request, request.epoch, run, end))
@@ -301,41 +279,32 @@ class Planner:
     def _admit_waiting(self, flight: Flight, now: float) -> None:
         if not self._free_rows or not len(self.queue):
             return
-        # Pages that running prompts still lack, and one more each to grow.
-        lacking = sum(max(self._pages(len(r.token_ids)) - len(r.block_ids), 0) for r in self.running)
-        promised = lacking + len(self.running)
+        tables = self.tables
+        promised = [0] * len(tables.groups)  # blocks that running prompts still lack, and one more each to grow
+        for running in self.running:
+            promised = [sum(counts) + 1 for counts in zip(promised, tables.lacking(running), strict=True)]
         while flight.left > 0 and self._free_rows:
             request = self.queue.first(pass_long=False)
             if request is not None and flight.long is not None and _is_behind(request, flight.long):
                 request = self.queue.first(pass_long=True)
             if request is None:
                 break
-            hits = self._hits(request)
-            cost = self._pages(len(request.token_ids)) - len(hits) + sum(map(self.pool.is_idle, hits))
-            if self.pool.num_free - promised < cost:
+            hits = tables.find(request)
+            if not tables.fits(tables.cost(request, hits), promised):
                 assert self.running, f"request {request.id} does not fit an empty pool"
                 break
             self._admit(flight, request, hits, now)
-            promised += max(self._pages(len(request.token_ids)) - len(request.block_ids), 0) + 1
+            promised = [sum(counts) + 1 for counts in zip(promised, tables.lacking(request), strict=True)]
 
-    def _hits(self, request: Request) -> list[int]:
-        if request.needs_whole_prompt or not self.cache.enabled:
-            return []
-        full = (len(request.token_ids) - 1) // self._block_size  # at least one token is computed
-        self.cache.extend_keys(request.keys, request.root, request.token_ids, full)
-        return self.cache.lookup(request.keys[:full], request.root, request.token_ids)
-
-    def _admit(self, flight: Flight, request: Request, hits: list[int], now: float) -> None:
+    def _admit(self, flight: Flight, request: Request, hits: Blocks, now: float) -> None:
         self.queue.serve(request)
-        self.pool.retain(hits)
-        request.block_ids = hits
-        request.num_registered = len(hits)
-        request.num_computed = cached = len(hits) * self._block_size
+        self.tables.take(request, hits)
+        request.num_computed = cached = self.tables.reach(request)
         request.row = heapq.heappop(self._free_rows)
         if request.first_scheduled is None:
             request.first_scheduled = now
             request.cached_tokens = cached
-        if not request.needs_whole_prompt and self.cache.enabled:
+        if not request.needs_whole_prompt and self.tables.prefix.enabled:
             self._counters.prefix_queries += len(request.token_ids)
             self._counters.prefix_hits += cached
         self.running.insert(bisect_left(self.running, request.order, key=lambda r: r.order), request)
@@ -343,8 +312,9 @@ class Planner:
         tokens = min(request.remaining, flight.left)
         if long and self.queue.has_short and self._free_rows:
             tokens = (flight.left + 1) // 2
-        pages = self.pool.allocate(self._pages(cached + tokens) - len(hits))
-        request.block_ids += pages
+        lacking = self.tables.blocks(cached + tokens) - len(hits[0])
+        self.tables.extend(request, min(lacking, self.tables.num_free))
+        tokens = min(tokens, self.tables.reach(request) - cached)
         flight.admit.append(self._admission(request, cached))
         flight.left -= tokens
         if long:
@@ -360,7 +330,7 @@ class Planner:
             token_ids=tuple(request.token_ids),
             num_prompt_tokens=request.num_prompt,
             num_computed_tokens=cached,
-            block_ids=tuple(request.block_ids),
+            block_ids=tuple(map(tuple, request.block_ids)),
             params=request.params_for_worker(),
             seed=add.seed,
             stop_ids=tuple(add.stop_ids),
@@ -368,9 +338,6 @@ class Planner:
             constrained=request.constraint is not None,
             pooling=add.pooling,
         )
-
-    def _pages(self, tokens: int) -> int:
-        return -(-tokens // self._block_size)
 
 
 def _is_behind(request: Request, long: Request) -> bool:

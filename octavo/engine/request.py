@@ -28,8 +28,8 @@ class Request:
     __slots__ = (
         "add", "arrival", "block_ids", "cached_tokens", "client", "computable", "constraint", "embedding", "epoch",
         "first_scheduled", "first_token", "id", "identity", "keys", "last_plan", "last_token", "limit", "num_computed",
-        "num_pending", "num_prompt", "num_registered", "order", "priority", "prompt_logprobs", "received", "root",
-        "row", "stop_ids", "token_ids",
+        "num_left", "num_pending", "num_prompt", "num_registered", "order", "priority", "prompt_logprobs", "received",
+        "root", "row", "stop_ids", "token_ids",
     )  # fmt: skip
 
     def __init__(self, client: bytes, add: Add, arrival: int, now: float, max_len: int, root: bytes) -> None:
@@ -52,7 +52,10 @@ class Request:
         """Most tokens that are ever computed: nothing follows the last output token."""
         self.num_computed = 0
         self.num_pending = 0
-        self.block_ids: list[int] = []
+        self.block_ids: list[list[int]] = []
+        """Its table in each paged cache group."""
+        self.num_left: list[int] = []
+        """Of each, the entries that the group's window has left behind."""
         self.row: int | None = None
         self.epoch = 0
         self.last_plan = -1
@@ -103,7 +106,7 @@ class Request:
         self.num_computed = 0
         self.num_pending = 0
         self.num_registered = 0
-        self.block_ids = []
+        self.block_ids, self.num_left = [], []
         self.row = None
         if self.prompt_logprobs is not None:
             self.prompt_logprobs = [None]

@@ -19,13 +19,12 @@ from collections.abc import Iterable, Set
 
 from octavo.engine import journal
 from octavo.engine.blame import VERDICT, Blame
-from octavo.engine.blocks import BlockPool
 from octavo.engine.constraint import Constraint
 from octavo.engine.constraints import Constraints
 from octavo.engine.holding import Holding
 from octavo.engine.planner import Flight, Planner, SchedulerConfig
-from octavo.engine.prefix import PrefixCache
 from octavo.engine.request import Request, refused
+from octavo.engine.tables import BlockTables
 from octavo.grammar.matcher import GrammarError
 from octavo.types import TokenLogprobs
 from octavo.wire.messages import Add, Counters, Failed, TokenOutput
@@ -47,10 +46,11 @@ class Scheduler:
     ) -> None:
         """`constraints`: compiles grammars; None where no request has one. `blame`: what earlier engines broke of."""
         self.config = config
-        self.max_len = min(config.max_model_len, config.num_blocks * config.block_size)
-        """Longest sequence: what the model, and what all pages together can hold."""
         self.counters = Counters()
         self._planner = Planner(config, self.counters)
+        self.max_len = self.tables.longest(config.max_model_len)
+        """Longest sequence: what the model, and what all blocks together can hold."""
+        self._block_size = self.tables.block_size
         self._clients: dict[bytes, dict[int, Request]] = {}
         self._flights: deque[Flight] = deque()
         self._num_plans = 0
@@ -63,12 +63,8 @@ class Scheduler:
         """Nothing can be computed before a grammar has caught up, or a request comes or goes."""
 
     @property
-    def pool(self) -> BlockPool:
-        return self._planner.pool
-
-    @property
-    def cache(self) -> PrefixCache:
-        return self._planner.cache
+    def tables(self) -> BlockTables:
+        return self._planner.tables
 
     @property
     def num_waiting(self) -> int:
@@ -112,7 +108,7 @@ class Scheduler:
         if failed is not None:
             journal.refused(add, failed)
             return [(client, failed)]
-        request = Request(client, add, self._num_arrivals, now, self.max_len, self.cache.root(add.params.cache_salt))
+        request = Request(client, add, self._num_arrivals, now, self.max_len, self._root(add))
         if self.holding.blame.is_guilty(request.identity):
             journal.failed(request, VERDICT)
             return [(client, Failed(add.id, "engine_error", VERDICT))]
@@ -126,6 +122,9 @@ class Scheduler:
         self.counters.prompt_tokens += request.num_prompt
         self._place(request)
         return []
+
+    def _root(self, add: Add) -> bytes:
+        return self.tables.prefix.root(add.params.cache_salt)
 
     def pause(self, behind: Set[bytes]) -> None:
         """From now on the requests of these clients are held, and those of all others go on."""
@@ -212,7 +211,7 @@ class Scheduler:
         num_samples = sum(run.samples for run in plan.run)
         assert len(result.tokens) == num_samples, f"tokens of {len(result.tokens)} for {num_samples} sampling rows"
         self._flights.popleft()
-        self._planner.fresh.pop(plan.index, None)
+        self.tables.fresh.pop(plan.index, None)
         # What register() may rely on: plans before the next one in flight.
         confirmed = self._flights[0].plan.index - 1 if self._flights else self._num_plans
         replies: list[Reply] = []
@@ -269,15 +268,11 @@ class Scheduler:
             replies.append((request.client, Failed(request.id, "engine_error", message)))
         for later in self._flights:
             later.shaken = True
-        # Later plans in flight may build on this one's pages. Those that do are computed anew, and so, as this is
+        # Later plans in flight may build on this one's blocks. Those that do are computed anew, and so, as this is
         # rare, are their neighbours in those plans.
-        tainted = {page for pages in self._planner.fresh.values() for page in pages}
-        self._planner.fresh.clear()
-        for page in tainted:
-            self.cache.unregister(page)
-        if tainted:
+        if tainted := self.tables.take_back():
             for request in list(self._planner.running):
-                if not tainted.isdisjoint(request.block_ids):
+                if any((group, id) in tainted for group, table in enumerate(request.block_ids) for id in table):
                     self._planner.preempt(request)
         return replies
 
@@ -287,9 +282,8 @@ class Scheduler:
             self.constraints.close()
 
     def check(self) -> None:
-        """Asserts that no page is lost, doubled or miscounted and that the prefix cache agrees."""
-        self.pool.check(request.block_ids for request in self._planner.running)
-        self.cache.check()
+        """Asserts that no block is lost, doubled or miscounted and that the prefix cache agrees."""
+        self.tables.check(self._planner.running)
         live = {id(request) for requests in self._clients.values() for request in requests.values()}
         assert len(live) == self.num_running + self.num_waiting, "a request is lost"
 
@@ -301,8 +295,8 @@ class Scheduler:
         ids.append(token)
         request.num_pending -= 1
         self.counters.generated_tokens += 1
-        if len(ids) % self.config.block_size == 0:
-            self._planner.register(request, confirmed)
+        if len(ids) % self._block_size == 0:
+            self.tables.register(request, confirmed)
         known = request.first_token is not None and request.constraint is None
         if known and len(ids) < request.limit and token not in request.stop_ids:
             return TokenOutput(request.id, [token], None if logprobs is None else [logprobs])

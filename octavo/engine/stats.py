@@ -11,8 +11,8 @@ from octavo.wire.messages import Stats
 
 
 def stats(scheduler: Scheduler, memory_mb: float) -> Stats:
-    """`fragmentation` stays 0: any free page serves any request."""
-    pool = scheduler.pool
+    """Blocks are those of all cache groups. `fragmentation` stays 0: any free one serves any request."""
+    tables = scheduler.tables
     grammars = None if scheduler.constraints is None else scheduler.constraints.grammars
     counters = msgspec.structs.replace(
         scheduler.counters,
@@ -23,9 +23,9 @@ def stats(scheduler: Scheduler, memory_mb: float) -> Stats:
         **msgspec.structs.asdict(counters),
         num_waiting=scheduler.num_waiting,
         num_running=scheduler.num_running,
-        blocks_total=pool.num_blocks,
-        blocks_used=pool.num_held,
-        blocks_cached=pool.num_idle,
+        blocks_total=tables.num_blocks,
+        blocks_used=tables.num_held,
+        blocks_cached=tables.num_idle,
         memory_mb=memory_mb,
         grammar_bytes=0 if grammars is None else grammars.num_bytes,
         grammars_kept=0 if grammars is None else grammars.num_kept,

@@ -39,6 +39,7 @@ def supports(dtype: str, kv_dtype: str, head_dim: int | None) -> str | None:
 class _Problem:
     """What a plan is made for, beside the step."""
 
+    group: int
     decode: bool
     heads: int
     kv_heads: int
@@ -56,7 +57,7 @@ class FlashInferAttention:
     def __init__(self, device: torch.device | str, workspace: int = WORKSPACE) -> None:
         self._workspace = torch.zeros(workspace, dtype=torch.uint8, device=device)
         self._wrappers: dict[_Problem, Any] = {}
-        self._step: Step | None = None
+        self._steps: dict[int, Step] = {}
         self._host: Sequence[Tensor] = ()
         self._planned: set[_Problem] = set()
 
@@ -66,15 +67,17 @@ class FlashInferAttention:
         out = torch.empty_like(q)
         if q.shape[0]:
             problem = _Problem(
-                step.max_query_len == 1, q.shape[1], kv.shape[3], q.shape[2], q.dtype, kv.dtype, scale, window, soft_cap
-            )
+                step.group, step.max_query_len == 1, q.shape[1], kv.shape[3], q.shape[2], q.dtype, kv.dtype, scale,
+                window, soft_cap,
+            )  # fmt: skip
             self._plan(problem, step).run(q, (kv[0], kv[1]), out=out)
         return out.flatten(1)
 
     def _plan(self, problem: _Problem, step: Step) -> Any:
-        if self._step is not step:
-            self._step, self._planned = step, set()
-            self._host = _host_tables(step)
+        if self._steps.get(step.group) is not step:
+            self._steps[step.group] = step
+            self._planned = {planned for planned in self._planned if planned.group != step.group}
+            self._host = _host_tables(step)  # of all groups: they differ in the blocks alone
         if problem not in self._wrappers:
             self._wrappers[problem] = self._wrapper(problem)
         wrapper = self._wrappers[problem]

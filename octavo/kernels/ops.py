@@ -18,7 +18,7 @@ from octavo.kernels.expression import Expression
 from octavo.kernels.layouts import Layout, Prepared, PreparedExperts
 from octavo.kernels.recorded import PermanentRows, StepModel, Steps
 from octavo.kernels.rows import DeviceRows
-from octavo.kernels.step import Step
+from octavo.kernels.step import LayerCache, Step
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ class Ops(Protocol):
         ...
 
     def record(
-        self, model: StepModel, kv: Sequence[Tensor], rows: PermanentRows, max_tokens: int, block_size: int
+        self, model: StepModel, kv: Sequence[LayerCache], rows: PermanentRows, max_tokens: int, block_size: int
     ) -> Steps | None:
-        """The model's step over these pages and rows, of at most `max_tokens` tokens, to be replayed by one call;
+        """The model's step over these caches and rows, of at most `max_tokens` tokens, to be replayed by one call;
         None: this backend runs steps one operation at a time."""
         ...
 

@@ -12,13 +12,13 @@ from typing import Protocol
 
 from torch import Tensor
 
-from octavo.kernels.step import Step
+from octavo.kernels.step import LayerCache, Step
 
 
 class StepModel(Protocol):
     """What is recorded: models.decoder.Model, as far as it matters here."""
 
-    def __call__(self, step: Step, kv: Sequence[Tensor]) -> Tensor: ...
+    def __call__(self, step: Step, kv: Sequence[LayerCache]) -> Tensor: ...
 
     def logits(self, hidden: Tensor) -> Tensor: ...
 
@@ -29,12 +29,14 @@ class PermanentRows:
     and writes what it computed and sampled."""
 
     token_ids: Tensor  # [rows, max_model_len + 1] int32
-    block_tables: Tensor  # [rows, pages] int32
+    block_tables: Tensor  # [paged groups, rows, pages] int32
     num_tokens: Tensor  # [rows] int32
     num_computed: Tensor  # [rows] int32
-    num_blocks: Tensor  # [rows] int32
+    num_blocks: Tensor  # [rows] int32: in each of the row's tables
     sampling_floats: Tensor  # [rows, n] f32: temperature, top_p, min_p, then what is not needed here
     sampling_ints: Tensor  # [rows, n] int64: top_k, seed, output tokens so far
+    windows: Sequence[int | None] = (None,)
+    """Of each paged group: what lies behind it in a block table is stale."""
 
 
 @dataclass(frozen=True)

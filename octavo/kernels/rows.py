@@ -18,7 +18,7 @@ class DeviceRows:
 
     last_token: Tensor  # [rows] int64: the last of the row's tokens
     num_computed: Tensor  # [rows] int32
-    block_tables: Tensor  # [rows, pages] int32
+    block_tables: Tensor  # [paged groups, rows, pages] int32
     sampling_ints: Tensor  # [rows, n] int64: top_k, seed, output tokens so far
 
     @property

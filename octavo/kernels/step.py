@@ -1,4 +1,5 @@
-"""The gathered inputs of one step: what a model and its attention see. Made by worker/step.py, read-only after."""
+"""What a model is called with: the gathered inputs of one step, and what each layer keeps. Read-only, save for the
+contents of caches."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from torch import Tensor
 class Step:
     """A ragged batch: the tokens of all running rows one after the other, row i at query_start[i]:query_start[i+1].
 
-    `max_query_len` and `max_context_len` are host integers so that no backend reads a tensor back.
+    `max_query_len` and `max_context_len` are host integers so that no backend reads a tensor back. `slots`,
+    `page_start` and `page_ids` are those of one paged cache group; `of` gives the step with those of another.
     """
 
     token_ids: Tensor  # [tokens] int64
@@ -30,6 +32,13 @@ class Step:
     """query_start, context_lens and page_start once more, for who plans on the host, where the step was made there."""
     tight: bool = True
     """Row i's pages end where those of row i + 1 start. Else page_start tells starts alone, and page_ids has gaps."""
+    group: int = 0
+    others: tuple[Step, ...] = ()
+    """Of the first group's step: the steps of the further ones, which differ in where their blocks lie."""
+
+    def of(self, group: int) -> Step:
+        """This step as the layers of a paged cache group see it; always the same object."""
+        return self if group == self.group else self.others[group - 1]
 
     @property
     def num_tokens(self) -> int:
@@ -38,6 +47,14 @@ class Step:
     @property
     def num_rows(self) -> int:
         return self.context_lens.shape[0]
+
+
+@dataclass(frozen=True)
+class PagedCache:
+    """One layer's keys and values in the blocks of a cache group: `blocks` [2, blocks, *Ops.kv_page]."""
+
+    group: int
+    blocks: Tensor
 
 
 @dataclass(frozen=True)
@@ -50,4 +67,5 @@ class RecurrentCache:
     checkpoints: tuple[Tensor, ...]
 
 
-LayerCache = Tensor | RecurrentCache
+LayerCache = PagedCache | RecurrentCache | None
+"""None: the layer keeps nothing. Layers that share a cache are given the same one."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from octavo.kernels.expression import Input, sigmoid
 from octavo.kernels.ops import HeadNorms, Ops
-from octavo.kernels.step import LayerCache, Step
+from octavo.kernels.step import LayerCache, PagedCache, Step
 from octavo.layers.linear import Linear
 from octavo.modelfiles.facts import AttentionFacts
 
@@ -35,24 +35,24 @@ class Attention:
         return self._qkv.nbytes + self._out.nbytes + of_heads
 
     def __call__(self, x: Tensor, kv: LayerCache, step: Step) -> Tensor:
-        """x [tokens, hidden], kv: the layer's pages → [tokens, hidden]."""
+        """x [tokens, hidden] → [tokens, hidden]."""
         return self._out(self._attended(self._qkv(x), kv, step))
 
     def _attended(self, qkv: Tensor, kv: LayerCache, step: Step) -> Tensor:
-        assert isinstance(kv, Tensor)
-        shape = self._shape
+        assert isinstance(kv, PagedCache)
+        shape, step = self._shape, step.of(kv.group)
         heads, kv_heads = shape.num_heads, shape.num_kv_heads
         qkv = torch.unflatten(qkv, 1, (heads + 2 * kv_heads, shape.head_dim))
         q, k, v = qkv[:, :heads], qkv[:, heads:-kv_heads], qkv[:, -kv_heads:]
-        q = self._ops.rope_cache(q, k, v, self._cos_sin, kv, step, self._norms)
-        return self._ops.attention(q, kv, step, shape.scale, shape.window)
+        q = self._ops.rope_cache(q, k, v, self._cos_sin, kv.blocks, step, self._norms)
+        return self._ops.attention(q, kv.blocks, step, shape.scale, shape.window)
 
 
 class GatedAttention(Attention):
     """What attention finds is multiplied with a sigmoid of gates, whose rows in `qkv` come after those of q, k, v."""
 
     def __call__(self, x: Tensor, kv: LayerCache, step: Step) -> Tensor:
-        """x [tokens, hidden], kv: the layer's pages → [tokens, hidden]."""
+        """x [tokens, hidden] → [tokens, hidden]."""
         shape = self._shape
         width = shape.num_heads * shape.head_dim
         widths = [width + 2 * shape.num_kv_heads * shape.head_dim, width]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from octavo.cachespec import CacheSpec, Paged
 from octavo.modelfiles.files import ModelFiles
 
 
@@ -53,9 +54,8 @@ class AttentionFacts:
     """Each head's result is multiplied with the sigmoid of a gate, which comes with q."""
 
     @property
-    def kv_width(self) -> int:
-        """Numbers that a token keeps: K and V of all KV heads."""
-        return 2 * self.num_kv_heads * self.head_dim
+    def cache(self) -> Paged:
+        return Paged(self.num_kv_heads, self.head_dim, self.head_dim, self.window)
 
     @property
     def num_rows(self) -> int:
@@ -128,6 +128,11 @@ class LayerFacts:
     mixer: AttentionFacts | DeltaFacts
     mlp: MLPFacts | ExpertsFacts
 
+    @property
+    def cache(self) -> CacheSpec:
+        """What it keeps of a sequence."""
+        return self.mixer.cache
+
 
 @dataclass(frozen=True)
 class ModelFacts:
@@ -155,9 +160,10 @@ class ModelFacts:
         """Of the first layer that has one, for whoever wants a shape in a word."""
         return next(layer.mixer for layer in self.layers if isinstance(layer.mixer, AttentionFacts))
 
-    def kv_bytes_per_token(self, element_size: float) -> int:
-        """Bytes of K and V that one token takes over all layers."""
-        return int(sum(layer.mixer.kv_width for layer in self.layers) * element_size)
+    @property
+    def cache_specs(self) -> tuple[CacheSpec, ...]:
+        """What each layer keeps."""
+        return tuple(layer.cache for layer in self.layers)
 
     def num_weights(self) -> int:
         """Of matrices, by the shape of such a model."""

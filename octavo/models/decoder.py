@@ -28,7 +28,7 @@ class Model(Protocol):
         ...
 
     def __call__(self, step: Step, kv: Sequence[LayerCache]) -> Tensor:
-        """kv: per layer what it keeps, which is written: pages (Ops.kv_page) or states.
+        """kv: what each layer keeps, of the kind that the facts say; it is written.
         → hidden states after the final norm, [tokens, hidden]."""
         ...
 
@@ -116,8 +116,8 @@ class Decoder:
 
     def __call__(self, step: Step, kv: Sequence[LayerCache]) -> Tensor:
         x, residual = self._embedding(step.token_ids), None
-        for block, pages in zip(self._blocks, kv, strict=True):
-            x, residual = block(x, residual, pages, step)
+        for block, cache in zip(self._blocks, kv, strict=True):
+            x, residual = block(x, residual, cache, step)
         return self._norm.add(x, residual)[0]
 
     def logits(self, hidden: Tensor) -> Tensor:

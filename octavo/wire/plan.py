@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import msgspec
 
+from octavo.cachespec import most_blocks
 from octavo.types import Pooling, SamplingParams, TokenLogprobs
 
 
@@ -23,8 +24,10 @@ class Admit(msgspec.Struct, array_like=True, gc=False, frozen=True):
     token_ids: tuple[int, ...]
     num_prompt_tokens: int
     num_computed_tokens: int
-    """Tokens whose KV pages are already filled (prefix cache)."""
-    block_ids: tuple[int, ...]
+    """Tokens that the caches hold already (prefix cache)."""
+    block_ids: tuple[tuple[int, ...], ...]
+    """Its table in each paged cache group: the block at i has the positions from i * block_size on. All are equally
+    long; entries that a group's window has left behind are 0 and never read."""
     params: SamplingParams
     seed: int
     stop_ids: tuple[int, ...]
@@ -37,10 +40,10 @@ class Admit(msgspec.Struct, array_like=True, gc=False, frozen=True):
 
 
 class Extend(msgspec.Struct, array_like=True, gc=False, frozen=True):
-    """Appends pages to a row's block table."""
+    """Appends as many blocks to a row's table in each paged cache group."""
 
     row: int
-    block_ids: tuple[int, ...]
+    block_ids: tuple[tuple[int, ...], ...]
 
 
 class Run(msgspec.Struct, array_like=True, gc=False, frozen=True):
@@ -58,6 +61,8 @@ class Run(msgspec.Struct, array_like=True, gc=False, frozen=True):
 class BlockCopy(msgspec.Struct, array_like=True, gc=False, frozen=True):
     src: int
     dst: int
+    group: int = 0
+    """The paged cache group."""
 
 
 class Plan(msgspec.Struct, array_like=True, gc=False, frozen=True):
@@ -101,10 +106,25 @@ class Result(msgspec.Struct, array_like=True, gc=False, frozen=True):
         return [token_id for of_run in self.tokens for token_id in of_run]
 
 
+class GroupInfo(msgspec.Struct, frozen=True):
+    """A cache group: the blocks of all layers that keep the same."""
+
+    num_blocks: int
+    block_size: int
+    """Tokens."""
+    window: int | None = None
+    """Only so many last positions are ever looked at."""
+
+    def most_blocks(self, num_tokens: int, at_once: int) -> int:
+        """See cachespec."""
+        return most_blocks(num_tokens, self.window, self.block_size, at_once)
+
+
 class WorkerInfo(msgspec.Struct, kw_only=True):
     """What the worker found out while loading and profiling."""
 
-    num_blocks: int
+    groups: tuple[GroupInfo, ...]
+    """Paged cache groups."""
     vocab_size: int
     max_model_len: int
     device: str

@@ -1,8 +1,9 @@
 """The permanent rows: what the worker knows of every running request. Written by worker/runner and by a recorded step,
 read by worker/step.
 
-Invariant: a row that is not admitted has num_tokens 0; block_tables[row, :num_blocks[row]] are its pages in order;
-positions below num_computed have their K and V in them.
+Invariant: a row that is not admitted has num_tokens 0; block_tables[group, row, :num_blocks[row]] are its blocks in a
+paged cache group, in order; positions below num_computed have their K and V in them, save those that a window has left
+behind.
 """
 
 from __future__ import annotations
@@ -26,11 +27,15 @@ UNKNOWN = -1
 class Batch:
     """Arrays over rows; a released row costs nothing and keeps its place."""
 
-    def __init__(self, max_rows: int, max_model_len: int, block_size: int) -> None:
+    def __init__(
+        self, max_rows: int, max_model_len: int, block_size: int, windows: Sequence[int | None] = (None,)
+    ) -> None:
+        """`windows`: of each paged cache group."""
         self.block_size = block_size
+        self.windows = tuple(windows)
         self.max_model_len = max_model_len
         self.token_ids: Ints = np.zeros((max_rows, max_model_len + 1), np.int32)
-        self.block_tables: Ints = np.zeros((max_rows, -(-max_model_len // block_size) + 1), np.int32)
+        self.block_tables: Ints = np.zeros((len(windows), max_rows, -(-max_model_len // block_size) + 1), np.int32)
         self.num_tokens: Ints = np.zeros(max_rows, np.int32)
         self.num_prompt: Ints = np.zeros(max_rows, np.int32)
         self.num_computed: Ints = np.zeros(max_rows, np.int32)
@@ -41,26 +46,30 @@ class Batch:
         """Rows that asked and whose prompt is not computed yet."""
 
     def admit(self, admit: Admit) -> None:
-        row, length, blocks = admit.row, len(admit.token_ids), len(admit.block_ids)
+        row, length = admit.row, len(admit.token_ids)
         assert self.num_tokens[row] == 0, f"row {row} is taken"
         assert 0 < length <= self.max_model_len, f"row {row}: {length} tokens"
         assert 0 <= admit.num_computed_tokens < length, f"row {row}: {admit.num_computed_tokens} of {length} computed"
         self.token_ids[row, :length] = admit.token_ids
-        self.block_tables[row, :blocks] = admit.block_ids
+        self.num_blocks[row] = 0
+        self._append(row, admit.block_ids)
         self.num_tokens[row] = length
         self.num_prompt[row] = admit.num_prompt_tokens
         self.num_computed[row] = admit.num_computed_tokens
-        self.num_blocks[row] = blocks
         wanted = admit.params.prompt_logprobs
         self.prompt_logprobs[row] = -1 if wanted is None else wanted
         if wanted is not None:
             self.scored.add(row)
 
     def extend(self, extend: Extend) -> None:
-        row, held = extend.row, self.num_blocks[extend.row]
-        assert self.num_tokens[row] > 0, f"row {row} is free"
-        self.block_tables[row, held : held + len(extend.block_ids)] = extend.block_ids
-        self.num_blocks[row] += len(extend.block_ids)
+        assert self.num_tokens[extend.row] > 0, f"row {extend.row} is free"
+        self._append(extend.row, extend.block_ids)
+
+    def _append(self, row: int, block_ids: Sequence[Sequence[int]]) -> None:
+        held, count = self.num_blocks[row], len(block_ids[0])
+        for tables, ids in zip(self.block_tables, block_ids, strict=True):
+            tables[row, held : held + count] = ids
+        self.num_blocks[row] += count
 
     def release(self, row: int) -> None:
         self.num_tokens[row] = 0
@@ -107,4 +116,5 @@ class Batch:
             num_blocks=torch.from_numpy(self.num_blocks),
             sampling_floats=sampling_floats,
             sampling_ints=sampling_ints,
+            windows=self.windows,
         )

@@ -91,12 +91,17 @@ class DeviceSteps:
 
     def _compute(self, step: Step, row_of: NDArray[np.int64]) -> None:
         """step: on the host; row_of [tokens]."""
-        there = self._lane.staging.upload([getattr(step, name).numpy() for name in _ARRAYS] + [row_of])
+        arrays = [getattr(step, name) for name in _ARRAYS]
+        arrays += [array for other in step.others for array in (other.slots, other.page_ids)]
+        *there, row_at = self._lane.staging.upload([array.numpy() for array in arrays] + [row_of])
         moved = dict(zip(_ARRAYS, there, strict=False))
         token_ids = moved["token_ids"]
-        moved["token_ids"] = torch.where(token_ids < 0, self._parts.state.last_token[there[-1]], token_ids)
+        moved["token_ids"] = torch.where(token_ids < 0, self._parts.state.last_token[row_at], token_ids)
         on_host = (step.query_start, step.context_lens, step.page_start)
-        step = replace(step, on_host=on_host, **moved)  # type: ignore[arg-type]  # tensors all
+        step = replace(step, on_host=on_host, others=(), **moved)  # type: ignore[arg-type]  # tensors all
+        further = zip(there[len(_ARRAYS) :: 2], there[len(_ARRAYS) + 1 :: 2], strict=True)
+        others = [replace(step, slots=at, page_ids=ids, group=i) for i, (at, ids) in enumerate(further, 1)]
+        step = replace(step, others=tuple(others))
         self._hidden = self._parts.model(step, self._parts.kv)
         self._sampled = self._parts.ops.gather_rows(self._hidden, step.logits_index)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from octavo.kernels.ops import Ops
 from octavo.kernels.recorded import Runs
+from octavo.kernels.step import LayerCache
 from octavo.models.decoder import Model
 from octavo.worker.batch import Batch
 from octavo.worker.step import gather
@@ -18,9 +19,7 @@ LOGITS_BYTES = 8 << 20
 
 
 class EagerSteps:
-    """`kv`: per layer its pages."""
-
-    def __init__(self, model: Model, ops: Ops, kv: Sequence[Tensor], batch: Batch, vocab_size: int) -> None:
+    def __init__(self, model: Model, ops: Ops, kv: Sequence[LayerCache], batch: Batch, vocab_size: int) -> None:
         self._model, self._ops, self._kv, self._batch = model, ops, kv, batch
         self.chunk = max(1, LOGITS_BYTES // (4 * vocab_size))
         self.nbytes: int | None = None

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from octavo.kernels.ops import Ops
 from octavo.kernels.rows import DeviceRows
+from octavo.kernels.step import LayerCache
 from octavo.models.decoder import Model
 from octavo.worker.device import Device, Graph
 from octavo.worker.staging import Staging
@@ -40,7 +41,7 @@ class Computation:
 
     model: Model
     ops: Ops
-    kv: Sequence[Tensor]
+    kv: Sequence[LayerCache]
     state: DeviceRows
     sampling_floats: Tensor  # [rows, n] f32: temperature, top_p, min_p, then what is not needed here
     block_size: int

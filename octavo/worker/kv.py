@@ -1,51 +1,59 @@
-"""KV pages: how many there are, and the memory they live in. Used by worker/parts after the profile run; layers write
-the pages through ops, nobody else does.
+"""What the layers of a model keep: the memory that cache groups live in. Layers write it through ops, nobody else does.
 
-Invariant: pages are zero until written.
+Invariant: blocks are zero until written.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 import torch
 from torch import Tensor
 
-from octavo.config.memory import MemoryPlan, MemoryUse, plan_pages
+from octavo.cachespec import Group, Paged, SharedWith, groups
+from octavo.config.memory import GroupSize
 from octavo.config.resolve import ResolvedConfig
 from octavo.errors import ModelFileError
 from octavo.kernels.memory import zero_pages
 from octavo.kernels.ops import Ops
-from octavo.modelfiles.facts import DeltaFacts, ModelFacts
-from octavo.worker.device import DeviceMemory
+from octavo.kernels.step import LayerCache, PagedCache
+from octavo.modelfiles.facts import ModelFacts
 
 MIB = 1 << 20
 
 
-def block_bytes(facts: ModelFacts, resolved: ResolvedConfig, ops: Ops) -> int:
-    """Bytes of one page over all layers, K and V."""
-    if any(isinstance(layer.mixer, DeltaFacts) for layer in facts.layers):
-        raise ModelFileError(facts.architecture, "layers that keep a state are not served yet; take another model")
-    shape, dtype = ops.kv_page(resolved.block_size, facts.attention.num_kv_heads, facts.attention.head_dim)
-    return 2 * facts.num_layers * prod(shape) * dtype.itemsize
+def _page(facts: ModelFacts, group: Group, resolved: ResolvedConfig, ops: Ops) -> tuple[tuple[int, ...], torch.dtype]:
+    spec = group.spec
+    if not isinstance(spec, Paged) or spec.k_dim != spec.v_dim:
+        raise ModelFileError(facts.architecture, f"layers that keep {spec} are not served yet; take another model")
+    return ops.kv_page(resolved.block_size, spec.kv_heads, spec.k_dim)
 
 
-def device_plan(
-    resolved: ResolvedConfig, memory: DeviceMemory, size: int, weights: int, activations: int, graphs: int
-) -> MemoryPlan:
-    """Pages of `size` bytes to allocate on a device. `memory`: when weights and tables are there, but neither graphs
-    nor activations, whose bytes are given as they were measured; so it has counted other processes too. Raises
-    OutOfMemory when one sequence of max_model_len does not fit."""
-    return plan_pages(resolved, MemoryUse(memory.total, memory.free, weights, activations, graphs, size))
+def sizes(facts: ModelFacts, resolved: ResolvedConfig, ops: Ops) -> tuple[GroupSize, ...]:
+    """Of the paged groups, as this backend lays their blocks out."""
+    found = []
+    for group in groups(facts.cache_specs):
+        shape, dtype = _page(facts, group, resolved, ops)
+        found.append(GroupSize(2 * len(group.layers) * prod(shape) * dtype.itemsize, group.window))
+    return tuple(found)
 
 
-def allocate(facts: ModelFacts, resolved: ResolvedConfig, ops: Ops, blocks: int) -> list[Tensor]:
-    """Per layer [2, blocks, ...], pages as the kernels want them, all in one piece of memory: on the host an anonymous
-    mapping."""
-    page, dtype = ops.kv_page(resolved.block_size, facts.attention.num_kv_heads, facts.attention.head_dim)
-    nbytes = blocks * block_bytes(facts, resolved, ops)
-    if ops.device.type == "cpu":
-        memory = zero_pages(nbytes)
-    else:
-        memory = torch.zeros(nbytes, dtype=torch.uint8, device=ops.device)
-    return list(memory.view(dtype).view(facts.num_layers, 2, blocks, *page).unbind(0))
+def allocate(facts: ModelFacts, resolved: ResolvedConfig, ops: Ops, blocks: Sequence[int]) -> list[LayerCache]:
+    """What each layer keeps. `blocks`: of each group, whose memory is one piece: on the host an anonymous mapping."""
+    specs = facts.cache_specs
+    found: list[LayerCache] = [None] * len(specs)
+    for index, (group, count) in enumerate(zip(groups(specs), blocks, strict=True)):
+        page, dtype = _page(facts, group, resolved, ops)
+        shape = (len(group.layers), 2, count, *page)
+        memory = _zeros(prod(shape) * dtype.itemsize, ops.device).view(dtype).view(shape)
+        for layer, of_layer in zip(group.layers, memory, strict=True):
+            found[layer] = PagedCache(index, of_layer)
+    for layer, spec in enumerate(specs):
+        if isinstance(spec, SharedWith):
+            found[layer] = found[spec.layer]
+    return found
+
+
+def _zeros(nbytes: int, device: torch.device) -> Tensor:
+    return zero_pages(nbytes) if device.type == "cpu" else torch.zeros(nbytes, dtype=torch.uint8, device=device)

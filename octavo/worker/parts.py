@@ -1,8 +1,8 @@
-"""What a runner is put together from, once over a single page to learn what a step takes, then over all of them. Used
-by worker/worker after the model is loaded.
+"""What a runner is put together from, once over a single block of each cache group to learn what a step takes, then
+over all of them.
 
-On a device the order is: activations of the largest steps, then the graphs on trial (with one page: they take what they
-will take over all pages), then the pages out of what is left, then the graphs that stay. Nothing is sized by guessing.
+On a device the order is: activations of the largest steps, then the graphs on trial (with one block: they take what
+they will take over all), then the blocks out of what is left, then the graphs that stay. Nothing is sized by guessing.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from torch import Tensor
-
-from octavo.config.memory import host_pages
+from octavo.cachespec import groups
+from octavo.config.memory import MemoryUse, host_blocks, plan_blocks
 from octavo.config.resolve import ResolvedConfig
 from octavo.kernels.ops import Ops
+from octavo.kernels.step import LayerCache, PagedCache
 from octavo.modelfiles.facts import ModelFacts
 from octavo.models.decoder import Model
 from octavo.worker import kv, profile
@@ -30,85 +30,94 @@ from octavo.worker.sampler import Sampler
 
 
 class Parts(Protocol):
-    def runner(self) -> tuple[Runner, int, list[str]]:
-        """The runner over all pages there is memory for, their number, and notes for the user on what takes how much.
-        Raises OutOfMemory."""
+    def runner(self) -> tuple[Runner, tuple[int, ...], list[str]]:
+        """The runner over all blocks there is memory for, their number in each cache group, and notes for the user on
+        what takes how much. Raises OutOfMemory."""
         ...
+
+
+def make_batch(facts: ModelFacts, resolved: ResolvedConfig) -> Batch:
+    windows = [group.window for group in groups(facts.cache_specs)]
+    return Batch(resolved.max_num_seqs, resolved.max_model_len, resolved.block_size, windows)
 
 
 class HostParts:
     def __init__(self, facts: ModelFacts, resolved: ResolvedConfig, ops: Ops, model: Model) -> None:
         self._facts, self._resolved, self._ops, self._model = facts, resolved, ops, model
-        self._batch = Batch(resolved.max_num_seqs, resolved.max_model_len, resolved.block_size)
+        self._batch = make_batch(facts, resolved)
         self._sampler = Sampler(ops, resolved.max_num_seqs, facts.vocab_size, ops.device)
 
-    def runner(self) -> tuple[Runner, int, list[str]]:
-        size = kv.block_bytes(self._facts, self._resolved, self._ops)
-        trial = self._over(1)
+    def runner(self) -> tuple[Runner, tuple[int, ...], list[str]]:
+        sizes = kv.sizes(self._facts, self._resolved, self._ops)
+        trial = self._over([1] * len(sizes))
         workspace = trial.workspace or profile.measure(trial, self._resolved)  # which also warms libraries up
-        blocks = host_pages(self._resolved, size, self._model.nbytes, workspace)
+        blocks = host_blocks(self._resolved, sizes, self._model.nbytes, workspace)
         return self._over(blocks), blocks, [f"workspace {workspace / kv.MIB:.0f} MiB"]
 
-    def _over(self, blocks: int) -> Runner:
+    def _over(self, blocks: Sequence[int]) -> Runner:
         resolved, model, ops, batch = self._resolved, self._model, self._ops, self._batch
-        pages = kv.allocate(self._facts, resolved, ops, blocks)
+        caches = kv.allocate(self._facts, resolved, ops, blocks)
         rows = batch.permanent(*self._sampler.settings)
-        recorded = ops.record(model, pages, rows, resolved.max_num_batched_tokens, resolved.block_size)
-        steps = recorded or EagerSteps(model, ops, pages, batch, self._facts.vocab_size)
-        return Runner(model, pages, batch, self._sampler, steps)
+        recorded = ops.record(model, caches, rows, resolved.max_num_batched_tokens, resolved.block_size)
+        steps = recorded or EagerSteps(model, ops, caches, batch, self._facts.vocab_size)
+        return Runner(model, caches, batch, self._sampler, steps)
 
 
 class DeviceParts:
     def __init__(self, facts: ModelFacts, resolved: ResolvedConfig, ops: Ops, model: Model, device: Device) -> None:
         self._facts, self._resolved, self._ops, self._model = facts, resolved, ops, model
         self._device = device
-        self._batch = Batch(resolved.max_num_seqs, resolved.max_model_len, resolved.block_size)
+        self._batch = make_batch(facts, resolved)
         self._lane = DeviceLane(device, self._batch)
         self._sampler = Sampler(ops, resolved.max_num_seqs, facts.vocab_size, device.where, self._lane)
         self._state = self._lane.state = make_rows(self._batch, self._sampler.settings[1])
         self._sizes = bucket_sizes(min(resolved.max_num_seqs, resolved.max_num_batched_tokens))
 
-    def runner(self) -> tuple[Runner, int, list[str]]:
+    def runner(self) -> tuple[Runner, tuple[int, ...], list[str]]:
         facts, resolved, device = self._facts, self._resolved, self._device
-        size = kv.block_bytes(facts, resolved, self._ops)
-        pages = kv.allocate(facts, resolved, self._ops, 2)
-        activations = profile.measure_on(device, self._over(pages, None), resolved, facts.vocab_size)
-        graphs = 0 if resolved.enforce_eager else self._trial(pages)
-        del pages
-        plan = kv.device_plan(resolved, device.memory(), size, self._model.nbytes, activations, graphs)
-        pages = kv.allocate(facts, resolved, self._ops, plan.pages + 1)
+        sizes = kv.sizes(facts, resolved, self._ops)
+        caches = kv.allocate(facts, resolved, self._ops, [2] * len(sizes))
+        activations = profile.measure_on(device, self._over(caches, None), resolved, facts.vocab_size)
+        graphs = 0 if resolved.enforce_eager else self._trial(caches)
+        del caches
+        memory = device.memory()  # weights and tables are there, other processes too, neither graphs nor activations
+        use = MemoryUse(memory.total, memory.free, self._model.nbytes, activations, graphs, sizes)
+        plan = plan_blocks(resolved, use)
+        caches = kv.allocate(facts, resolved, self._ops, [count + 1 for count in plan.blocks])
         captured, notes = None, plan.notes()
         if not resolved.enforce_eager:
-            captured = self._graphs(pages)
+            captured = self._graphs(caches)
             taken = captured.capture(budget=graphs)
             notes.append(
                 f"graphs of {len(captured.sizes)} batch sizes up to {captured.sizes[-1]}: {taken / kv.MIB:.0f} MiB of "
                 f"the {graphs / kv.MIB:.0f} set aside"
             )
-        return self._over(pages, captured), plan.pages, notes
+        return self._over(caches, captured), plan.blocks, notes
 
-    def _trial(self, pages: Sequence[Tensor]) -> int:
+    def _trial(self, caches: Sequence[LayerCache]) -> int:
         """Bytes that all graphs will take: of the largest, and for each other what a further one added."""
-        largest = self._graphs(pages).capture([self._sizes[-1]])
+        largest = self._graphs(caches).capture([self._sizes[-1]])
         others = self._sizes[:-1]
         if not others:
             return largest
         tried = others[:2]
-        more = self._graphs(pages).capture([self._sizes[-1], *tried])
+        more = self._graphs(caches).capture([self._sizes[-1], *tried])
         return largest + -(-max(more - largest, 0) * len(others) // len(tried))
 
-    def _graphs(self, pages: Sequence[Tensor]) -> DecodeGraphs:
-        return DecodeGraphs(self._computation(pages), self._device, self._sizes, self._facts.hidden_size)
+    def _graphs(self, caches: Sequence[LayerCache]) -> DecodeGraphs:
+        return DecodeGraphs(self._computation(caches), self._device, self._sizes, self._facts.hidden_size)
 
-    def _computation(self, pages: Sequence[Tensor]) -> Computation:
-        self._state.block_tables[-1] = pages[0].shape[1] - 1  # the last page is the padding's
+    def _computation(self, caches: Sequence[LayerCache]) -> Computation:
+        for cache in caches:
+            if isinstance(cache, PagedCache):  # the last block is the padding's
+                self._state.block_tables[cache.group, -1] = cache.blocks.shape[1] - 1
         resolved = self._resolved
         return Computation(
-            self._model, self._ops, pages, self._state, self._sampler.settings[0], resolved.block_size,
+            self._model, self._ops, caches, self._state, self._sampler.settings[0], resolved.block_size,
             resolved.max_model_len,
         )  # fmt: skip
 
-    def _over(self, pages: Sequence[Tensor], graphs: DecodeGraphs | None) -> Runner:
-        parts = self._computation(pages) if graphs is None else graphs.parts
+    def _over(self, caches: Sequence[LayerCache], graphs: DecodeGraphs | None) -> Runner:
+        parts = self._computation(caches) if graphs is None else graphs.parts
         steps = DeviceSteps(parts, self._lane, self._batch, self._facts.vocab_size, graphs)
-        return Runner(self._model, pages, self._batch, self._sampler, steps, self._lane)
+        return Runner(self._model, caches, self._batch, self._sampler, steps, self._lane)

@@ -1,7 +1,7 @@
 """How much memory a step takes at its largest: dummy rows through the real path, measured. Called by worker/parts
 before KV pages are sized.
 
-All dummy pages are page 0, so that one page is enough to compute with any context.
+All dummy blocks are block 0, so that one of each group is enough to compute with any context.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def measure(runner: Runner, resolved: ResolvedConfig) -> int:
         [(1, short)] * min(resolved.max_num_seqs, budget),
         [(min(FEW_TOKENS, tokens), length)],
     ]
-    prefill, wide, long = (_grown(runner, plan) for plan in _dummies(resolved, steps, _PLAIN))
+    prefill, wide, long = (_grown(runner, plan) for plan in _dummies(resolved, runner.num_groups, steps, _PLAIN))
     return max(prefill, wide) + long
 
 
@@ -61,21 +61,22 @@ def measure_on(device: Device, runner: Runner, resolved: ResolvedConfig, vocab_s
         runner.run(plan, Masks(plan.index, tuple(everything for run in plan.run if run.samples)))
         _release(runner, plan)
 
-    for plan in [*small_plans(resolved), *device_plans(resolved)[:1]]:
+    plans = device_plans(resolved, runner.num_groups)
+    for plan in [*small_plans(resolved, runner.num_groups), *plans[:1]]:
         run(plan)
-    return max(device.peak(partial(run, plan)) for plan in device_plans(resolved))
+    return max(device.peak(partial(run, plan)) for plan in plans)
 
 
-def small_plans(resolved: ResolvedConfig) -> list[Plan]:
+def small_plans(resolved: ResolvedConfig, groups: int = 1) -> list[Plan]:
     """One for each number of tokens, and of rows, from which on kernels take another shape: else the first request of
     that size would wait for the compiler."""
     sizes = [size for size in NEW_SHAPES if size <= resolved.max_num_batched_tokens // 2]
     tokens = [[(size, size)] for size in sizes if size <= resolved.max_model_len]
     rows = [[(2, 2)] * size for size in sizes if size <= resolved.max_num_seqs]
-    return _dummies(resolved, [*tokens, *rows] if resolved.max_model_len > 1 else [])
+    return _dummies(resolved, groups, [*tokens, *rows] if resolved.max_model_len > 1 else [])
 
 
-def device_plans(resolved: ResolvedConfig) -> list[Plan]:
+def device_plans(resolved: ResolvedConfig, groups: int = 1) -> list[Plan]:
     """The whole budget in as many rows as there can be, which all sample; the whole budget in as few, up to the end of
     the longest context; as many rows as there can be with a token each; and one token there at the end."""
     length, budget = resolved.max_model_len, resolved.max_num_batched_tokens
@@ -88,18 +89,24 @@ def device_plans(resolved: ResolvedConfig) -> list[Plan]:
         [(1, short)] * many,
         [(1, length)],
     ]
-    return _dummies(resolved, steps)
+    return _dummies(resolved, groups, steps)
 
 
-def _dummies(resolved: ResolvedConfig, steps: list[list[tuple[int, int]]], params: SamplingParams = _ALL) -> list[Plan]:
-    """A plan for each of `steps`: of each of its rows the tokens to compute, and how long it is then. Each finds all
-    rows free."""
+def _dummies(
+    resolved: ResolvedConfig, groups: int, steps: list[list[tuple[int, int]]], params: SamplingParams = _ALL
+) -> list[Plan]:
+    """A plan over so many paged cache groups for each of `steps`: of each of its rows the tokens to compute, and how
+    long it is then. Each finds all rows free."""
     size = resolved.block_size
+
+    def table(length: int) -> tuple[tuple[int, ...], ...]:
+        return ((0,) * -(-length // size),) * groups
+
     return [
         Plan(
             index,
             admit=tuple(
-                Admit(row, (0,) * length, length, length - tokens, (0,) * -(-length // size), params, row, (), ())
+                Admit(row, (0,) * length, length, length - tokens, table(length), params, row, (), ())
                 for row, (tokens, length) in enumerate(rows)
             ),
             run=tuple(Run(row, tokens, True) for row, (tokens, _) in enumerate(rows)),

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.recorded import Runs, Steps
+from octavo.kernels.step import LayerCache, PagedCache
 from octavo.models.decoder import Model
 from octavo.types import TokenLogprobs
 from octavo.wire.plan import BlockCopy, Masks, Plan, Result, Run
@@ -59,12 +60,12 @@ class Launched:
 
 
 class Runner:
-    """`kv`: per layer [2, blocks, ...]; `steps` compute over them, reached by `lane`."""
+    """`kv`: what each layer keeps; `steps` compute over it, reached by `lane`."""
 
     def __init__(
         self,
         model: Model,
-        kv: Sequence[Tensor],
+        kv: Sequence[LayerCache],
         batch: Batch,
         sampler: Sampler,
         steps: Steps,
@@ -76,6 +77,7 @@ class Runner:
         self._lane = lane or HostLane()
         self._pooling = Pooling()
         self._verifier = Verifier(steps, sampler, self._lane)
+        self.num_groups = len(batch.windows)
         self._broken: set[int] = set()
 
     @property
@@ -234,11 +236,13 @@ class Runner:
 
     def _copy(self, copies: Sequence[BlockCopy]) -> None:
         """All sources are read before any destination is written."""
-        where = self._kv[0].device
-        src = torch.tensor([copy.src for copy in copies], device=where)
-        dst = torch.tensor([copy.dst for copy in copies], device=where)
-        for pages in self._kv:
-            pages.index_copy_(1, dst, pages.index_select(1, src))
+        for cache in dict.fromkeys(self._kv):
+            wanted = [copy for copy in copies if isinstance(cache, PagedCache) and copy.group == cache.group]
+            if wanted and isinstance(cache, PagedCache):
+                src, dst = (torch.tensor(ids, device=cache.blocks.device) for ids in zip(
+                    *((copy.src, copy.dst) for copy in wanted), strict=True
+                ))  # fmt: skip
+                cache.blocks.index_copy_(1, dst, cache.blocks.index_select(1, src))
 
     def _embeddings(self, rows: list[int], counts: list[int]) -> dict[int, bytes]:
         """Of rows whose prompt ends here."""

@@ -3,9 +3,12 @@ tokens."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from octavo.kernels.recorded import Runs
 from octavo.kernels.step import Step
@@ -39,20 +42,32 @@ def gather(batch: Batch, runs: Runs) -> Step:
     starts, run_of, place = _ragged(lengths)
     positions = computed[run_of] + place
     row_of = rows[run_of]
-    slots = batch.block_tables[row_of, positions // block_size].astype(np.int64) * block_size + positions % block_size
     page_starts, page_run, page_place = _ragged(num_pages)
     _, sample_run, sample_place = _ragged(samples)
-    return Step(
+
+    def blocks(group: int) -> tuple[Tensor, Tensor]:
+        """Slots and page_ids. In place of blocks that the window has left behind comes the first that it has not: what
+        a kernel reads beside the window, and masks, is then the row's own."""
+        tables, window = batch.block_tables[group], batch.windows[group]
+        first = np.maximum(computed - window + 1, 0) // block_size if window else np.zeros_like(computed)
+        slots = tables[row_of, positions // block_size].astype(np.int64) * block_size + positions % block_size
+        page_ids = tables[rows[page_run], np.maximum(page_place, first[page_run])]
+        return torch.from_numpy(slots), torch.from_numpy(page_ids)
+
+    (slots, page_ids), *further = (blocks(group) for group in range(len(batch.windows)))
+    step = Step(
         token_ids=torch.from_numpy(batch.token_ids[row_of, positions].astype(np.int64)),
         positions=torch.from_numpy(positions),
-        slots=torch.from_numpy(slots),
+        slots=slots,
         query_start=torch.from_numpy(starts.astype(np.int32)),
         context_lens=torch.from_numpy(contexts.astype(np.int32)),
         page_start=torch.from_numpy(page_starts.astype(np.int32)),
-        page_ids=torch.from_numpy(batch.block_tables[rows[page_run], page_place]),
+        page_ids=page_ids,
         logits_index=torch.from_numpy(starts[1:][sample_run] - samples[sample_run] + sample_place),
         block_size=block_size,
         max_query_len=int(lengths.max()),
         max_context_len=int(contexts.max()),
         rows=torch.tensor(runs.rows, dtype=torch.int32),
     )
+    others = [replace(step, slots=at, page_ids=ids, group=group) for group, (at, ids) in enumerate(further, 1)]
+    return replace(step, others=tuple(others))

@@ -13,6 +13,7 @@ from collections import deque
 
 import torch
 
+from octavo.config.memory import total_bytes
 from octavo.config.resolve import ResolvedConfig
 from octavo.env import forced_backend, forced_isa
 from octavo.errors import OutOfMemory
@@ -21,7 +22,7 @@ from octavo.modelfiles.facts import ModelFacts, read_facts
 from octavo.modelfiles.files import ModelFiles
 from octavo.models.registry import build
 from octavo.rank import Rank
-from octavo.wire.plan import Masks, Plan, Result, WorkerInfo
+from octavo.wire.plan import GroupInfo, Masks, Plan, Result, WorkerInfo
 from octavo.worker import kv
 from octavo.worker.device import Device, open_device
 from octavo.worker.loading import open_weights
@@ -122,9 +123,11 @@ class Worker:
             parts = DeviceParts(facts, resolved, ops, model, self._device)
         self._runner, blocks, notes = parts.runner()
         self.state = State.READY
-        kv_bytes = blocks * kv.block_bytes(facts, resolved, ops)
+        sizes = kv.sizes(facts, resolved, ops)
+        kv_bytes = total_bytes(sizes, blocks)
+        infos = [GroupInfo(count, resolved.block_size, size.window) for count, size in zip(blocks, sizes, strict=True)]
         return WorkerInfo(
-            num_blocks=blocks,
+            groups=tuple(infos),
             vocab_size=facts.vocab_size,
             max_model_len=resolved.max_model_len,
             device=self._rank.device,
@@ -138,7 +141,8 @@ class Worker:
                 f"weights {model.nbytes / kv.MIB:.0f} MiB in {loaded - began:.1f} s",
                 *notes,
                 f"set up in {time.monotonic() - loaded:.1f} s",
-                f"KV pages {kv_bytes / kv.MIB:.0f} MiB ({resolved.kv_cache_dtype}): {blocks} pages of "
+                f"KV pages {kv_bytes / kv.MIB:.0f} MiB ({resolved.kv_cache_dtype}): "
+                f"{' + '.join(map(str, blocks))} pages of "
                 f"{resolved.block_size} tokens",
             ],
         )

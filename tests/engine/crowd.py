@@ -116,7 +116,7 @@ class Crowd:
             if not self.loop.has_requests:
                 break
         assert not self.loop.has_requests, "does not come to an end"
-        assert self.scheduler.pool.num_held == 0 and self.ended.keys() == self.adds.keys()
+        assert self.scheduler.tables.num_held == 0 and self.ended.keys() == self.adds.keys()
         seen["preemptions"] += self.scheduler.counters.preemptions
         seen["hits"] += self.scheduler.counters.prefix_hits
 

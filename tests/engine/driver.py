@@ -68,16 +68,14 @@ class Driver:
         self.random = random.Random(seed)
         self.blame = Blame({identity(key): Past(suspect=True, crashes=2) for key in SUSPECTS})
         self.scheduler = Scheduler(config, InlineConstraints(), self.blame)
-        self.executor = FakeExecutor(
-            config.num_blocks, config.block_size, config.max_num_seqs, config.max_num_batched_tokens, depth
-        )
+        self.executor = FakeExecutor(config.groups, config.max_num_seqs, config.max_num_batched_tokens, depth)
         self.sent: dict[tuple[bytes, int], _Sent] = {}
         self.live: list[tuple[bytes, int]] = []
         self.plans: deque[tuple[Plan, int]] = deque()
         self.now = 0.0
         self.num_events = 0
         self._next_id = 0
-        self._block = config.block_size
+        self._block = config.groups[0].block_size
         pick = self.random
         self._stems = [[pick.randrange(VOCAB) for _ in range(self.scheduler.max_len)] for _ in range(3)]
 
@@ -110,7 +108,7 @@ class Driver:
         key = pick.choice(["", "", f"key {self._next_id}", pick.choice(SUSPECTS)])
         owner = pick.choice(["", "", "one", "two"])
         add = Add(self._next_id, prompt, params, seed, stop_ids, grammar=grammar, key=key, owner=owner)
-        whole, _ = expected(add, max_len)
+        whole, _ = expected(add, max_len, self.executor.groups)
         if whole and pick.random() < 0.2:  # as after a restart of the engine
             add = msgspec.structs.replace(add, output_ids=whole[: pick.randint(1, len(whole))])
         self._add(pick.choice([b"a", b"b"]), add)
@@ -192,7 +190,7 @@ class Driver:
             assert steps < 200 * (len(self.sent) + 1), "does not come to an end"
         assert not self.live, "a request never ended"
         assert self.scheduler.num_running == self.scheduler.num_waiting == 0
-        assert self.scheduler.pool.num_held == 0 and not self.blame._cases
+        assert self.scheduler.tables.num_held == 0 and not self.blame._cases
         for sent in self.sent.values():
             assert sent.finals == (not sent.aborted)
 
@@ -210,7 +208,7 @@ class Driver:
             sent = self.sent[client, reply.id]
             assert not sent.aborted, "a reply after the abort"
             assert not sent.finals, "a reply after the final one"
-            whole, reason = expected(sent.add, self.scheduler.max_len)
+            whole, reason = expected(sent.add, self.scheduler.max_len, self.executor.groups)
             if isinstance(reply, Failed):
                 assert may_fail and reply.code == "engine_error"
                 sent.failed = True

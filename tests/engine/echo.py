@@ -11,7 +11,7 @@ from pathlib import Path
 
 from octavo.client.fake import IM_END, VOCAB_SIZE, write_byte_tokenizer
 from octavo.executor.base import StepFailed
-from octavo.wire.plan import Masks, Plan, Result, WorkerInfo
+from octavo.wire.plan import GroupInfo, Masks, Plan, Result, WorkerInfo
 
 FACTS = {
     "architectures": ["LlamaForCausalLM"],
@@ -44,7 +44,7 @@ class EchoExecutor:
 
     def start(self) -> WorkerInfo:
         return WorkerInfo(
-            num_blocks=64,
+            groups=(GroupInfo(64, 16),),
             vocab_size=VOCAB_SIZE,
             max_model_len=256,
             device="cpu",

@@ -1,8 +1,9 @@
 """A model without tensors, for tests of the engine: what its pages hold and what it samples are pure functions.
 
-A page's slot holds a digest of the whole history up to its token, made from the digest that is *read through the row's
-block table* for the token before. So a page shared wrongly, overwritten, or never computed spoils every later token of
-its reader, just as wrong keys and values would; `expected` says what an unspoiled request gives.
+A block's slot holds a digest of the whole history up to its token, made from the digest that is *read through the row's
+block table* for the token before; in a group with a window, from all digests inside it. So a block shared wrongly,
+overwritten, let go of too early, or never computed spoils every later token of its reader, just as wrong keys and
+values would; `expected` says what an unspoiled request gives.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from octavo.grammar.matcher import Vocabulary
 from octavo.modelfiles.files import ModelFiles
 from octavo.types import TokenLogprobs
 from octavo.wire.messages import Add
-from octavo.wire.plan import Admit, Masks, Plan, Result, Run, WorkerInfo
+from octavo.wire.plan import Admit, GroupInfo, Masks, Plan, Result, Run, WorkerInfo
 
 VOCAB = 997
 START = 1
@@ -28,6 +29,47 @@ START = 1
 
 def digest(before: int, token: int) -> int:
     return hash((before, token))
+
+
+Groups = tuple[GroupInfo, ...]
+
+
+def one_group(num_blocks: int = 64, block_size: int = 4) -> Groups:
+    """All layers see all positions."""
+    return (GroupInfo(num_blocks, block_size),)
+
+
+def first_read(group: GroupInfo, position: int) -> int:
+    """The first position whose slot is read for the token at `position`."""
+    return max(position - 1 if group.window is None else position - group.window + 1, 0)
+
+
+def written(group: GroupInfo, before: Sequence[int], token: int) -> int:
+    """What the slot of a token holds. `before`: what is read for it."""
+    if group.window is None:
+        return digest(before[-1] if before else START, token)
+    return hash((*before, token, group.window))
+
+
+class History:
+    """What the tokens of a sequence leave in each group."""
+
+    def __init__(self, groups: Groups) -> None:
+        self._groups = groups
+        self.values: list[list[int]] = [[] for _ in groups]
+
+    def add(self, token: int) -> None:
+        for group, values in zip(self._groups, self.values, strict=True):
+            values.append(written(group, values[first_read(group, len(values)) :], token))
+
+    @property
+    def last(self) -> int:
+        return together([values[-1] for values in self.values])
+
+
+def together(values: list[int]) -> int:
+    """What is sampled from, of what the groups hold of the last token."""
+    return values[0] if len(values) == 1 else hash(tuple(values))
 
 
 @cache
@@ -62,11 +104,11 @@ def sample(history: int, seed: int, stop_ids: Sequence[int], masked: bool, mask:
     return token
 
 
-def expected(add: Add, max_len: int) -> tuple[list[int], str]:
+def expected(add: Add, max_len: int, groups: Groups = one_group()) -> tuple[list[int], str]:  # noqa: B008
     """All output tokens (those of `output_ids` too) and the finish reason."""
-    history = START
+    history = History(groups)
     for token in add.prompt_ids:
-        history = digest(history, token)
+        history.add(token)
     output: list[int] = []
     limit = max_len - len(add.prompt_ids)
     if add.params.max_tokens is not None:
@@ -76,9 +118,9 @@ def expected(add: Add, max_len: int) -> tuple[list[int], str]:
         mask = None if matcher is None else matcher.mask()
         if matcher is not None and matcher.is_finished:
             return output, "stop"
-        token = sample(history, add.seed, add.stop_ids, len(output) < add.params.min_tokens, mask)
+        token = sample(history.last, add.seed, add.stop_ids, len(output) < add.params.min_tokens, mask)
         output.append(token)
-        history = digest(history, token)
+        history.add(token)
         if token in add.stop_ids and len(output) >= add.params.min_tokens:
             return output, "stop"
         if matcher is not None:
@@ -93,7 +135,7 @@ class _Row:
     admit: Admit
     tokens: list[int]
     computed: int
-    blocks: list[int]
+    tables: list[list[int]]
     broken: bool = False
     """Its last step failed: what it does until the next admission is worthless, and must not matter."""
 
@@ -110,7 +152,7 @@ class Found:
 class FakeExecutor:
     """Implements Executor. `fail_next` makes the next collected plan raise before anything is computed."""
 
-    def __init__(self, num_blocks: int, block_size: int, max_num_seqs: int, budget: int, depth: int = 1) -> None:
+    def __init__(self, groups: Groups, max_num_seqs: int, budget: int, depth: int = 1) -> None:
         self.depth = depth
         self.fail_next = False
         self.plans: deque[Plan] = deque()
@@ -118,17 +160,17 @@ class FakeExecutor:
         self.num_steps = 0
         self.num_shared_in_step = 0
         self.history: list[Plan] = []
-        self._block_size = block_size
+        self.groups = groups
+        self._block_size = groups[0].block_size
         self._max_num_seqs = max_num_seqs
         self._budget = budget
-        self._num_blocks = num_blocks
-        self._slots: dict[int, int] = {}
+        self._slots: list[dict[int, int]] = [{} for _ in groups]
         self._rows: dict[int, _Row] = {}
         self._tolerant = 0  # plans still in flight when one failed
 
     def start(self) -> WorkerInfo:
         return WorkerInfo(
-            num_blocks=self._num_blocks,
+            groups=self.groups,
             vocab_size=VOCAB,
             max_model_len=1 << 20,
             device="none",
@@ -181,45 +223,50 @@ class FakeExecutor:
             assert all(row in self._rows for row in range(admit.row)), "a lower row was free"
             assert admit.num_computed_tokens % self._block_size == 0
             assert admit.num_computed_tokens < len(admit.token_ids)
-            self._rows[admit.row] = _Row(admit, list(admit.token_ids), admit.num_computed_tokens, list(admit.block_ids))
+            tables = [list(ids) for ids in admit.block_ids]
+            self._rows[admit.row] = _Row(admit, list(admit.token_ids), admit.num_computed_tokens, tables)
         for extend in plan.extend:
-            self._rows[extend.row].blocks += extend.block_ids
+            for table, ids in zip(self._rows[extend.row].tables, extend.block_ids, strict=True):
+                table += ids
         assert plan.run, "an empty plan"
         assert len({run.row for run in plan.run}) == len(plan.run), "a row runs twice"
         assert sum(run.num_tokens for run in plan.run) <= self._budget
         assert all(run.num_tokens > 0 for run in plan.run)
 
-    def _slot(self, row: _Row, position: int) -> int:
-        return row.blocks[position // self._block_size] * self._block_size + position % self._block_size
+    def _slot(self, group: int, row: _Row, position: int) -> int:
+        return row.tables[group][position // self._block_size] * self._block_size + position % self._block_size
+
+    def _read(self, group: int, row: _Row, position: int) -> list[int]:
+        """Slots that are read for the token at `position`."""
+        return [self._slot(group, row, at) for at in range(first_read(self.groups[group], position), position)]
 
     def _compute(self, plan: Plan) -> None:
         """Writes the slots of all runs; one that reads what another writes in this step goes after it."""
         runs = deque(self._rows[run.row] for run in plan.run)
         counts = {id(self._rows[run.row]): run.num_tokens for run in plan.run}
-        unwritten: set[int] = set()
+        unwritten: set[tuple[int, int]] = set()
         for row in runs:
-            slots = [self._slot(row, row.computed + i) for i in range(counts[id(row)])]
-            assert unwritten.isdisjoint(slots), "two rows write one slot"
-            unwritten.update(slots)
+            for group in range(len(self.groups)):
+                slots = {(group, self._slot(group, row, row.computed + i)) for i in range(counts[id(row)])}
+                assert unwritten.isdisjoint(slots), "two rows write one slot"
+                unwritten |= slots
         tries = 0
         while runs:
             row = runs.popleft()
-            before = START if row.computed == 0 else None
-            if row.computed > 0:
-                slot = self._slot(row, row.computed - 1)
-                if slot in unwritten:
-                    tries += 1
-                    assert tries < 10_000, "rows wait for each other"
-                    self.num_shared_in_step += 1
-                    runs.append(row)
-                    continue
-                before = self._slots.get(slot, -1)
-            assert before is not None
+            read = {(group, slot) for group in range(len(self.groups)) for slot in self._read(group, row, row.computed)}
+            if not unwritten.isdisjoint(read):
+                tries += 1
+                assert tries < 10_000, "rows wait for each other"
+                self.num_shared_in_step += 1
+                runs.append(row)
+                continue
             for position in range(row.computed, row.computed + counts[id(row)]):
                 token = row.tokens[position] if position < len(row.tokens) and not row.broken else -1
-                before = digest(before, token)
-                self._slots[self._slot(row, position)] = before
-                unwritten.discard(self._slot(row, position))
+                for group, slots in enumerate(self._slots):
+                    before = [slots.get(slot, -1) for slot in self._read(group, row, position)]
+                    here = self._slot(group, row, position)
+                    slots[here] = written(self.groups[group], before, token)
+                    unwritten.discard((group, here))
 
     def _finish_run(self, run: Run, mask: bytes | None, result: Found) -> None:
         index, row = run.row, self._rows[run.row]
@@ -233,8 +280,8 @@ class FakeExecutor:
         assert mask is None or row.admit.constrained
         assert row.broken or row.computed == len(row.tokens), "samples before the row's end"
         output = len(row.tokens) - row.admit.num_prompt_tokens
-        history = self._slots[self._slot(row, row.computed - 1)]
-        token = sample(history, row.admit.seed, row.admit.stop_ids, output < row.admit.params.min_tokens, mask)
+        last = [slots[self._slot(group, row, row.computed - 1)] for group, slots in enumerate(self._slots)]
+        token = sample(together(last), row.admit.seed, row.admit.stop_ids, output < row.admit.params.min_tokens, mask)
         row.tokens.append(token)
         result.tokens.append((token,))
         wanted = row.admit.params.logprobs is not None
@@ -245,7 +292,11 @@ class FakeExecutor:
         if row.broken or self._tolerant:
             return
         assert row.computed <= len(row.tokens), "more computed than there is"
-        history = START
-        for position in range(row.computed):
-            history = digest(history, row.tokens[position])
-            assert self._slots[self._slot(row, position)] == history, f"position {position} holds another history"
+        history = History(self.groups)
+        for token in row.tokens[: row.computed]:
+            history.add(token)
+        for group, slots in enumerate(self._slots):
+            first = 0 if self.groups[group].window is None else first_read(self.groups[group], row.computed)
+            for position in range(first, row.computed):
+                found = slots[self._slot(group, row, position)]
+                assert found == history.values[group][position], f"position {position} holds another history"

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 
 import pytest
-from fake_model import VOCAB, FakeExecutor
+from fake_model import VOCAB, FakeExecutor, one_group
 
 from octavo.errors import DeviceLost
 from octavo.executor.base import StepFailed
@@ -19,7 +19,7 @@ from octavo.rank import Rank
 from octavo.wire.plan import Masks, Plan, Result, WorkerInfo
 
 INFO = WorkerInfo(
-    num_blocks=1, vocab_size=VOCAB, max_model_len=64, device="none", dtype="none", backend="scripted",
+    groups=one_group(1), vocab_size=VOCAB, max_model_len=64, device="none", dtype="none", backend="scripted",
     weights_bytes=0, kv_bytes=0,
 )  # fmt: skip
 

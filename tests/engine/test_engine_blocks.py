@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from octavo.engine import prefix
 from octavo.engine.blocks import BlockPool
-from octavo.engine.prefix import PrefixCache
+from octavo.engine.prefix import NONE, PrefixCache
 
 
 def test_pages_freed_last_are_used_first_and_fresh_ones_stay_untouched() -> None:
@@ -75,12 +75,12 @@ def test_a_forgotten_idle_page_is_free_again() -> None:
 def cached(tokens: list[int], salt: str | None = None, block_size: int = 4) -> tuple[PrefixCache, BlockPool, list[int]]:
     """A cache that knows all full pages of `tokens`."""
     pool = BlockPool(16)
-    cache = PrefixCache(pool, block_size)
+    cache = PrefixCache([pool], block_size)
     full = len(tokens) // block_size
     pages, keys = pool.allocate(full), list[bytes]()
     cache.extend_keys(keys, cache.root(salt), tokens, full)
     for index, page in enumerate(pages):
-        assert cache.register(page, keys, cache.root(salt), tokens, index)
+        assert cache.register(0, page, keys, cache.root(salt), tokens, index)
     cache.check()
     return cache, pool, pages
 
@@ -88,7 +88,7 @@ def cached(tokens: list[int], salt: str | None = None, block_size: int = 4) -> t
 def find(cache: PrefixCache, tokens: list[int], salt: str | None = None, block_size: int = 4) -> list[int]:
     keys: list[bytes] = []
     cache.extend_keys(keys, cache.root(salt), tokens, len(tokens) // block_size)
-    return cache.lookup(keys, cache.root(salt), tokens)
+    return [node.blocks[0] for node in cache.lookup(keys, cache.root(salt), tokens) if node.blocks[0] != NONE]
 
 
 def test_the_longest_common_prefix_is_found_in_whole_pages() -> None:
@@ -118,7 +118,7 @@ def test_a_lone_surrogate_is_a_salt_too() -> None:
 
 def test_keys_differ_between_engines() -> None:
     pool = BlockPool(1)
-    assert PrefixCache(pool, 4).root("x") != PrefixCache(pool, 4).root("x")
+    assert PrefixCache([pool], 4).root("x") != PrefixCache([pool], 4).root("x")
 
 
 def test_a_colliding_hash_is_no_hit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +141,7 @@ def test_an_equal_page_stays_private() -> None:
     (twin,) = pool.allocate(1)
     keys: list[bytes] = []
     cache.extend_keys(keys, cache.root(None), tokens, 1)
-    assert not cache.register(twin, keys, cache.root(None), tokens, 0)
+    assert not cache.register(0, twin, keys, cache.root(None), tokens, 0)
     assert find(cache, tokens) == pages
     pool.release([twin])
     assert not pool.is_cached(twin)
@@ -150,8 +150,8 @@ def test_an_equal_page_stays_private() -> None:
 def test_evicted_and_unregistered_pages_are_not_found() -> None:
     tokens = list(range(8))
     cache, pool, pages = cached(tokens)
-    cache.unregister(pages[1])
-    cache.unregister(pages[1])  # no more known: ignored
+    cache.unregister(0, pages[1])
+    cache.unregister(0, pages[1])  # no more known: ignored
     assert find(cache, tokens) == pages[:1]
     pool.release(pages)
     pool.allocate(16)
@@ -161,8 +161,8 @@ def test_evicted_and_unregistered_pages_are_not_found() -> None:
 
 def test_a_disabled_cache_knows_nothing() -> None:
     pool = BlockPool(1)
-    cache = PrefixCache(pool, 2, enabled=False)
+    cache = PrefixCache([pool], 2, enabled=False)
     keys: list[bytes] = []
     cache.extend_keys(keys, cache.root(None), [1, 2], 1)
-    assert not cache.register(pool.allocate(1)[0], keys, cache.root(None), [1, 2], 0)
+    assert not cache.register(0, pool.allocate(1)[0], keys, cache.root(None), [1, 2], 0)
     assert cache.lookup(keys, cache.root(None), [1, 2]) == []

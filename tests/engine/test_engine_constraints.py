@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from fake_model import VOCAB, FakeExecutor, bounded_vocabulary, expected, tokens_of, vocabulary
+from fake_model import VOCAB, FakeExecutor, bounded_vocabulary, expected, one_group, tokens_of, vocabulary
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from patience import PATIENCE_S
@@ -39,8 +39,7 @@ class House:
 
     def __init__(self, depth: int = 1, make_vocabulary: Callable[[], Vocabulary] = vocabulary) -> None:
         config = SchedulerConfig(
-            num_blocks=64,
-            block_size=4,
+            groups=one_group(),
             max_num_seqs=4,
             max_num_batched_tokens=16,
             max_model_len=64,
@@ -50,7 +49,7 @@ class House:
         self.transport = LocalTransport()
         self.constraints = Constraints(make_vocabulary, self.transport.wake)
         self.scheduler = Scheduler(config, self.constraints)
-        self.executor = FakeExecutor(64, 4, 4, 16, depth)
+        self.executor = FakeExecutor(one_group(), 4, 16, depth)
         self.loop = EngineLoop(self.scheduler, self.executor, self.transport, INFO, quiet=None)
 
     def client(self) -> LocalConnection:

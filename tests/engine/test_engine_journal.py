@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 import pytest
-from fake_model import VOCAB, FakeExecutor
+from fake_model import VOCAB, FakeExecutor, one_group
 
 from octavo.engine.faults import FaultyExecutor
 from octavo.engine.loop import EngineLoop
@@ -25,11 +25,11 @@ RESOLVED = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetit
 class House:
     def __init__(self, num_blocks: int = 20, faults: dict[str, int] | None = None) -> None:
         config = SchedulerConfig(
-            num_blocks=num_blocks, block_size=4, max_num_seqs=4, max_num_batched_tokens=16, max_model_len=64,
+            groups=one_group(num_blocks), max_num_seqs=4, max_num_batched_tokens=16, max_model_len=64,
             vocab_size=VOCAB, max_queued_requests=8, prefix_cache=False,
         )  # fmt: skip
         self.scheduler = Scheduler(config)
-        fake = FakeExecutor(num_blocks, 4, 4, 16, 1)
+        fake = FakeExecutor(one_group(num_blocks), 4, 16, 1)
         self.transport = LocalTransport()
         executor = FaultyExecutor(fake, faults) if faults else fake
         self.loop = EngineLoop(self.scheduler, executor, self.transport, INFO, lambda: 0.0, quiet=None)

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import pytest
-from fake_model import VOCAB, FakeExecutor, expected
+from fake_model import VOCAB, FakeExecutor, expected, one_group
 from patience import PATIENCE_S
 
 from octavo.engine import loop as loop_module
@@ -55,8 +55,7 @@ INFO = EngineInfo(
 class House:
     def __init__(self, depth: int = 1, faults: dict[str, int] | None = None, **options: Any) -> None:
         config = SchedulerConfig(
-            num_blocks=64,
-            block_size=4,
+            groups=one_group(),
             max_num_seqs=4,
             max_num_batched_tokens=16,
             max_model_len=64,
@@ -64,7 +63,7 @@ class House:
             max_queued_requests=8,
         )
         self.scheduler = Scheduler(config)
-        self.fake = FakeExecutor(64, 4, 4, 16, depth)
+        self.fake = FakeExecutor(one_group(), 4, 16, depth)
         self.executor = FaultyExecutor(self.fake, faults) if faults else self.fake
         self.transport = LocalTransport()
         self.now = 100.0
@@ -151,7 +150,7 @@ def test_abort_ends_without_a_message(depth: int) -> None:
     client.send(Abort([0, 5]))
     house.run()
     assert {item.id for item in outputs(client.receive())} == {1}
-    assert house.scheduler.pool.num_held == 0
+    assert house.scheduler.tables.num_held == 0
 
 
 def test_ping_pong_and_stats() -> None:
@@ -285,7 +284,7 @@ def test_a_step_that_raises_ends_only_its_requests(depth: int) -> None:
     assert "step" not in failures[0].message, "no internals for clients"
     assert tokens(messages, 2) == expected(add(2), 64)[0]
     house.scheduler.check()
-    assert house.scheduler.pool.num_held == 0
+    assert house.scheduler.tables.num_held == 0
 
 
 def test_a_request_that_waits_while_a_step_raises_goes_on() -> None:
@@ -377,9 +376,9 @@ def test_it_sleeps_when_there_is_nothing_to_do_and_wakes_for_messages(monkeypatc
 
 
 def test_faults_delay_and_raise_after_the_step_has_run() -> None:
-    fake = FakeExecutor(64, 4, 4, 16)
+    fake = FakeExecutor(one_group(), 4, 16)
     faulty = FaultyExecutor(fake, {"raise_at_step": 1, "step_delay_ms": 30})
-    scheduler = Scheduler(SchedulerConfig(64, 4, 4, 16, 64, VOCAB))
+    scheduler = Scheduler(SchedulerConfig(one_group(), 4, 16, 64, VOCAB))
     assert faulty.start().backend == "fake"
     scheduler.add(b"c", add(0), 0.0)
     plan = scheduler.schedule(0.0)

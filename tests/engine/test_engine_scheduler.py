@@ -6,7 +6,7 @@ from collections import deque
 from typing import Any
 
 import pytest
-from fake_model import VOCAB, FakeExecutor, expected
+from fake_model import VOCAB, FakeExecutor, expected, one_group
 
 from octavo.engine.queue import WaitingQueue
 from octavo.engine.scheduler import Reply, Scheduler, SchedulerConfig
@@ -22,8 +22,7 @@ class House:
 
     def __init__(self, depth: int = 1, **changes: Any) -> None:
         values: dict[str, Any] = {
-            "num_blocks": 64,
-            "block_size": 4,
+            "groups": one_group(changes.pop("num_blocks", 64), changes.pop("block_size", 4)),
             "max_num_seqs": 4,
             "max_num_batched_tokens": 16,
             "max_model_len": 64,
@@ -31,9 +30,7 @@ class House:
         }
         config = SchedulerConfig(**(values | changes))
         self.scheduler = Scheduler(config)
-        self.executor = FakeExecutor(
-            config.num_blocks, config.block_size, config.max_num_seqs, config.max_num_batched_tokens, depth
-        )
+        self.executor = FakeExecutor(config.groups, config.max_num_seqs, config.max_num_batched_tokens, depth)
         self.now = 0.0
         self.plans: deque[Plan] = deque()
         self.tokens: dict[int, list[int]] = {}
@@ -63,7 +60,7 @@ class House:
     def run(self) -> None:
         while self.scheduler.has_requests or self.plans:
             self.step()
-        assert self.scheduler.pool.num_held == 0
+        assert self.scheduler.tables.num_held == 0
 
     def _note(self, replies: list[Reply]) -> None:
         for _, reply in replies:
@@ -102,7 +99,7 @@ def test_one_request_from_admission_to_release() -> None:
         5,
         0,
     )
-    assert len(admit.block_ids) == 2 and plan.run[0].samples
+    assert len(admit.block_ids[0]) == 2 and plan.run[0].samples
     assert first.metrics is not None and first.finish_reason is None
     plan, (second,) = house.step()
     assert not plan.admit and plan.run[0].num_tokens == 1 and second.metrics is None
@@ -227,7 +224,7 @@ def test_pages_are_not_reserved_for_max_tokens() -> None:
     for id in range(4):
         house.add(id, [id + 1] * 3, max_tokens=60)
     house.step()
-    assert house.scheduler.num_running == 4 and house.scheduler.pool.num_held == 4
+    assert house.scheduler.num_running == 4 and house.scheduler.tables.num_held == 4
 
 
 def test_admission_leaves_the_pages_that_running_prompts_need() -> None:
@@ -519,7 +516,7 @@ def test_a_failed_step_ends_only_its_requests_and_its_pages_are_forgotten() -> N
     reply = failed(house.scheduler.fail(plan, "why"))
     assert (reply.id, reply.code, reply.message) == (0, "engine_error", "why")
     house.scheduler.check()
-    assert house.scheduler.pool.num_held == 0 and len(house.scheduler.cache) == 0
+    assert house.scheduler.tables.num_held == 0 and len(house.scheduler.tables.prefix) == 0
     plan = house.scheduler.schedule(0.0)
     assert plan is not None and plan.admit[0].num_computed_tokens == 0 and plan.release == (0,)
 

@@ -8,7 +8,7 @@ import threading
 from typing import Any
 
 import pytest
-from fake_model import VOCAB, FakeExecutor, expected
+from fake_model import VOCAB, FakeExecutor, expected, one_group
 from msgspec import structs
 from patience import PATIENCE_S
 from scripted_worker import Blaming, LostWorker, ScriptedWorker, TimedWorker, executor_over
@@ -24,7 +24,7 @@ from octavo.wire.messages import Abort, Add, Failed, Hello, ToClient
 from octavo.wire.plan import Plan, Result
 
 CONFIG = SchedulerConfig(
-    num_blocks=64, block_size=4, max_num_seqs=4, max_num_batched_tokens=16, max_model_len=64, vocab_size=VOCAB,
+    groups=one_group(), max_num_seqs=4, max_num_batched_tokens=16, max_model_len=64, vocab_size=VOCAB,
     max_queued_requests=0,
 )  # fmt: skip
 
@@ -34,7 +34,7 @@ class House:
 
     def __init__(self, worker: Any = None, depth: int = 2, config: SchedulerConfig = CONFIG) -> None:
         self.worker = worker or ScriptedWorker(
-            FakeExecutor(config.num_blocks, config.block_size, config.max_num_seqs, config.max_num_batched_tokens)
+            FakeExecutor(config.groups, config.max_num_seqs, config.max_num_batched_tokens)
         )
         self.executor: Executor = executor_over(self.worker, depth)
         self.scheduler = Scheduler(config)
@@ -55,7 +55,7 @@ class House:
         for _ in range(2000):
             if not self.loop.turn(0) and not self.loop.has_requests:
                 self.scheduler.check()
-                assert self.scheduler.pool.num_held == 0 and not self.scheduler._flights
+                assert self.scheduler.tables.num_held == 0 and not self.scheduler._flights
                 return self.client.receive()
         raise AssertionError("does not come to an end")
 
@@ -254,7 +254,7 @@ def test_drain_with_plans_in_flight() -> None:
     house.loop.drain()
     house.loop.run(lambda: False)
     assert tokens(house.client.receive(), 0) == expected(add(0, max_tokens=7), 64)[0]
-    assert not house.worker.in_flight and house.scheduler.pool.num_held == 0
+    assert not house.worker.in_flight and house.scheduler.tables.num_held == 0
 
 
 def test_shutdown_with_plans_in_flight() -> None:

@@ -13,6 +13,7 @@ import torch
 from crowd import ConstraintsOf, Crowd, reached, seen, shared_prompt
 from driver import GRAMMARS
 from fake_device import FakeDevice
+from fake_model import one_group
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from scripted_worker import Blaming
@@ -80,8 +81,7 @@ def engines(files: ModelFiles) -> Engines:
 
 def sizes(pick: random.Random, blocks: int) -> SchedulerConfig:
     return SchedulerConfig(
-        num_blocks=blocks,
-        block_size=BLOCK,
+        groups=one_group(blocks, BLOCK),
         max_num_seqs=pick.randint(1, ROWS),
         max_num_batched_tokens=pick.randint(6, BUDGET),
         max_model_len=LENGTH,

@@ -7,7 +7,7 @@ import random
 
 from crowd import Crowd, reached, seen, shared_prompt
 from driver import GRAMMARS, STOP
-from fake_model import VOCAB, FakeExecutor, expected
+from fake_model import VOCAB, FakeExecutor, expected, one_group
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted_worker import Blaming, ScriptedWorker
@@ -21,8 +21,7 @@ def config(pick: random.Random) -> SchedulerConfig:
     """Pages, rows and budget are all scarce at times."""
     block_size = pick.choice([1, 2, 4])
     return SchedulerConfig(
-        num_blocks=pick.randint(4, 40 // block_size + 4),
-        block_size=block_size,
+        groups=one_group(pick.randint(4, 40 // block_size + 4), block_size),
         max_num_seqs=pick.randint(1, 5),
         max_num_batched_tokens=pick.randint(3, 24),
         max_model_len=40,
@@ -37,9 +36,7 @@ def config(pick: random.Random) -> SchedulerConfig:
 def check_random_events(seed: int, depth: int) -> None:
     pick = random.Random(seed)
     sizes = config(pick)
-    worker = ScriptedWorker(
-        FakeExecutor(sizes.num_blocks, sizes.block_size, sizes.max_num_seqs, sizes.max_num_batched_tokens)
-    )
+    worker = ScriptedWorker(FakeExecutor(sizes.groups, sizes.max_num_seqs, sizes.max_num_batched_tokens))
     failing = pick.choice([0.0, 0.0, 0.02, 0.2])
     worker.fails = lambda _plan: pick.choice(["launch", "collect"]) if pick.random() < failing else None
     crowd = Crowd(pick, sizes, Blaming(worker, depth, RuntimeError, ValueError))

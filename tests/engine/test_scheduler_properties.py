@@ -6,20 +6,27 @@ import random
 
 import pytest
 from driver import Driver
-from fake_model import VOCAB
+from fake_model import VOCAB, Groups
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from octavo.engine.scheduler import SchedulerConfig
+from octavo.wire.plan import GroupInfo
+
+
+def some_groups(pick: random.Random, block_size: int) -> Groups:
+    """One that sees everything, as most models have, or several of which some have windows."""
+    small, large = pick.choice([1, 2, 3, 5]), pick.choice([8, 13, 20])
+    windows = pick.choice([[None], [None], [None, small], [large, None], [small], [large, None, small]])
+    return tuple(GroupInfo(pick.randint(3, 48 // block_size + 3), block_size, window) for window in windows)
 
 
 def config(pick: random.Random) -> SchedulerConfig:
-    """Small enough that pages, rows and budget are all scarce at times."""
+    """Small enough that blocks, rows and budget are all scarce at times."""
     block_size = pick.choice([1, 2, 4, 8])
     return SchedulerConfig(
-        num_blocks=pick.randint(3, 48 // block_size + 3),
-        block_size=block_size,
+        groups=some_groups(pick, block_size),
         max_num_seqs=pick.randint(1, 7),
         max_num_batched_tokens=pick.randint(3, 24),
         max_model_len=pick.choice([24, 40, 1000]),

@@ -125,7 +125,7 @@ def test_streams_that_leave_change_nothing_for_others(device: str, llama: Path) 
                 next(stream)
             stream.close()
         assert [stream.output().token_ids for stream in streams[1::2]] == wanted[1::2]
-        assert found._engine._loop._scheduler.pool.num_held == 0
+        assert found._engine._loop._scheduler.tables.num_held == 0
         assert [output.token_ids for output in found.generate(asked, GREEDY)] == wanted
 
 

@@ -82,7 +82,7 @@ def make_rows(rows: int) -> DeviceRows:
     return DeviceRows(
         torch.arange(rows + 1) % VOCAB,
         torch.arange(rows + 1, dtype=torch.int32) * 3 % 40,
-        torch.arange((rows + 1) * pages, dtype=torch.int32).view(rows + 1, pages),
+        torch.arange((rows + 1) * pages, dtype=torch.int32).view(1, rows + 1, pages),
         torch.tensor([5, 1, 0]).repeat(rows + 1, 1),
     )
 
@@ -103,7 +103,7 @@ def test_a_decode_step_of_a_model_waits_for_nothing(kind: str, size: int, tmp_pa
     facts = read_facts(files)
     with open_checkpoint(files) as checkpoint:
         model = build(facts, checkpoint, ops, resolved)
-    state, kv = make_rows(4), allocate(facts, resolved, ops, 5 * resolved.max_model_len // BLOCK_SIZE)
+    state, kv = make_rows(4), allocate(facts, resolved, ops, [5 * resolved.max_model_len // BLOCK_SIZE])
     floats = torch.tensor([0.8, 0.9, 0.05]).repeat(5, 1)
     parts = Computation(model, ops, kv, state, floats, BLOCK_SIZE, resolved.max_model_len)
     graphs = DecodeGraphs(parts, NoDevice(), [size], facts.hidden_size)  # type: ignore[arg-type]

@@ -75,7 +75,7 @@ def generate(worker: Worker, prompts: list[list[int]], budget: int) -> list[list
     pages = -(-128 // BLOCK_SIZE)
     params = SamplingParams(temperature=0.0)
     admits = [
-        Admit(row, ids, len(ids), 0, list(range(row * pages, (row + 1) * pages)), params, 0, [], [])
+        Admit(row, ids, len(ids), 0, (list(range(row * pages, (row + 1) * pages)),), params, 0, [], [])
         for row, ids in enumerate(prompts)
     ]
     worker.run(Plan(0, admit=admits))
@@ -151,7 +151,7 @@ def test_embeddings_and_scores_are_those_of_transformers(
     as_served = request.node.callspec.params["worker"] in AS_SERVED
     pages, rows, kinds = 128 // BLOCK_SIZE, range(12), ("mean", "last", None)
     admits = [
-        Admit(row, ids, len(ids), 0, list(range(row * pages, (row + 1) * pages)),
+        Admit(row, ids, len(ids), 0, (list(range(row * pages, (row + 1) * pages)),),
               SamplingParams(temperature=0.0, max_tokens=0, prompt_logprobs=None if row % 3 < 2 else 0), 0, [], [],
               pooling=kinds[row % 3])
         for row, ids in zip(rows, prompts, strict=False)

@@ -16,8 +16,7 @@ from octavo.kernels.registry import Spec
 from octavo.modelfiles.facts import read_facts
 from octavo.modelfiles.files import ModelFiles
 from octavo.wire.plan import Plan
-from octavo.worker import kv, profile
-from octavo.worker.device import DeviceMemory
+from octavo.worker import kv, parts, profile
 from octavo.worker.worker import Worker
 
 MIB = 1 << 20
@@ -64,7 +63,9 @@ def test_the_steps_that_are_measured(options: dict[str, Any], wanted: list[list[
         assert sum(run.num_tokens for run in plan.run) <= resolved.max_num_batched_tokens
         for admit in plan.admit:
             assert admit.params.logprobs and admit.params.allowed_token_ids and admit.params.presence_penalty
-            assert set(admit.block_ids) == {0} and len(admit.block_ids) * resolved.block_size >= len(admit.token_ids)
+            assert set(admit.block_ids[0]) == {0} and len(admit.block_ids[0]) * resolved.block_size >= len(
+                admit.token_ids
+            )
 
 
 class Peaks(FakeDevice):
@@ -89,18 +90,18 @@ def started(files: ModelFiles, device: FakeDevice, **changes: Any) -> Worker:
 
 def test_the_largest_counts(files: ModelFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     planned: list[MemoryPlan] = []
-    real = kv.device_plan
+    real = parts.plan_blocks
 
     def plan_and_keep(*given: Any) -> MemoryPlan:
         planned.append(real(*given))
         return planned[-1]
 
-    monkeypatch.setattr(kv, "device_plan", plan_and_keep)
+    monkeypatch.setattr(parts, "plan_blocks", plan_and_keep)
     device = Peaks()
     started(files, device, enforce_eager=True)
     (plan,) = planned
     assert plan.use.activations == 9 * MIB and not device.answers
-    assert plan.pages == 4 * 128 // 8, "as many as four sequences can have"
+    assert plan.blocks == (4 * 128 // 8,), "as many as four sequences can have"
 
 
 def test_memory_that_others_have_is_counted(files: ModelFiles) -> None:
@@ -114,17 +115,9 @@ def test_pages_lie_in_one_piece_where_the_kernels_compute(files: ModelFiles) -> 
     """ "meta" stands for a device that is not the host."""
     ops = registry.choose(Spec("cpu", "float32"), "reference")
     facts, resolved = read_facts(files), resolved_config()
-    host = kv.allocate(facts, resolved, ops, 3)
+    host = [cache.blocks for cache in kv.allocate(facts, resolved, ops, [3])]
     ops.device = torch.device("meta")
-    there = kv.allocate(facts, resolved, ops, 3)
+    there = [cache.blocks for cache in kv.allocate(facts, resolved, ops, [3])]
     assert [(page.shape, page.dtype) for page in there] == [(page.shape, page.dtype) for page in host]
     assert {page.device.type for page in there} == {"meta"}
-    assert sum(page.nbytes for page in there) == 3 * kv.block_bytes(facts, resolved, ops)
-
-
-def test_the_plan_is_made_of_what_is_free_now() -> None:
-    resolved = resolved_config(max_num_seqs=10_000)
-    memory = DeviceMemory(total=1000 * MIB, free=500 * MIB)
-    plan = kv.device_plan(resolved, memory, MIB, weights=300 * MIB, activations=30 * MIB, graphs=10 * MIB)
-    assert plan.use.others == 200 * MIB
-    assert plan.pages == 900 - 500 - 40 - 1
+    assert sum(page.nbytes for page in there) == 3 * kv.sizes(facts, resolved, ops)[0].block_bytes

@@ -42,7 +42,7 @@ def started(files: ModelFiles, device: FakeDevice | None, backend: str = "refere
 
 
 def admit(row: int, prompt: list[int], params: SamplingParams, pages: list[int]) -> Admit:
-    return Admit(row, prompt, len(prompt), 0, pages, params, 11 * row, [2], [])
+    return Admit(row, prompt, len(prompt), 0, (pages,), params, 11 * row, [2], [])
 
 
 def plans(params: tuple[SamplingParams, ...], steps: int = 14) -> list[Plan]:
@@ -55,7 +55,7 @@ def plans(params: tuple[SamplingParams, ...], steps: int = 14) -> list[Plan]:
         extend, runs, admits = list[Extend](), list[Run](), list[Admit]()
         for row in running:
             if lengths[row] == held[row] * BLOCK_SIZE:
-                extend.append(Extend(row, [next(page)]))
+                extend.append(Extend(row, ((next(page),),)))
                 held[row] += 1
             runs.append(Run(row, 1, True))
             lengths[row] += 1
@@ -135,7 +135,7 @@ def test_rows_on_the_device_are_those_on_the_host(files: ModelFiles) -> None:
     for row in range(len(PROMPTS)):
         blocks = batch.num_blocks[row]
         assert parts.state.num_computed[row] == batch.num_computed[row]
-        assert parts.state.block_tables[row, :blocks].tolist() == batch.block_tables[row, :blocks].tolist()
+        assert parts.state.block_tables[0, row, :blocks].tolist() == batch.block_tables[0, row, :blocks].tolist()
     assert not parts.state.num_computed[-1] and not parts.state.last_token[-1]
 
 

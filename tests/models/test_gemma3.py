@@ -83,9 +83,9 @@ def test_greedy_tokens_are_those_of_transformers(
     worker = Worker(resolved_config(), files)
     worker.start()
     first, second = random_ids(30), random_ids(21)
-    worker.run(Plan(0, admit=[admit(0, first, list(range(8)))], run=[Run(0, 17, False)]))
+    worker.run(Plan(0, admit=[admit(0, first, list(range(8)), groups=2)], run=[Run(0, 17, False)]))
     begun = worker.run(
-        Plan(1, admit=[admit(1, second, list(range(8, 16)))], run=[Run(0, 13, True), Run(1, 21, True)])
+        Plan(1, admit=[admit(1, second, list(range(8, 16)), groups=2)], run=[Run(0, 13, True), Run(1, 21, True)])
     ).token_ids
     rest = [worker.run(Plan(2 + i, run=[Run(0, 1, True), Run(1, 1, True)])).token_ids for i in range(9)]
     worker.shutdown()

@@ -45,7 +45,7 @@ def test_sizes_waste_little(max_rows: int) -> None:
 
 def run_one(worker: Worker, rows: int) -> list[int]:
     params = SamplingParams(temperature=0.0)
-    admits = tuple(Admit(row, (row + 3, 9), 2, 0, (row,), params, 0, (), ()) for row in range(rows))
+    admits = tuple(Admit(row, (row + 3, 9), 2, 0, ((row,),), params, 0, (), ()) for row in range(rows))
     worker.run(Plan(0, admit=admits, run=tuple(Run(row, 2, True) for row in range(rows))))
     found = worker.run(Plan(1, run=[Run(row, 1, True) for row in range(rows)])).token_ids
     worker.run(Plan(2, release=list(range(rows))))

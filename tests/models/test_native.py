@@ -198,7 +198,7 @@ def start(files: ModelFiles, **changes: Any) -> Worker:
 
 def admit(row: int, ids: Sequence[int], pages: int, params: SamplingParams) -> Admit:
     blocks = list(range(row * pages, (row + 1) * pages))
-    return Admit(row, list(ids), len(ids), 0, blocks, params, 1000 + row, [], [])
+    return Admit(row, list(ids), len(ids), 0, (blocks,), params, 1000 + row, [], [])
 
 
 def generated(

@@ -58,7 +58,7 @@ def wanted(reference: Any, ids: list[int], pooling: Pooling) -> np.ndarray:
 
 def admit(row: int, ids: list[int], pages: list[int], pooling: Pooling | None, **params: Any) -> Admit:
     found = SamplingParams(temperature=0.0, **({"max_tokens": 0} if pooling else {}), **params)
-    return Admit(row, ids, len(ids), 0, pages, found, 0, [], [], pooling=pooling)
+    return Admit(row, ids, len(ids), 0, (pages,), found, 0, [], [], pooling=pooling)
 
 
 def vector(data: bytes) -> np.ndarray:
@@ -99,7 +99,7 @@ def test_what_was_computed_before_a_preemption_does_not_count(worker: Worker, re
     worker.run(Plan(0, admit=[admit(0, IDS, [0, 1, 2], "mean")], run=[Run(0, 20, False)]))
     again = Plan(1, release=[0], admit=[admit(0, IDS, [4, 5, 6, 7], "mean")], run=[Run(0, 32, False)])
     assert not worker.run(again).embeddings
-    result = worker.run(Plan(2, extend=[Extend(0, [8, 9])], run=[Run(0, 13, False)]))
+    result = worker.run(Plan(2, extend=[Extend(0, ((8, 9),))], run=[Run(0, 13, False)]))
     np.testing.assert_allclose(vector(result.embeddings[0]), wanted(reference, IDS, "mean"), atol=1e-4)
     worker.run(Plan(3, release=[0]))
 

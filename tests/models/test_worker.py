@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_models import BLOCK_SIZE, VOCAB, make_reference, resolved_config, save_safetensors
 
-from octavo.config.memory import host_pages, kv_bytes_per_token
+from octavo.config.memory import GroupSize, group_sizes, host_blocks
 from octavo.errors import ConfigError, ModelFileError, OutOfMemory
 from octavo.kernels import registry
 from octavo.kernels.registry import Spec
@@ -47,14 +47,17 @@ def worker(files: ModelFiles, request: pytest.FixtureRequest) -> Worker:
         worker = Worker(resolved_config(), files)
         info = worker.start()
     assert (info.vocab_size, info.max_model_len, info.dtype, info.backend) == (VOCAB, 128, "float32", request.param)
-    assert info.num_blocks == 8 * 128 // BLOCK_SIZE
-    assert info.kv_bytes == info.num_blocks * BLOCK_SIZE * 2 * 2 * 2 * 8 * 4
+    (group,) = info.groups
+    assert group.num_blocks == 8 * 128 // BLOCK_SIZE
+    assert info.kv_bytes == group.num_blocks * BLOCK_SIZE * 2 * 2 * 2 * 8 * 4
     assert worker.state is State.READY
     return worker
 
 
-def admit(row: int, ids: list[int], blocks: list[int], params: SamplingParams = GREEDY, computed: int = 0) -> Admit:
-    return Admit(row, ids, len(ids), computed, blocks, params, row, [], [])
+def admit(
+    row: int, ids: list[int], blocks: list[int], params: SamplingParams = GREEDY, computed: int = 0, groups: int = 1
+) -> Admit:
+    return Admit(row, ids, len(ids), computed, (blocks,) * groups, params, row, [], [])
 
 
 def greedy(reference: Any, ids: list[int], count: int) -> list[int]:
@@ -69,7 +72,7 @@ def test_decode_over_extended_pages(worker: Worker, reference: Any) -> None:
     result = worker.run(Plan(1, admit=[admit(3, PROMPT, [9, 2])], run=[Run(3, len(PROMPT), True)]))
     found = result.token_ids
     for index in range(9):
-        extend = [Extend(3, [30])] if len(PROMPT) + len(found) == 2 * BLOCK_SIZE + 1 else []
+        extend = [Extend(3, ((30,),))] if len(PROMPT) + len(found) == 2 * BLOCK_SIZE + 1 else []
         found += worker.run(Plan(index, extend=extend, run=[Run(3, 1, True)])).token_ids
     assert worker.state is State.RUNNING
     assert found == greedy(reference, PROMPT, 10)
@@ -80,7 +83,7 @@ def test_preempted_row_goes_on_elsewhere(worker: Worker, reference: Any) -> None
     wanted = greedy(reference, PROMPT, 6)
     found = worker.run(Plan(1, admit=[admit(0, PROMPT, [0, 1, 2])], run=[Run(0, len(PROMPT), True)])).token_ids
     found += worker.run(Plan(2, run=[Run(0, 1, True)])).token_ids
-    again = Admit(1, PROMPT + found, len(PROMPT), 0, [7, 6, 5], GREEDY, 0, [], [])
+    again = Admit(1, PROMPT + found, len(PROMPT), 0, ((7, 6, 5),), GREEDY, 0, [], [])
     found += worker.run(Plan(3, release=[0], admit=[again], run=[Run(1, len(PROMPT) + 2, True)])).token_ids
     for index in range(3):
         found += worker.run(Plan(index, run=[Run(1, 1, True)])).token_ids
@@ -179,7 +182,8 @@ def test_failed_load(tmp_path: Path, files: ModelFiles) -> None:
 
 
 def num_blocks(weights: int = 0, workspace: int = 0, **changes: Any) -> int:
-    return host_pages(resolved_config(**changes), PAGE, weights, workspace)
+    (found,) = host_blocks(resolved_config(**changes), [GroupSize(PAGE)], weights, workspace)
+    return found
 
 
 PAGE = BLOCK_SIZE * 2 * 2 * 2 * 8 * 4
@@ -188,9 +192,9 @@ PAGE = BLOCK_SIZE * 2 * 2 * 2 * 8 * 4
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_kv_sizes(files: ModelFiles, backend: str) -> None:
     ops = registry.choose(Spec("cpu", "float32"), backend)
-    assert kv.block_bytes(read_facts(files), resolved_config(), ops) == PAGE
-    assert kv_bytes_per_token(resolved_config(), read_facts(files)) * BLOCK_SIZE == PAGE
-    pages = kv.allocate(read_facts(files), resolved_config(), ops, 5)
+    assert kv.sizes(read_facts(files), resolved_config(), ops) == (GroupSize(PAGE),)
+    assert group_sizes(resolved_config(), read_facts(files)) == (GroupSize(PAGE),)
+    pages = [cache.blocks for cache in kv.allocate(read_facts(files), resolved_config(), ops, [5])]
     assert [page.shape[:2] for page in pages] == [(2, 5), (2, 5)] and sum(page.nbytes for page in pages) == 5 * PAGE
     assert num_blocks(kv_cache_memory=40 * PAGE + 5) == 40
     assert num_blocks(memory_budget=4 * 50 * PAGE) == 50
@@ -214,7 +218,7 @@ def test_pages_are_as_large_as_was_decided_before_anything_loads(
     except ConfigError as error:
         pytest.skip(error.message)
     facts = read_facts(files)
-    assert kv.block_bytes(facts, resolved, ops) == kv_bytes_per_token(resolved, facts) * BLOCK_SIZE
+    assert kv.sizes(facts, resolved, ops) == group_sizes(resolved, facts)
 
 
 def test_too_little_memory_is_refused_with_numbers() -> None:

@@ -34,6 +34,7 @@ from octavo.config.resolve import ResolvedConfig
 from octavo.kernels import registry
 from octavo.kernels.ops import Ops
 from octavo.kernels.recorded import Runs
+from octavo.kernels.step import LayerCache
 from octavo.modelfiles.facts import read_facts
 from octavo.modelfiles.files import ModelFiles, locate
 from octavo.models.decoder import Model
@@ -43,6 +44,7 @@ from octavo.weights.checkpoint import open_checkpoint
 from octavo.wire.plan import Admit
 from octavo.worker.batch import Batch
 from octavo.worker.kv import allocate
+from octavo.worker.parts import make_batch
 from octavo.worker.step import gather
 
 BLOCK_SIZE = 8
@@ -174,7 +176,7 @@ class Paged:
 
     model: Model
     batch: Batch
-    kv: list[Tensor]
+    kv: list[LayerCache]
     free: list[int]
 
     @classmethod
@@ -189,13 +191,15 @@ class Paged:
     @classmethod
     def over(cls, model: Model, facts: Any, resolved: ResolvedConfig, ops: Ops) -> Paged:
         blocks = resolved.max_num_seqs * -(-resolved.max_model_len // BLOCK_SIZE)
-        batch = Batch(resolved.max_num_seqs, resolved.max_model_len, BLOCK_SIZE)
+        batch = make_batch(facts, resolved)
         free = torch.randperm(blocks, generator=torch.Generator().manual_seed(3)).tolist()
-        return cls(model, batch, allocate(facts, resolved, ops, blocks), free)
+        return cls(model, batch, allocate(facts, resolved, ops, [blocks] * len(batch.windows)), free)
 
     def admit(self, row: int, token_ids: list[int]) -> None:
         pages = [self.free.pop() for _ in range(-(-len(token_ids) // BLOCK_SIZE))]
-        self.batch.admit(Admit(row, token_ids, len(token_ids), 0, pages, SamplingParams(), 0, [], []))
+        self.batch.admit(
+            Admit(row, token_ids, len(token_ids), 0, (pages,) * len(self.batch.windows), SamplingParams(), 0, [], [])
+        )
 
     @torch.inference_mode()
     def run(self, lengths: dict[int, int]) -> dict[int, Tensor]:

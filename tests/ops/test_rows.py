@@ -32,7 +32,7 @@ def make_rows(seed: int = 0) -> DeviceRows:
     """Requests of different lengths, on pages of their own in random order; the padding's page is the last."""
     draw = random.Random(seed)
     pages = draw.sample(range(BLOCKS - 1), ROWS * PAGES)
-    tables = torch.tensor([*pages, *[BLOCKS - 1] * PAGES], dtype=torch.int32).view(ROWS + 1, PAGES)
+    tables = torch.tensor([*pages, *[BLOCKS - 1] * PAGES], dtype=torch.int32).view(1, ROWS + 1, PAGES)
     computed = [draw.randrange(PAGES * BLOCK_SIZE) for _ in range(ROWS)]
     computed[:3] = 0, BLOCK_SIZE, PAGES * BLOCK_SIZE - 1
     return DeviceRows(
@@ -64,7 +64,7 @@ def test_a_step_is_the_next_token_of_each_row(ops: Ops, rows: list[int]) -> None
     assert step.token_ids.tolist() == [int(state.last_token[row]) for row in rows]
     assert step.positions.tolist() == computed
     assert step.rows.tolist() == rows and step.rows.dtype == torch.int32
-    pages = [int(state.block_tables[row, at // BLOCK_SIZE]) for row, at in zip(rows, computed, strict=True)]
+    pages = [int(state.block_tables[0, row, at // BLOCK_SIZE]) for row, at in zip(rows, computed, strict=True)]
     assert step.slots.tolist() == [p * BLOCK_SIZE + at % BLOCK_SIZE for p, at in zip(pages, computed, strict=True)]
     assert step.query_start.tolist() == list(range(n + 1)) and step.logits_index.tolist() == list(range(n))
     assert step.context_lens.tolist() == [at + 1 for at in computed]
@@ -115,7 +115,7 @@ def test_more_rows_than_one_program_takes(ops: Ops) -> None:
     n = 300
     state = DeviceRows(
         torch.arange(n + 1), torch.arange(n + 1, dtype=torch.int32) % 8,
-        torch.arange(2 * n + 2, dtype=torch.int32).view(-1, 2), torch.zeros((n + 1, 3), dtype=torch.int64),
+        torch.arange(2 * n + 2, dtype=torch.int32).view(1, -1, 2), torch.zeros((n + 1, 3), dtype=torch.int64),
     )  # fmt: skip
     rows = torch.arange(n, dtype=torch.int32).flip(0)
     step = ops.decode_step(rows, state, 4, 8)

@@ -43,7 +43,7 @@ def admit(
     bad: list[list[int]] | None = None,
 ) -> Admit:
     prompt = [1, 2, 3] if prompt is None else prompt
-    return Admit(row, prompt + (output or []), len(prompt), 0, [], params, seed, stop_ids or [], bad or [])
+    return Admit(row, prompt + (output or []), len(prompt), 0, (), params, seed, stop_ids or [], bad or [])
 
 
 def greedy(**fields: object) -> SamplingParams:

@@ -182,7 +182,7 @@ def test_attention_over_split_contexts(
 def test_a_row_is_split_by_its_own_context_alone() -> None:
     """Captured for the longest context there may be, or not; beside whatever rows: the same to the bit. Rows without
     any context give zeros."""
-    ops, tables = triton_ops(), torch.arange(BLOCKS, dtype=torch.int32).view(4, 16)
+    ops, tables = triton_ops(), torch.arange(BLOCKS, dtype=torch.int32).view(1, 4, 16)
     pages = randn(2, BLOCKS, 32, 1, 16, seed=1)
     q, last = randn(4, 2, 16, seed=2), torch.tensor([510, 300, 0, -1], dtype=torch.int32)
     state = DeviceRows(torch.zeros(4, dtype=torch.int64), last, tables, torch.zeros(4, 3, dtype=torch.int64))

@@ -12,7 +12,7 @@ from octavo.client.fake import VOCAB_SIZE, write_byte_tokenizer
 from octavo.engine.loop import EngineLoop
 from octavo.engine.scheduler import Scheduler, SchedulerConfig
 from octavo.wire.messages import EngineInfo
-from octavo.wire.plan import Masks, Plan, Result, WorkerInfo
+from octavo.wire.plan import GroupInfo, Masks, Plan, Result, WorkerInfo
 from octavo.wire.sockets import HOLD_BYTES, SocketTransport
 
 
@@ -62,8 +62,7 @@ class PacedEngine:
         self.transport = SocketTransport(endpoint, hold_bytes=hold_bytes)
         self.scheduler = Scheduler(
             SchedulerConfig(
-                num_blocks=256,
-                block_size=16,
+                groups=(GroupInfo(256, 16),),
                 max_num_seqs=8,
                 max_num_batched_tokens=256,
                 max_model_len=1024,

@@ -142,7 +142,7 @@ def test_streams_go_on_when_the_engine_is_killed(endpoint: str, model: Path) -> 
         engine = PacedEngine(endpoint, model)
         assert await asyncio.gather(*tasks) == [_counted(prompt, 60) for prompt in prompts]
         assert client.engine_restarts == 1
-        assert engine.scheduler.pool is not None
+        assert engine.scheduler.tables is not None
         await client.close()
         engine.kill()
 

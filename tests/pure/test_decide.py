@@ -14,6 +14,7 @@ from test_resolve import HARDWARE
 from octavo.cli import doctor
 from octavo.config.decide import count_weights, decide, weight_bytes
 from octavo.config.engine import EngineConfig, ServerConfig
+from octavo.config.memory import kv_bytes_per_token
 from octavo.errors import ConfigError, ModelFileError, OctavoError, OutOfMemory
 from octavo.modelfiles import gguf
 from octavo.modelfiles.files import ModelFiles, locate
@@ -87,7 +88,7 @@ def test_memory_is_counted_as_the_worker_counts_it(tmp_path: Path) -> None:
     config = options(tmp_path)
     counted = decide(config, HARDWARE, files)
     weights = weight_bytes(counted.resolved, count_weights(files, counted.facts, counted.resolved), packed=True)
-    page = counted.facts.kv_bytes_per_token(2) * 16
+    page = kv_bytes_per_token(counted.resolved, counted.facts) * 16
     least = weights + 128 * page + (1 << 29)
     decide(config, replace(HARDWARE, memory_available=least), files)
     with pytest.raises(OutOfMemory, match="of KV pages do not fit"):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from gguf_bytes import BOOL, F32, STRING, U32, File, kv, kv_array, tensor
 
+from octavo.cachespec import Paged
 from octavo.errors import ModelFileError
 from octavo.modelfiles.config_facts import config_facts
 from octavo.modelfiles.facts import AttentionFacts, LayerFacts, MLPFacts, ModelFacts, RopeFacts, read_facts
@@ -51,7 +52,7 @@ def test_llama_config() -> None:
         norm_eps=1e-5,
         tie_embeddings=False,
     )
-    assert facts().kv_bytes_per_token(2) == 2 * 2 * 2 * 16 * 2
+    assert facts().cache_specs == (Paged(2, 16, 16),) * 2
 
 
 def test_optional_keys() -> None:

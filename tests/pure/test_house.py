@@ -22,10 +22,11 @@ from tools import floors
 ROOT = Path(__file__).parents[2]
 CODE = ROOT / "octavo"
 
-BASE = "errors types env log fair capability"
+BASE = "errors types env log fair capability cachespec"
 _MAY_IMPORT = {
     # the ground floor
     "errors": "",
+    "cachespec": "",
     "types": "errors",
     "capability": "",
     "env": "errors",
@@ -39,7 +40,7 @@ _MAY_IMPORT = {
     "config.decide": f"{BASE} config modelfiles",
     "modelfiles.hub": f"{BASE} config modelfiles",
     # what crosses between processes, and between the islands
-    "wire": "errors types processes",
+    "wire": "errors types cachespec processes",
     "wire.sockets": f"{BASE} processes wire",
     "text": f"{BASE} modelfiles",
     "grammar": f"{BASE} processes modelfiles.files text",

@@ -11,13 +11,20 @@ from hypothesis import strategies as st
 from test_resolve import FACTS, ON_GPUS, layers
 
 from octavo.config.engine import EngineConfig
-from octavo.config.memory import MIB, MemoryUse, estimate, plan_pages
+from octavo.config.memory import MIB, GroupSize, MemoryUse, estimate, plan_blocks
 from octavo.config.resolve import ResolvedConfig, resolve
 from octavo.errors import OutOfMemory
 from octavo.modelfiles.facts import ModelFacts
 
 PAGE = MIB
-USE = MemoryUse(total=1000 * MIB, free=600 * MIB, weights=300 * MIB, activations=50 * MIB, graphs=20 * MIB, page=PAGE)
+USE = MemoryUse(
+    total=1000 * MIB,
+    free=600 * MIB,
+    weights=300 * MIB,
+    activations=50 * MIB,
+    graphs=20 * MIB,
+    groups=(GroupSize(PAGE),),
+)
 LLAMA_1B = replace(
     FACTS, layers=layers(16, 32, 8, 64, 8192), hidden_size=2048,
     vocab_size=128256,
@@ -29,9 +36,9 @@ def resolved(facts: ModelFacts = FACTS, **options: Any) -> ResolvedConfig:
 
 
 def test_pages_get_what_everything_else_leaves() -> None:
-    plan = plan_pages(resolved(), USE)
+    plan = plan_blocks(resolved(), USE)
     # 900 may be used: 300 weights, 100 of others, 50 for a step, 20 for graphs; one page is the padding's.
-    assert plan.pages == 429 and plan.kv_bytes == 430 * MIB
+    assert plan.blocks == (429,) and plan.kv_bytes == 430 * MIB
     assert plan.notes() == [
         "of 1000 MiB on the GPU: weights 300 MiB, other processes and CUDA 100, graphs 20, the largest step 50, "
         "KV pages 430; 100 are left free"
@@ -39,27 +46,27 @@ def test_pages_get_what_everything_else_leaves() -> None:
 
 
 def test_another_process_is_counted() -> None:
-    assert plan_pages(resolved(), replace(USE, free=400 * MIB)).pages == 229
+    assert plan_blocks(resolved(), replace(USE, free=400 * MIB)).blocks == (229,)
 
 
 def test_no_more_than_requests_can_have() -> None:
-    assert plan_pages(resolved(max_num_seqs=2, max_model_len=128), USE).pages == 2 * 8
+    assert plan_blocks(resolved(max_num_seqs=2, max_model_len=128), USE).blocks == (2 * 8,)
 
 
 def test_the_number_given_wins() -> None:
     """Also over the share of the memory that may be used."""
-    assert plan_pages(resolved(kv_cache_memory="100MiB"), USE).pages == 99
-    assert plan_pages(resolved(kv_cache_memory="100MiB", gpu_memory_utilization=0.1), USE).pages == 99
-    assert plan_pages(resolved(kv_cache_memory="530MiB"), USE).kv_bytes == 530 * MIB
+    assert plan_blocks(resolved(kv_cache_memory="100MiB"), USE).blocks == (99,)
+    assert plan_blocks(resolved(kv_cache_memory="100MiB", gpu_memory_utilization=0.1), USE).blocks == (99,)
+    assert plan_blocks(resolved(kv_cache_memory="530MiB"), USE).kv_bytes == 530 * MIB
     with pytest.raises(OutOfMemory, match=r"^531 MiB of KV pages do not fit the GPU's 1000 MiB: .*to 530MiB$"):
-        plan_pages(resolved(kv_cache_memory="531MiB"), USE)
+        plan_blocks(resolved(kv_cache_memory="531MiB"), USE)
     with pytest.raises(OutOfMemory, match=r"^--kv-cache-memory 32MiB holds 496 tokens.*needs 32MiB; raise"):
-        plan_pages(resolved(kv_cache_memory="32MiB"), USE)
+        plan_blocks(resolved(kv_cache_memory="32MiB"), USE)
 
 
 def refused(use: MemoryUse, **options: Any) -> str:
     with pytest.raises(OutOfMemory) as caught:
-        plan_pages(resolved(**options), use)
+        plan_blocks(resolved(**options), use)
     assert "\n" not in caught.value.message
     return caught.value.message
 
@@ -71,7 +78,7 @@ def test_what_does_not_fit_says_what_takes_how_much_and_what_to_change() -> None
         "--gpu-memory-utilization 0.9: weights 700 MiB, other processes and CUDA 100, graphs 20, the largest step 50; "
         "lower --max-model-len to 464, raise --gpu-memory-utilization, or lower --max-num-batched-tokens"
     )
-    assert plan_pages(resolved(max_model_len=464), tight).pages == 29, "the advice holds"
+    assert plan_blocks(resolved(max_model_len=464), tight).blocks == (29,), "the advice holds"
     assert refused(replace(tight, free=150 * MIB)).count("take a smaller or a quantized model") == 1
     assert "raise --gpu" not in refused(replace(tight, free=100 * MIB), gpu_memory_utilization=0.98)
     assert "give --enforce-eager" in refused(replace(tight, graphs=100 * MIB))
@@ -93,14 +100,14 @@ sizes = st.integers(0, 1 << 40)
 def test_never_more_than_may_be_used(
     total: int, free: int, weights: int, activations: int, graphs: int, share: float
 ) -> None:
-    use = MemoryUse(total, min(free, total), weights, activations, graphs, PAGE)
+    use = MemoryUse(total, min(free, total), weights, activations, graphs, (GroupSize(PAGE),))
     config = resolved(gpu_memory_utilization=share)
     try:
-        plan = plan_pages(config, use)
+        plan = plan_blocks(config, use)
     except OutOfMemory as error:
         assert "\n" not in error.message and "; " in error.message
         return
-    assert 32 <= plan.pages <= 32 * 256
+    assert 32 <= plan.blocks[0] <= 32 * 256
     assert plan.kv_bytes + activations + graphs + (total - use.free) <= share * total
     assert plan.kv_bytes <= use.free
 

@@ -38,14 +38,13 @@ class Inputs:
         self,
         token_ids: int,
         token_stride: int,
-        block_tables: int,
-        table_stride: int,
         num_tokens: int,
         num_computed: int,
         num_blocks: int,
         rows: int,
         /,
     ) -> None: ...
+    def bind_group(self, block_tables: int, table_stride: int, window: int, /) -> None: ...
     def assign(
         self,
         tokens: int,
@@ -97,6 +96,7 @@ class Program:
     ) -> None: ...
     def linear(self, x: int, weight: Matrix, bias: int, out: int, ld: int, add: bool, /) -> None: ...
     def gate_up(self, x: int, weight: Matrix, bias: int, out: int, format: int, /) -> None: ...
+    def use_group(self, group: int, /) -> None: ...
     def rope_cache(
         self,
         q: int,

@@ -40,7 +40,7 @@ from octavo.kernels.ops import HeadNorms
 from octavo.kernels.recorded import PermanentRows, StepModel, Steps
 from octavo.kernels.reference import rows as of_rows
 from octavo.kernels.rows import DeviceRows
-from octavo.kernels.step import Step
+from octavo.kernels.step import LayerCache, Step
 
 KV_KINDS = {"float32": 0, "bfloat16": 1, "int8": 2, "float16": 3}
 """csrc/types.h's KvKind."""
@@ -103,13 +103,13 @@ class CpuOps:
         return (_native.kv_page_bytes(self._kv_kind, block_size, kv_heads, head_dim),), torch.uint8
 
     def record(
-        self, model: StepModel, kv: Sequence[Tensor], rows: PermanentRows, max_tokens: int, block_size: int
+        self, model: StepModel, kv: Sequence[LayerCache], rows: PermanentRows, max_tokens: int, block_size: int
     ) -> Steps:
-        recordings = self._record(model, kv, block_size), self._record(model, kv, block_size)
-        return RecordedStep(self, *recordings, rows, max_tokens)
+        sampled, whole = (self._record(model, kv, Recording(block_size, len(rows.windows))) for _ in range(2))
+        return RecordedStep(self, sampled, whole, rows, max_tokens)
 
-    def _record(self, model: StepModel, kv: Sequence[Tensor], block_size: int) -> StepRecording:
-        recording = self._recording = Recording(block_size)
+    def _record(self, model: StepModel, kv: Sequence[LayerCache], recording: Recording) -> StepRecording:
+        self._recording = recording
         try:
             hidden = model(recording.step, kv)
             logits = model.logits(self.gather_rows(hidden, recording.step.logits_index))
@@ -198,7 +198,7 @@ class CpuOps:
         heads, head_dim = q.shape[1:]
         sink = self._sink(q.shape[0], step)
         out, target = sink.output(heads * head_dim)
-        pages = self._pages(kv, step.block_size, head_dim)
+        pages = self._pages(kv, step, head_dim)
         sink.add(Rope(sink.value(q), sink.value(k), sink.value(v), heads, cos_sin, norms, pages, target))
         return out.view(q.shape)
 
@@ -208,13 +208,13 @@ class CpuOps:
         heads, head_dim = q.shape[1:]
         sink = self._sink(q.shape[0], step)
         out, target = sink.output(heads * head_dim)
-        pages = self._pages(kv, step.block_size, head_dim)
+        pages = self._pages(kv, step, head_dim)
         sink.add(Attend(sink.whole(q), heads, pages, scale, window, soft_cap, target))
         return out
 
-    def _pages(self, kv: Tensor, block_size: int, head_dim: int) -> Pages:
-        of_one_head = _native.kv_page_bytes(self._kv_kind, block_size, 1, head_dim)
-        return Pages(kv, self._kv_kind, block_size, kv.shape[2] // of_one_head, head_dim)
+    def _pages(self, kv: Tensor, step: Step, head_dim: int) -> Pages:
+        of_one_head = _native.kv_page_bytes(self._kv_kind, step.block_size, 1, head_dim)
+        return Pages(kv, self._kv_kind, step.block_size, kv.shape[2] // of_one_head, head_dim, step.group)
 
     def short_conv(self, x: Tensor, weight: Tensor, state: Tensor, step: Step) -> Tensor:
         assert weight.is_contiguous() and state.is_contiguous() and weight.dtype == state.dtype == torch.float32

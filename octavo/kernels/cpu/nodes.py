@@ -233,13 +233,14 @@ class GateUp:
 
 @dataclass(frozen=True)
 class Pages:
-    """One layer's KV pages."""
+    """One layer's KV pages, in the blocks of a cache group."""
 
     memory: Tensor
     kind: int
     block_size: int
     kv_heads: int
     head_dim: int
+    group: int
 
     def arguments(self) -> tuple[int, int, int, int, int, int]:
         blocks = self.memory.shape[1]
@@ -276,6 +277,7 @@ class Rope:
         q_ld, k_ld, v_ld = self.q[0].ld, self.k[0].ld, self.v[0].ld
         sources = q, q_ld, k, k_ld, v, v_ld
         pages = self.pages.arguments()
+        program.use_group(self.pages.group)
         program.rope_cache(*sources, self.heads, *table, q_norm, k_norm, eps, *pages, out, out_ld)
 
 
@@ -299,6 +301,7 @@ class Attend:
 
     def emit(self, program: Program, at: Address) -> None:
         q, out, limits = at(self.q, F32), at(self.out, F32), (self.window or 0, self.soft_cap or 0.0)
+        program.use_group(self.pages.group)
         program.attention(q, self.q.ld, self.heads, *self.pages.arguments(), self.scale, *limits, out, self.out.ld)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -33,13 +33,14 @@ LEAST_CHUNK = 16
 class Recording:
     """A Sink that collects nodes. `step` is what the model is called with; its contents are of no account."""
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int, groups: int) -> None:
         self.nodes = Nodes()
         self._values: dict[int, Value] = {}
         self._tensors: list[Tensor] = []  # alive, so that no storage comes twice
         ints = torch.zeros(STAND_IN_ROWS, dtype=torch.int32)
         ids, longs, index = torch.zeros(3, STAND_IN_ROWS, dtype=torch.int64)
-        self.step = Step(ids, longs, longs, ints, ints, ints, ints, index, block_size, 1, 1, ints)
+        step = Step(ids, longs, longs, ints, ints, ints, ints, index, block_size, 1, 1, ints)
+        self.step = replace(step, others=tuple(replace(step, group=group) for group in range(1, groups)))
 
     def value(self, x: Tensor) -> tuple[Value, int]:
         """What a tensor stands for, and the column at which it begins."""
@@ -192,15 +193,17 @@ class RecordedStep:
 def _bound(rows: PermanentRows, max_tokens: int, block_size: int) -> _native.Inputs:
     arrays: Sequence[Tensor] = (rows.token_ids, rows.block_tables, rows.num_tokens, rows.num_computed, rows.num_blocks)
     assert all(array.dtype == torch.int32 and array.is_contiguous() for array in arrays)
-    inputs = _native.Inputs(max_tokens, rows.num_tokens.shape[0], rows.block_tables.numel(), block_size)
+    groups, most_rows, most_blocks = rows.block_tables.shape
+    assert groups == len(rows.windows)
+    inputs = _native.Inputs(max_tokens, most_rows, most_rows * most_blocks, block_size)
     inputs.bind(
         rows.token_ids.data_ptr(),
         rows.token_ids.stride(0),
-        rows.block_tables.data_ptr(),
-        rows.block_tables.stride(0),
         rows.num_tokens.data_ptr(),
         rows.num_computed.data_ptr(),
         rows.num_blocks.data_ptr(),
-        rows.num_tokens.shape[0],
+        most_rows,
     )
+    for tables, window in zip(rows.block_tables, rows.windows, strict=True):
+        inputs.bind_group(tables.data_ptr(), tables.stride(0), window or 0)
     return inputs

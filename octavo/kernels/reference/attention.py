@@ -212,14 +212,15 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, soft_ca
 
 
 class PlannedAttention:
-    """See Ops.attention. Keeps the plan of the step it was last given."""
+    """See Ops.attention. Keeps, for each cache group, the plan of the step it was last given."""
 
     def __init__(self) -> None:
-        self._planned: tuple[Step, AttentionPlan] | None = None
+        self._planned: dict[int, tuple[Step, AttentionPlan]] = {}
 
     def __call__(
         self, q: Tensor, kv: Tensor, step: Step, scale: float, window: int | None = None, soft_cap: float | None = None
     ) -> Tensor:
-        if self._planned is None or self._planned[0] is not step:
-            self._planned = step, make_plan(step)
-        return attention(q, kv, self._planned[1], scale, window, soft_cap)
+        planned = self._planned.get(step.group)
+        if planned is None or planned[0] is not step:
+            planned = self._planned[step.group] = step, make_plan(step)
+        return attention(q, kv, planned[1], scale, window, soft_cap)

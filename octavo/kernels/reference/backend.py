@@ -1,7 +1,7 @@
 """The reference backend: every operation in plain PyTorch. The oracle of all others, and the CPU's backend until one
 is faster. Made by kernels/registry.py.
 
-Invariant: holds no state but the plan of the step it was last given, kept by the step's identity.
+Invariant: holds no state but, for each cache group, the plan of the step it was last given, kept by its identity.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from octavo.kernels.recorded import PermanentRows, StepModel
 from octavo.kernels.reference import activation, attention, embedding, linear, moe, norm, recurrent, rope, sampling
 from octavo.kernels.reference import rows as of_rows
 from octavo.kernels.rows import DeviceRows
-from octavo.kernels.step import Step
+from octavo.kernels.step import LayerCache, Step
 
 
 class _StepPlan:
@@ -51,12 +51,13 @@ class ReferenceOps:
         self.activations = dtype
         self.device = torch.device(device)
         self.notes: Sequence[str] = ()
-        self._planned: _StepPlan | None = None
+        self._planned: dict[int, _StepPlan] = {}
 
     def _plan(self, step: Step) -> _StepPlan:
-        if self._planned is None or self._planned.step is not step:
-            self._planned = _StepPlan(step)
-        return self._planned
+        planned = self._planned.get(step.group)
+        if planned is None or planned.step is not step:
+            planned = self._planned[step.group] = _StepPlan(step)
+        return planned
 
     def prepare(self, parts: Sequence[Layout]) -> Dense:
         return linear.prepare(parts, self.dtype, self.device)
@@ -72,7 +73,7 @@ class ReferenceOps:
         return (block_size, kv_heads, head_dim), self.dtype
 
     def record(
-        self, model: StepModel, kv: Sequence[Tensor], rows: PermanentRows, max_tokens: int, block_size: int
+        self, model: StepModel, kv: Sequence[LayerCache], rows: PermanentRows, max_tokens: int, block_size: int
     ) -> None:
         return None
 

@@ -3,6 +3,8 @@ and CpuOps."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -15,19 +17,20 @@ OUTPUTS = 2
 
 def decode_step(rows: Tensor, state: DeviceRows, block_size: int, max_context_len: int) -> Step:
     """See Ops.decode_step: rows [n] int32. Each row has a page for its next position."""
-    n, (_, pages) = rows.shape[0], state.block_tables.shape
+    n, (_, _, pages) = rows.shape[0], state.block_tables.shape
     computed, places = state.num_computed[rows], torch.arange(n + 1, dtype=torch.int32, device=rows.device)
-    page = state.block_tables[rows, computed // block_size].long()
+    at = computed // block_size
+    slots = [table[rows, at].long() * block_size + computed % block_size for table in state.block_tables]
     page_start = torch.zeros_like(places)
     page_start[:n] = rows * pages
-    return Step(
+    step = Step(
         token_ids=state.last_token[rows],
         positions=computed.long(),
-        slots=page * block_size + computed % block_size,
+        slots=slots[0],
         query_start=places,
         context_lens=computed + 1,
         page_start=page_start,
-        page_ids=state.block_tables.view(-1),
+        page_ids=state.block_tables[0].view(-1),
         logits_index=places[:n].long(),
         block_size=block_size,
         max_query_len=1,
@@ -35,6 +38,9 @@ def decode_step(rows: Tensor, state: DeviceRows, block_size: int, max_context_le
         rows=rows,
         tight=False,
     )
+    others = zip(slots[1:], state.block_tables[1:], strict=True)
+    further = [replace(step, slots=at, page_ids=table.view(-1), group=i) for i, (at, table) in enumerate(others, 1)]
+    return replace(step, others=tuple(further))
 
 
 def decode_done(rows: Tensor, token_ids: Tensor, state: DeviceRows) -> None:

@@ -29,7 +29,7 @@ from octavo.kernels.layouts import (
 from octavo.kernels.ops import HeadNorms
 from octavo.kernels.recorded import PermanentRows, StepModel
 from octavo.kernels.rows import DeviceRows
-from octavo.kernels.step import Step
+from octavo.kernels.step import LayerCache, Step
 from octavo.kernels.triton import (
     activation,
     attention,
@@ -125,7 +125,7 @@ class TritonOps:
         return (block_size, kv_heads, head_dim), self._kv_dtype
 
     def record(
-        self, model: StepModel, kv: Sequence[Tensor], rows: PermanentRows, max_tokens: int, block_size: int
+        self, model: StepModel, kv: Sequence[LayerCache], rows: PermanentRows, max_tokens: int, block_size: int
     ) -> None:
         return None
 

@@ -3,6 +3,8 @@ Nothing is read back and no size hangs on a tensor's contents, so a graph can ho
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import triton
 import triton.language as tl
@@ -18,18 +20,22 @@ _BLOCK = 128
 
 @triton.jit(do_not_specialize=["n", "width"])
 def _step_kernel(
-    rows, last_token, num_computed, block_tables, longs, ints, n, pages, width, block_size, BLOCK: tl.constexpr
-):
-    """longs [4, width]: token ids, positions, slots, places; ints [3, width]: places, contexts, starts of pages."""
+    rows, last_token, num_computed, block_tables, longs, ints, n, num_rows, pages, width, block_size,
+    GROUPS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """longs [3 + groups, width]: token ids, positions, places, slots in each cache group; ints [3, width]: places,
+    contexts, starts of pages."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < n
     row = tl.load(rows + at, mask=inside, other=0).to(tl.int64)
     computed = tl.load(num_computed + row, mask=inside, other=0)
-    page = tl.load(block_tables + row * pages + computed // block_size, mask=inside, other=0).to(tl.int64)
     tl.store(longs + at, tl.load(last_token + row, mask=inside, other=0), mask=inside)
     tl.store(longs + width + at, computed.to(tl.int64), mask=inside)
-    tl.store(longs + 2 * width + at, page * block_size + computed % block_size, mask=inside)
-    tl.store(longs + 3 * width + at, at.to(tl.int64), mask=inside)
+    tl.store(longs + 2 * width + at, at.to(tl.int64), mask=inside)
+    for group in range(GROUPS):  # [groups, rows, pages]
+        table = block_tables + (group * num_rows + row) * pages
+        page = tl.load(table + computed // block_size, mask=inside, other=0).to(tl.int64)
+        tl.store(longs + (3 + group) * width + at, page * block_size + computed % block_size, mask=inside)
     tl.store(ints + at, at, mask=at <= n)
     tl.store(ints + width + at, computed + 1, mask=inside)
     tl.store(ints + 2 * width + at, (row * pages).to(tl.int32), mask=at <= n)
@@ -53,21 +59,25 @@ def _done_kernel(
 def decode_step(rows: Tensor, state: DeviceRows, block_size: int, max_context_len: int) -> Step:
     """See Ops.decode_step: rows [n] int32."""
     _check(rows, state)
-    n, pages = rows.shape[0], state.block_tables.shape[1]
+    n, (groups, num_rows, pages) = rows.shape[0], state.block_tables.shape
     width = (n // 4 + 1) * 4  # n + 1 entries; each array begins at a multiple of 16 bytes, as others' loads like it
-    longs = torch.empty((4, width), dtype=torch.int64, device=rows.device)
+    longs = torch.empty((3 + groups, width), dtype=torch.int64, device=rows.device)
     ints = torch.empty((3, width), dtype=torch.int32, device=rows.device)
     _step_kernel[(triton.cdiv(n + 1, _BLOCK),)](
-        rows, state.last_token, state.num_computed, state.block_tables, longs, ints, n, pages, width, block_size,
-        BLOCK=_BLOCK, num_warps=1,
+        rows, state.last_token, state.num_computed, state.block_tables, longs, ints, n, num_rows, pages, width,
+        block_size, GROUPS=groups, BLOCK=_BLOCK, num_warps=1,
     )  # fmt: skip
-    token_ids, positions, slots, places = longs[:, :n].unbind()
+    token_ids, positions, places, *slots = longs[:, :n].unbind()
     query_start, context_lens, page_start = ints[:, : n + 1].unbind()
-    return Step(
-        token_ids, positions, slots, query_start, context_lens[:n], page_start, state.block_tables.view(-1), places,
+    tables = state.block_tables.view(groups, -1)
+    step = Step(
+        token_ids, positions, slots[0], query_start, context_lens[:n], page_start, tables[0], places,
         block_size, max_query_len=1, max_context_len=max_context_len, rows=rows,
         tight=False,
     )  # fmt: skip
+    return replace(step, others=tuple(
+        replace(step, slots=slots[group], page_ids=tables[group], group=group) for group in range(1, groups)
+    ))  # fmt: skip
 
 
 def decode_done(rows: Tensor, token_ids: Tensor, state: DeviceRows) -> None:
