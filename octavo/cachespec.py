@@ -87,6 +87,11 @@ def groups(specs: Sequence[CacheSpec]) -> tuple[Group, ...]:
     return tuple(sorted(made, key=lambda group: group.is_recurrent))
 
 
+def paged_groups(specs: Sequence[CacheSpec]) -> tuple[Group, ...]:
+    """Those that have pools of blocks and block tables."""
+    return tuple(group for group in groups(specs) if not group.is_recurrent)
+
+
 def first_needed(position: int, window: int | None, block_size: int) -> int:
     """The first block that the token at `position` or a later one looks at."""
     return 0 if window is None else max(position - window + 1, 0) // block_size

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from octavo.config.engine import EngineConfig
 from octavo.config.hardware import Hardware
-from octavo.config.memory import check_given, group_sizes, host_blocks
+from octavo.config.memory import check_given, group_sizes, host_blocks, state_bytes
 from octavo.config.resolve import ResolvedConfig, resolve
 from octavo.modelfiles import gguf
 from octavo.modelfiles.facts import ModelFacts, read_facts
@@ -36,7 +36,8 @@ def decide(config: EngineConfig, hardware: Hardware, files: ModelFiles) -> Decis
         check_types(files)
     sizes = group_sizes(resolved, facts)
     if resolved.device == "cpu":
-        host_blocks(resolved, sizes, weight_bytes(resolved, count_weights(files, facts, resolved), packed=True), 0)
+        weights = weight_bytes(resolved, count_weights(files, facts, resolved), packed=True)
+        host_blocks(resolved, sizes, weights + state_bytes(resolved, facts), 0)
     elif resolved.kv_cache_memory is not None:
         padding = sum(group.block_bytes for group in sizes)
         check_given(resolved, sizes, resolved.kv_cache_memory - padding)

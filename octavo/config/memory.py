@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from octavo.cachespec import Paged, groups, most_blocks
+from octavo.cachespec import Paged, Recurrent, most_blocks, paged_groups
 from octavo.config.resolve import ResolvedConfig
 from octavo.errors import OutOfMemory
 from octavo.modelfiles.facts import AttentionFacts, DeltaFacts, ExpertsFacts, MLPFacts, ModelFacts
@@ -93,9 +93,15 @@ def group_sizes(resolved: ResolvedConfig, facts: ModelFacts) -> tuple[GroupSize,
         GroupSize(
             (spec.width * element + spec.kv_heads * scales) * resolved.block_size * len(group.layers), spec.window
         )
-        for group in groups(facts.cache_specs)
+        for group in paged_groups(facts.cache_specs)
         if isinstance(spec := group.spec, Paged)
     )
+
+
+def state_bytes(resolved: ResolvedConfig, facts: ModelFacts) -> int:
+    """Of the states of recurrent layers: for every row, and for the padding of a batch."""
+    rows = resolved.max_num_seqs + 1
+    return rows * sum(spec.num_bytes for spec in facts.cache_specs if isinstance(spec, Recurrent))
 
 
 def kv_bytes_per_token(resolved: ResolvedConfig, facts: ModelFacts) -> int:

@@ -44,7 +44,7 @@ def build_loop(
             max_queued_requests=resolved.options.max_queued_requests,
             groups=worker.groups,
             vocab_size=worker.vocab_size,
-            prefix_cache=resolved.options.prefix_cache,
+            prefix_cache=resolved.options.prefix_cache and not worker.has_states,
             unfelt_us=0 if resolved.device == "cpu" else UNFELT_US,
         ),
         constraints,

@@ -59,12 +59,10 @@ class PagedCache:
 
 @dataclass(frozen=True)
 class RecurrentCache:
-    """One layer's states, one tensor for each that its spec names: working states [rows, *shape] f32, row after row as
-    Step.rows counts them, and the checkpoints of a cache group, [checkpoints, *shape] f32."""
+    """One layer's states, one tensor [rows, *shape] f32 for each that its spec names, rows as Step.rows counts them.
+    What a row's hold before its first position is computed is of no account."""
 
-    group: int
     states: tuple[Tensor, ...]
-    checkpoints: tuple[Tensor, ...]
 
 
 LayerCache = PagedCache | RecurrentCache | None

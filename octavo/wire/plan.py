@@ -125,6 +125,8 @@ class WorkerInfo(msgspec.Struct, kw_only=True):
 
     groups: tuple[GroupInfo, ...]
     """Paged cache groups."""
+    has_states: bool = False
+    """Some layers keep states, which only computing a sequence from its first token on makes."""
     vocab_size: int
     max_model_len: int
     device: str

@@ -11,13 +11,13 @@ from math import prod
 import torch
 from torch import Tensor
 
-from octavo.cachespec import Group, Paged, SharedWith, groups
+from octavo.cachespec import Group, Paged, Recurrent, SharedWith, paged_groups
 from octavo.config.memory import GroupSize
 from octavo.config.resolve import ResolvedConfig
 from octavo.errors import ModelFileError
 from octavo.kernels.memory import zero_pages
 from octavo.kernels.ops import Ops
-from octavo.kernels.step import LayerCache, PagedCache
+from octavo.kernels.step import LayerCache, PagedCache, RecurrentCache
 from octavo.modelfiles.facts import ModelFacts
 
 MIB = 1 << 20
@@ -31,19 +31,38 @@ def _page(facts: ModelFacts, group: Group, resolved: ResolvedConfig, ops: Ops) -
 
 
 def sizes(facts: ModelFacts, resolved: ResolvedConfig, ops: Ops) -> tuple[GroupSize, ...]:
-    """Of the paged groups, as this backend lays their blocks out."""
-    found = []
-    for group in groups(facts.cache_specs):
+    """Of the paged groups, as this backend lays their blocks out. Raises ModelFileError for what is not served."""
+    found, kept = [], paged_groups(facts.cache_specs)
+    if not kept:
+        raise ModelFileError(facts.architecture, "no layer keeps keys and values: not served yet; take another model")
+    for group in kept:
         shape, dtype = _page(facts, group, resolved, ops)
         found.append(GroupSize(2 * len(group.layers) * prod(shape) * dtype.itemsize, group.window))
     return tuple(found)
 
 
-def allocate(facts: ModelFacts, resolved: ResolvedConfig, ops: Ops, blocks: Sequence[int]) -> list[LayerCache]:
-    """What each layer keeps. `blocks`: of each group, whose memory is one piece: on the host an anonymous mapping."""
+States = dict[int, RecurrentCache]
+"""By layer."""
+
+
+def states(facts: ModelFacts, resolved: ResolvedConfig, ops: Ops) -> States:
+    """Those of layers that keep some: for every row, and for the padding of a batch."""
+    rows = resolved.max_num_seqs + 1
+    return {
+        layer: RecurrentCache(tuple(torch.zeros(rows, *shape, device=ops.device) for shape in spec.states))
+        for layer, spec in enumerate(facts.cache_specs)
+        if isinstance(spec, Recurrent)
+    }
+
+
+def allocate(
+    facts: ModelFacts, resolved: ResolvedConfig, ops: Ops, blocks: Sequence[int], states: States | None = None
+) -> list[LayerCache]:
+    """What each layer keeps. `blocks`: of each paged group, whose memory is one piece: on the host an anonymous
+    mapping. `states`: of layers that keep some."""
     specs = facts.cache_specs
-    found: list[LayerCache] = [None] * len(specs)
-    for index, (group, count) in enumerate(zip(groups(specs), blocks, strict=True)):
+    found: list[LayerCache] = [(states or {}).get(layer) for layer in range(len(specs))]
+    for index, (group, count) in enumerate(zip(paged_groups(specs), blocks, strict=True)):
         page, dtype = _page(facts, group, resolved, ops)
         shape = (len(group.layers), 2, count, *page)
         memory = _zeros(prod(shape) * dtype.itemsize, ops.device).view(dtype).view(shape)

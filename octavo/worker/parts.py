@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from octavo.cachespec import groups
-from octavo.config.memory import MemoryUse, host_blocks, plan_blocks
+from octavo.cachespec import paged_groups
+from octavo.config.memory import MemoryUse, host_blocks, plan_blocks, state_bytes
 from octavo.config.resolve import ResolvedConfig
 from octavo.kernels.ops import Ops
 from octavo.kernels.step import LayerCache, PagedCache
@@ -37,7 +37,7 @@ class Parts(Protocol):
 
 
 def make_batch(facts: ModelFacts, resolved: ResolvedConfig) -> Batch:
-    windows = [group.window for group in groups(facts.cache_specs)]
+    windows = [group.window for group in paged_groups(facts.cache_specs)]
     return Batch(resolved.max_num_seqs, resolved.max_model_len, resolved.block_size, windows)
 
 
@@ -45,18 +45,20 @@ class HostParts:
     def __init__(self, facts: ModelFacts, resolved: ResolvedConfig, ops: Ops, model: Model) -> None:
         self._facts, self._resolved, self._ops, self._model = facts, resolved, ops, model
         self._batch = make_batch(facts, resolved)
+        self._states = kv.states(facts, resolved, ops)
         self._sampler = Sampler(ops, resolved.max_num_seqs, facts.vocab_size, ops.device)
 
     def runner(self) -> tuple[Runner, tuple[int, ...], list[str]]:
         sizes = kv.sizes(self._facts, self._resolved, self._ops)
         trial = self._over([1] * len(sizes))
         workspace = trial.workspace or profile.measure(trial, self._resolved)  # which also warms libraries up
-        blocks = host_blocks(self._resolved, sizes, self._model.nbytes, workspace)
+        fixed = self._model.nbytes + state_bytes(self._resolved, self._facts)
+        blocks = host_blocks(self._resolved, sizes, fixed, workspace)
         return self._over(blocks), blocks, [f"workspace {workspace / kv.MIB:.0f} MiB"]
 
     def _over(self, blocks: Sequence[int]) -> Runner:
         resolved, model, ops, batch = self._resolved, self._model, self._ops, self._batch
-        caches = kv.allocate(self._facts, resolved, ops, blocks)
+        caches = kv.allocate(self._facts, resolved, ops, blocks, self._states)
         rows = batch.permanent(*self._sampler.settings)
         recorded = ops.record(model, caches, rows, resolved.max_num_batched_tokens, resolved.block_size)
         steps = recorded or EagerSteps(model, ops, caches, batch, self._facts.vocab_size)
@@ -68,6 +70,7 @@ class DeviceParts:
         self._facts, self._resolved, self._ops, self._model = facts, resolved, ops, model
         self._device = device
         self._batch = make_batch(facts, resolved)
+        self._states = kv.states(facts, resolved, ops)
         self._lane = DeviceLane(device, self._batch)
         self._sampler = Sampler(ops, resolved.max_num_seqs, facts.vocab_size, device.where, self._lane)
         self._state = self._lane.state = make_rows(self._batch, self._sampler.settings[1])
@@ -76,14 +79,14 @@ class DeviceParts:
     def runner(self) -> tuple[Runner, tuple[int, ...], list[str]]:
         facts, resolved, device = self._facts, self._resolved, self._device
         sizes = kv.sizes(facts, resolved, self._ops)
-        caches = kv.allocate(facts, resolved, self._ops, [2] * len(sizes))
+        caches = kv.allocate(facts, resolved, self._ops, [2] * len(sizes), self._states)
         activations = profile.measure_on(device, self._over(caches, None), resolved, facts.vocab_size)
         graphs = 0 if resolved.enforce_eager else self._trial(caches)
         del caches
         memory = device.memory()  # weights and tables are there, other processes too, neither graphs nor activations
         use = MemoryUse(memory.total, memory.free, self._model.nbytes, activations, graphs, sizes)
         plan = plan_blocks(resolved, use)
-        caches = kv.allocate(facts, resolved, self._ops, [count + 1 for count in plan.blocks])
+        caches = kv.allocate(facts, resolved, self._ops, [count + 1 for count in plan.blocks], self._states)
         captured, notes = None, plan.notes()
         if not resolved.enforce_eager:
             captured = self._graphs(caches)

@@ -13,6 +13,7 @@ from collections import deque
 
 import torch
 
+from octavo.cachespec import Recurrent
 from octavo.config.memory import total_bytes
 from octavo.config.resolve import ResolvedConfig
 from octavo.env import forced_backend, forced_isa
@@ -123,11 +124,13 @@ class Worker:
             parts = DeviceParts(facts, resolved, ops, model, self._device)
         self._runner, blocks, notes = parts.runner()
         self.state = State.READY
+        has_states = any(isinstance(spec, Recurrent) for spec in facts.cache_specs)
         sizes = kv.sizes(facts, resolved, ops)
         kv_bytes = total_bytes(sizes, blocks)
         infos = [GroupInfo(count, resolved.block_size, size.window) for count, size in zip(blocks, sizes, strict=True)]
         return WorkerInfo(
             groups=tuple(infos),
+            has_states=has_states,
             vocab_size=facts.vocab_size,
             max_model_len=resolved.max_model_len,
             device=self._rank.device,
@@ -138,6 +141,7 @@ class Worker:
             hidden_size=facts.hidden_size,
             notes=[
                 *ops.notes,
+                *([_NO_PREFIXES] if has_states else []),
                 f"weights {model.nbytes / kv.MIB:.0f} MiB in {loaded - began:.1f} s",
                 *notes,
                 f"set up in {time.monotonic() - loaded:.1f} s",
@@ -147,6 +151,8 @@ class Worker:
             ],
         )
 
+
+_NO_PREFIXES = "no prefixes are cached: some layers keep states, of which there are no checkpoints yet"
 
 _NO_MEMORY = {
     State.STARTING: "the GPU has no memory left to start with ({}); end what else runs there",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -10,10 +11,12 @@ import pytest
 import torch
 from tiny_models import BLOCK_SIZE, VOCAB, make_reference, resolved_config, save_safetensors
 
-from octavo.config.memory import GroupSize, group_sizes, host_blocks
+from octavo.cachespec import Latent, Nothing, Paged, Recurrent, SharedWith
+from octavo.config.memory import GroupSize, group_sizes, host_blocks, state_bytes
 from octavo.errors import ConfigError, ModelFileError, OutOfMemory
 from octavo.kernels import registry
 from octavo.kernels.registry import Spec
+from octavo.kernels.step import PagedCache, RecurrentCache
 from octavo.modelfiles.facts import read_facts
 from octavo.modelfiles.files import ModelFiles
 from octavo.types import SamplingParams
@@ -201,6 +204,23 @@ def test_kv_sizes(files: ModelFiles, backend: str) -> None:
     # The least is one whole sequence, the most what all rows can hold.
     assert num_blocks(memory_budget=20 * PAGE) == 16
     assert num_blocks(max_num_seqs=2) == 32
+
+
+def test_each_layer_is_given_what_it_keeps() -> None:
+    """States for every row and for the padding; blocks of its group; the cache of an earlier layer; nothing."""
+    specs = (Recurrent(((2, 3), (4,))), Paged(2, 8, 8), Paged(2, 8, 8, 16), SharedWith(1), Nothing())
+    facts: Any = SimpleNamespace(cache_specs=specs, architecture="tiny")
+    ops, resolved = registry.choose(Spec("cpu", "float32"), "reference"), resolved_config()
+    assert [size.window for size in kv.sizes(facts, resolved, ops)] == [None, 16]
+    first, second, third, shared, nothing = kv.allocate(facts, resolved, ops, [5, 3], kv.states(facts, resolved, ops))
+    assert isinstance(first, RecurrentCache) and [tuple(s.shape) for s in first.states] == [(9, 2, 3), (9, 4)]
+    assert sum(state.nbytes for state in first.states) == state_bytes(resolved, facts)
+    assert isinstance(second, PagedCache) and (second.group, second.blocks.shape[1]) == (0, 5) and shared is second
+    assert isinstance(third, PagedCache) and (third.group, third.blocks.shape[1]) == (1, 3) and nothing is None
+    for unserved in (Latent(8, 4), Paged(2, 8, 4)):
+        facts.cache_specs = (unserved,)
+        with pytest.raises(ModelFileError, match="not served yet"):
+            kv.sizes(facts, resolved, ops)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
