@@ -76,7 +76,7 @@ def generate(
     """TOKENS of each row, their log-probabilities, and how many steps that took. `propose(row, tokens so far)`."""
     rows = range(len(PROMPTS))
     admits = [
-        Admit(row, prompt, len(prompt), 0, tuple(range(row * PER_ROW, (row + 1) * PER_ROW)), SETTINGS[row], 11 * row,
+        Admit(row, prompt, len(prompt), 0, (tuple(range(row * PER_ROW, (row + 1) * PER_ROW)),), SETTINGS[row], 11 * row,
               STOPS if row == 4 else (), BAD if row == 2 else (), masked)
         for row, prompt in enumerate(PROMPTS)
     ]  # fmt: skip
@@ -132,7 +132,7 @@ def test_some_rows_are_proposed_something_and_others_are_not(worker: Worker) -> 
 
 
 def test_a_draft_needs_blocks_and_a_sample(worker: Worker) -> None:
-    admit = Admit(0, PROMPTS[0], 9, 0, tuple(range(-(-9 // BLOCK_SIZE))), SETTINGS[0], 0, (), ())
+    admit = Admit(0, PROMPTS[0], 9, 0, (tuple(range(-(-9 // BLOCK_SIZE))),), SETTINGS[0], 0, (), ())
     room = -9 % BLOCK_SIZE
     for run, message in (
         (Run(0, 9, True, (1,) * (room + 1)), "too few"),
