@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from octavo.cachespec import CacheSpec, Paged
+from octavo.cachespec import CacheSpec, Paged, Recurrent
 from octavo.modelfiles.files import ModelFiles
 
 
@@ -88,9 +88,9 @@ class DeltaFacts:
         return 2 * self.keys + self.values
 
     @property
-    def kv_width(self) -> int:
-        """Numbers that a token keeps: none, what is kept does not grow."""
-        return 0
+    def cache(self) -> Recurrent:
+        """The last columns of the convolution, and the state of each head of v."""
+        return Recurrent(((self.taps - 1, self.channels), (self.v_heads, self.k_dim, self.v_dim)))
 
     @property
     def num_rows(self) -> int:

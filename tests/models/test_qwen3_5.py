@@ -20,7 +20,7 @@ from octavo.errors import ModelFileError
 from octavo.kernels import registry
 from octavo.kernels.ops import Ops
 from octavo.kernels.registry import Spec
-from octavo.kernels.step import LayerCache, RecurrentCache, Step
+from octavo.kernels.step import LayerCache, PagedCache, RecurrentCache, Step
 from octavo.modelfiles.facts import DeltaFacts, ModelFacts, read_facts
 from octavo.modelfiles.files import ModelFiles
 from octavo.models.decoder import Model
@@ -98,10 +98,10 @@ class Caches:
             if isinstance(mixer := layer.mixer, DeltaFacts):
                 columns = torch.full((ROWS, mixer.taps - 1, mixer.channels), 7.0)
                 state = torch.full((ROWS, mixer.v_heads, mixer.k_dim, mixer.v_dim), 7.0)
-                self.layers.append(RecurrentCache(1, (columns, state), ()))
+                self.layers.append(RecurrentCache((columns, state)))
             else:
                 page, dtype = ops.kv_page(BLOCK, mixer.num_kv_heads, mixer.head_dim)
-                self.layers.append(torch.zeros(2, ROWS * PAGES, *page, dtype=dtype))
+                self.layers.append(PagedCache(0, torch.zeros(2, ROWS * PAGES, *page, dtype=dtype)))
 
     def run(self, model: Model, parts: Sequence[tuple[int, int, int]]) -> list[Tensor]:
         """Logits of tokens first:last of some of TOKENS, in one step."""
