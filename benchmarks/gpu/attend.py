@@ -78,12 +78,20 @@ def _step(rows: int, new: int, context: int, device: torch.device) -> Step:
     )  # fmt: skip
 
 
-def _maker(model: Model, rows: int, new: int, context: int, kv_dtype: torch.dtype):  # type: ignore[no-untyped-def]
+def launched(model: Model, new: int, dtype: torch.dtype, kv_dtype: torch.dtype) -> Case:
+    """Of a size or type beside the check's, to be compiled alone: a row of `new` tokens."""
+    what = f"{str(dtype)[6:]} over {str(kv_dtype)[6:]}"
+    return Case("attention", model.name, 1, 0, _maker(model, 1, new, 4096, kv_dtype, dtype), context=4096, what=what)
+
+
+def _maker(  # type: ignore[no-untyped-def]
+    model: Model, rows: int, new: int, context: int, kv_dtype: torch.dtype, dtype: torch.dtype = BF16
+):
     scale = model.head_dim**-0.5
 
     def make(device: torch.device) -> Call:
         step = _step(rows, new, context, device)
-        q = normal(rows * new, model.heads, model.head_dim, device=device)
+        q = normal(rows * new, model.heads, model.head_dim, device=device, dtype=dtype)
         pages = normal(2, len(step.page_ids), BLOCK, model.kv_heads, model.head_dim, device=device).to(kv_dtype)
         eager, peer = PlannedAttention(), None
         kind = "bfloat16" if kv_dtype == BF16 else "fp8"

@@ -60,10 +60,15 @@ def cases(model: Model, rows: tuple[int, ...] = ROWS) -> Iterator[Case]:
                 )  # fmt: skip
 
 
-def _maker(form: str, m: int, n: int, k: int) -> Callable[[torch.device], Call]:
+def launched(form: str, m: int, dtype: torch.dtype) -> Case:
+    """Of a type beside the check's, to be compiled alone."""
+    return Case("linear", "4096 x 4096", m, 0, _maker(form, m, 4096, 4096, dtype), what=f"{form} {str(dtype)[6:]}")
+
+
+def _maker(form: str, m: int, n: int, k: int, dtype: torch.dtype = BF16) -> Callable[[torch.device], Call]:
     def make(device: torch.device) -> Call:
-        ops = TritonOps(BF16, BF16, device)
-        weight, x = ops.prepare([FORMS[form][0](n, k, device)]), normal(m, k, device=device)
+        ops = TritonOps(dtype, dtype, device)
+        weight, x = ops.prepare([FORMS[form][0](n, k, device)]), normal(m, k, device=device, dtype=dtype)
         held: list[torch.Tensor] = []
 
         def eager() -> object:

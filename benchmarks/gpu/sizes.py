@@ -78,6 +78,8 @@ MODELS = [
         "Qwen3-30B-A3B", 2048, 32, 4, 128, 768, 151936, experts=128, per_token=8, layers=48, tied=False, head_norms=True
     ),
 ]
+WIDE_HEADS = Model("Gemma-3-1B", 1152, 4, 1, 256, 6912, 262144, layers=26, head_norms=True)
+"""Compiled for each class of GPU, not timed."""
 TINY = [
     Model("tiny", 64, 4, 2, 16, 96, 300),
     Model("tiny-mixture", 64, 4, 1, 32, 32, 200, experts=4, per_token=2, head_norms=True),
