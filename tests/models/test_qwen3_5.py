@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_worker import BACKENDS
+from test_worker import BACKENDS, admit, greedy
 from tiny_models import make_reference, resolved_config, save_safetensors
 from torch import Tensor
 
@@ -26,6 +26,8 @@ from octavo.modelfiles.files import ModelFiles
 from octavo.models.decoder import Model
 from octavo.models.registry import build
 from octavo.weights.checkpoint import open_checkpoint
+from octavo.wire.plan import Plan, Run
+from octavo.worker.worker import Worker
 
 ROWS, BLOCK, PAGES = 4, 16, 5
 NATIVE = pytest.param("cpu", marks=pytest.mark.skipif("cpu" not in BACKENDS, reason="the native kernels are not built"))
@@ -40,6 +42,7 @@ CHANGES: list[dict[str, Any]] = [
 class Saved:
     files: ModelFiles
     logits: list[Tensor]  # of each of TOKENS
+    reference: Any
 
 
 @pytest.fixture(params=CHANGES, ids=["as many heads of v", "two heads of v for one of k"], scope="module")
@@ -53,7 +56,7 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             if name.endswith(("layernorm.weight", "q_norm.weight", "k_norm.weight", "model.norm.weight")):
                 parameter.sub_(1.0)  # they are multiplied as 1 + w
         logits = [reference(torch.tensor([ids])).logits[0] for ids in TOKENS]
-    return Saved(save_safetensors(reference, tmp_path_factory.mktemp("qwen3_5")), logits)
+    return Saved(save_safetensors(reference, tmp_path_factory.mktemp("qwen3_5")), logits, reference)
 
 
 @pytest.fixture(params=["reference", NATIVE], scope="module")
@@ -149,3 +152,29 @@ def test_what_is_not_computed_is_refused(saved: Saved, tmp_path: Path, changes: 
     (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
     with pytest.raises(ModelFileError, match=key):
         read_facts(ModelFiles("tiny", tmp_path), random_weights=True)
+
+
+@pytest.mark.parametrize("backend", ["reference", NATIVE])
+def test_greedy_tokens_are_those_of_transformers(saved: Saved, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the worker, on the CPU one recorded call a step: in chunks, beside another row, on a row that had another
+    sequence before, and again from the beginning after preemption."""
+    monkeypatch.setenv("OCTAVO_BACKEND", backend)
+    worker = Worker(resolved_config(), saved.files)
+    worker.start()
+    first, second = TOKENS[0][:30], TOKENS[2]
+    blocks = [list(range(8)), list(range(8, 16))]
+
+    def decode(*rows: int, count: int) -> list[tuple[int, ...]]:
+        return [tuple(worker.run(Plan(9, run=[Run(row, 1, True) for row in rows])).token_ids) for _ in range(count)]
+
+    worker.run(Plan(0, admit=[admit(0, second[::-1], blocks[0])], run=[Run(0, len(second), True)]))
+    worker.run(Plan(1, release=[0], admit=[admit(0, first, blocks[0])], run=[Run(0, 17, False)]))
+    both = Plan(2, admit=[admit(1, second, blocks[1])], run=[Run(0, 13, True), Run(1, len(second), True)])
+    found = [tuple(worker.run(both).token_ids), *decode(0, 1, count=5)]
+    wanted = [greedy(saved.reference, ids, 10) for ids in (first, second)]
+    assert [*zip(*found, strict=True)] == [tuple(tokens[:6]) for tokens in wanted]
+    so_far = [*first, *wanted[0][:6]]
+    again = Plan(3, release=[0, 1], admit=[admit(2, so_far, blocks[0])], run=[Run(2, len(so_far), True)])
+    rest = [tuple(worker.run(again).token_ids), *decode(2, count=3)]
+    assert [tokens[0] for tokens in rest] == wanted[0][6:]
+    worker.shutdown()

@@ -146,7 +146,7 @@ def save_gguf(model: Reference, path: Path, rope_freqs: Tensor | None = None, sl
         writer.add_rope_scaling_factor(rope["factor"])
     for name, tensor in model.state_dict().items():
         part, _, kind = name.rpartition(".")
-        data = tensor.numpy() + np.float32(is_gemma and part.endswith("norm"))
+        data = tensor.numpy() + 1 if is_gemma and part.endswith("norm") else tensor.numpy()
         if part.startswith("model.layers."):
             number, _, rest = part.removeprefix("model.layers.").partition(".")
             if architecture == "llama" and rest.endswith("q_proj"):
