@@ -48,7 +48,9 @@ def resolved(files: ModelFiles, eager: bool) -> ResolvedConfig:
         model=str(files.path), device="cpu", dtype="float32", threads=1, kv_cache_memory="1MiB", max_model_len=LENGTH,
         max_num_seqs=ROWS, max_num_batched_tokens=BUDGET, block_size=BLOCK,
     )  # fmt: skip
-    return msgspec.structs.replace(resolve(config, detect(), read_facts(files), "tiny"), enforce_eager=eager)
+    found = resolve(config, detect(), read_facts(files), "tiny")
+    given = msgspec.structs.replace(found.options, enforce_eager=eager)  # refused to those who give it for a CPU
+    return msgspec.structs.replace(found, options=given)
 
 
 class Engines:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from fake_device import FakeDevice
@@ -48,14 +49,11 @@ def engine(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OCTAVO_BACKEND", backend)
         patch.setattr("octavo.worker.worker.open_device", lambda name: FakeDevice(pick=random.Random(7)))
-        resolved = type(resolved)(**{**_fields(resolved), "enforce_eager": not graphs})
+        given = msgspec.structs.replace(resolved.options, enforce_eager=not graphs)
+        resolved = msgspec.structs.replace(resolved, options=given)
         executor = InlineExecutor(resolved, files, depth=2 if overlap else 1)
         with LLMEngine(config, executor=executor) as found:
             yield found
-
-
-def _fields(resolved: Any) -> dict[str, Any]:
-    return {name: getattr(resolved, name) for name in resolved.__struct_fields__}
 
 
 def save(reference: Any, folder: Path) -> Path:
