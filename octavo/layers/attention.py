@@ -42,7 +42,7 @@ class Attention:
         assert isinstance(kv, PagedCache)
         shape, step = self._shape, step.of(kv.group)
         heads, kv_heads = shape.num_heads, shape.num_kv_heads
-        qkv = torch.unflatten(qkv, 1, (heads + 2 * kv_heads, shape.head_dim))
+        qkv = qkv.view(qkv.shape[0], heads + 2 * kv_heads, shape.head_dim)
         q, k, v = qkv[:, :heads], qkv[:, heads:-kv_heads], qkv[:, -kv_heads:]
         q = self._ops.rope_cache(q, k, v, self._cos_sin, kv.blocks, step, self._norms)
         return self._ops.attention(q, kv.blocks, step, shape.scale, shape.window)

@@ -23,23 +23,30 @@ from octavo.worker.worker import Worker
 CPU = torch.device("cpu")
 
 
+NAMES = {
+    "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "qwen2_moe": "Qwen2Moe",
+    "qwen3_moe": "Qwen3Moe", "qwen3_5": "Qwen3_5", "gemma3": "Gemma3",
+}  # fmt: skip
+
+
 def config_alone(kind: str, folder: Path, **changes: Any) -> ModelFiles:
     """A folder with config.json and no weights."""
     config = make_reference(kind, **changes).config.to_dict()
-    name = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}[kind]
+    name = NAMES[kind]
     (folder / "config.json").write_text(json.dumps({**config, "architectures": [f"{name}ForCausalLM"]}))
     return locate(folder)
 
 
 def test_all_architectures_of_folders_are_tried_here() -> None:
-    tried = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
+    tried = {f"{name}ForCausalLM" for name in NAMES.values()}
     assert {name for name in BUILDERS if name.endswith("ForCausalLM")} == tried
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("kind", NAMES)
 def test_a_model_of_random_weights(kind: str, dtype: str, tmp_path: Path) -> None:
-    files = config_alone(kind, tmp_path, hidden_size=256, num_attention_heads=4, intermediate_size=512)
+    more = {"num_hidden_layers": 4} if kind == "qwen3_5" else {}  # the fourth is the first of attention
+    files = config_alone(kind, tmp_path, hidden_size=256, num_attention_heads=4, intermediate_size=512, **more)
     facts, resolved = read_facts(files), resolved_config(dtype)
     ops = registry.choose(registry.Spec("cpu", dtype), "reference")
     with RandomCheckpoint("m", CPU, getattr(torch, dtype)) as checkpoint:

@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType
 from torch import Tensor
 
 from octavo.kernels.reference.backend import ReferenceOps
-from octavo.kernels.step import Step
+from octavo.kernels.step import PagedCache, Step
 from octavo.modelfiles.facts import read_facts
 from octavo.modelfiles.files import locate
 from octavo.models.registry import BUILDERS
@@ -110,7 +110,7 @@ def logits(path: Path, dtype: torch.dtype) -> Tensor:
     files = locate(path)
     with open_checkpoint(files) as checkpoint, torch.inference_mode():
         model = BUILDERS["llama"](read_facts(files), checkpoint, ReferenceOps(dtype), 64, dtype).build()
-        return model.logits(model(step, [torch.zeros(2, 2, 16, KV_HEADS, HEAD_DIM, dtype=dtype)]))
+        return model.logits(model(step, [PagedCache(0, torch.zeros(2, 2, 16, KV_HEADS, HEAD_DIM, dtype=dtype))]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

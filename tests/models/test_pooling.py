@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -107,8 +108,8 @@ def test_what_was_computed_before_a_preemption_does_not_count(worker: Worker, re
 def test_the_last_token_after_a_cached_prefix(worker: Worker, reference: Any) -> None:
     first = admit(1, IDS[: 2 * BLOCK_SIZE], [12, 13], "last")
     worker.run(Plan(0, admit=[first], run=[Run(1, 2 * BLOCK_SIZE, False)]))
-    cached = admit(0, IDS, [12, 13, 14, 15, 16, 17], "last")
-    cached.num_computed_tokens = 2 * BLOCK_SIZE
+    whole = admit(0, IDS, [12, 13, 14, 15, 16, 17], "last")
+    cached = msgspec.structs.replace(whole, num_computed_tokens=2 * BLOCK_SIZE)
     result = worker.run(Plan(1, release=[1], admit=[cached], run=[Run(0, len(IDS) - 2 * BLOCK_SIZE, False)]))
     np.testing.assert_allclose(vector(result.embeddings[0]), wanted(reference, IDS, "last"), atol=1e-4)
     worker.run(Plan(2, release=[0]))

@@ -14,6 +14,7 @@ from test_reference import randn
 from torch import Tensor
 
 from octavo.kernels import registry
+from octavo.kernels.cpu.record import Recording
 from octavo.kernels.layouts import Dense
 from octavo.kernels.registry import Spec
 
@@ -181,5 +182,5 @@ def test_a_model_that_computes_by_itself_is_refused() -> None:
             return hidden
 
     with pytest.raises(AssertionError, match="no operation of it made"):
-        OPS._record(Model(), [], 16)
+        OPS._record(Model(), [], Recording(16, 1))
     assert OPS._recording is None

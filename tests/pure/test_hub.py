@@ -263,7 +263,7 @@ def test_a_gguf_is_refused_by_its_header(hub: FakeHub, source: str, num_tokens: 
     size = 40 << 20
     hub.repos["acme/ggufs"]["a.gguf"] = llama(num_tokens, size, architecture="gpt2")
     progress = Counted()
-    with pytest.raises(ModelFileError, match=r"a\.gguf: architecture 'gpt2' is not supported yet; supported: llama"):
+    with pytest.raises(ModelFileError, match=r"a\.gguf: architecture 'gpt2' is not supported yet; supported: .*llama"):
         fetch(config(source, "acme/ggufs", gguf_file="a.gguf"), progress)
     assert progress.arrived < size / 4
 
