@@ -43,7 +43,7 @@ from octavo.types import SamplingParams
 from octavo.weights.checkpoint import open_checkpoint
 from octavo.wire.plan import Admit
 from octavo.worker.batch import Batch
-from octavo.worker.kv import allocate
+from octavo.worker.kv import allocate, states
 from octavo.worker.parts import make_batch
 from octavo.worker.step import gather
 
@@ -193,7 +193,12 @@ class Paged:
         blocks = resolved.max_num_seqs * -(-resolved.max_model_len // BLOCK_SIZE)
         batch = make_batch(facts, resolved)
         free = torch.randperm(blocks, generator=torch.Generator().manual_seed(3)).tolist()
-        return cls(model, batch, allocate(facts, resolved, ops, [blocks] * len(batch.windows)), free)
+        return cls(
+            model,
+            batch,
+            allocate(facts, resolved, ops, [blocks] * len(batch.windows), states(facts, resolved, ops)),
+            free,
+        )
 
     def admit(self, row: int, token_ids: list[int]) -> None:
         pages = [self.free.pop() for _ in range(-(-len(token_ids) // BLOCK_SIZE))]
