@@ -12,7 +12,7 @@ import tempfile
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from octavo.client.fake import write_byte_tokenizer
@@ -87,6 +87,7 @@ def bounded_vocabulary(cached_bytes: int) -> Vocabulary:
         return Vocabulary.load(ModelFiles("bytes", Path(folder)), VOCAB, cached_bytes=cached_bytes)
 
 
+@lru_cache(1 << 12)
 def tokens_of(mask: bytes) -> list[int]:
     return [token for token in range(VOCAB) if mask[token >> 3] >> (token & 7) & 1]
 

@@ -40,7 +40,7 @@ def config(pick: random.Random) -> SchedulerConfig:
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_random_events(depth: int) -> None:
     events = preemptions = hits = shared = tokens = 0
-    for seed in range(60):
+    for seed in range(30):
         pick = random.Random(1000 * depth + seed)
         driver = Driver(config(pick), depth, seed)
         fails = pick.random() < 0.3
@@ -66,8 +66,8 @@ def test_random_events(depth: int) -> None:
         hits += driver.scheduler.counters.prefix_hits
         tokens += driver.scheduler.counters.generated_tokens
         shared += driver.executor.num_shared_in_step
-    assert events >= 18_000
-    assert tokens > 5000 and preemptions > 200 and hits > 1000 and shared > 20, (
+    assert events >= 9_000
+    assert tokens > 2500 and preemptions > 100 and hits > 500 and shared > 10, (
         "the events do not reach what they are to test"
     )
 
