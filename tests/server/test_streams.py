@@ -58,10 +58,12 @@ def test_client_that_leaves_while_queued_is_aborted_and_others_go_on() -> None:
     async def main() -> None:
         async with api(step_delay=0.005, max_num_seqs=1) as found:
             first = asyncio.create_task(found.chat())
-            await asyncio.sleep(0.03)
+            while found.engine.num_running < 1:
+                await asyncio.sleep(0)
             call = Call(found.app, CHAT, {**LONG, "stream": True})
-            await asyncio.sleep(0.03)
-            assert found.engine.num_running == 2
+            while found.engine.num_running < 2:
+                assert not first.done()
+                await asyncio.sleep(0)
             await call.leave()
             assert found.engine.num_running == 1
             assert (await first).json()["choices"][0]["message"]["content"] == TEXT
