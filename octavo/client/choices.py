@@ -26,7 +26,6 @@ class Choice(ChoiceStream):
 
     def __init__(self, prompt: Prompt, add: Add, index: int, tokenizer: Tokenizer, stops: StopStrings) -> None:
         super().__init__(tokenizer, add.params, index, prompt.channels, stops, prompt.logprobs_of_all)
-        self.index = index
         self.aborted = False
         self.metrics: Metrics | None = None
         self.shown_logprobs: list[TokenLogprobs] = []

@@ -57,7 +57,7 @@ class ChoiceStream:
         """A stop string ended the choice before the engine knew: the caller sends Abort."""
         self._tokenizer = tokenizer
         self._params = params
-        self._index = index
+        self.index = index
         self._logprobs_of_all = logprobs_of_all
         self.channelled = None if channels is None else ChannelledText(tokenizer, channels)
         kept = frozenset[int]() if self.channelled is None else self.channelled.kept
@@ -85,13 +85,13 @@ class ChoiceStream:
     def push(self, output: TokenOutput) -> Delta:
         """Take new tokens; the delta holds what may be shown because of them. After the end it is always empty."""
         if self.finish_reason is not None:
-            return Delta(index=self._index)
+            return Delta(index=self.index)
         if self._plain and output.finish_reason is None and len(output.token_ids) == 1:  # most tokens
             ids = output.token_ids
             self.output_ids.append(ids[0])
             text = self._detokenizer.push(ids[0])
             self._shown.append(text)
-            return Delta(index=self._index, text=text, token_ids=ids)
+            return Delta(index=self.index, text=text, token_ids=ids)
         count_before = len(self.output_ids)
         # A grammar that is complete ends an output without a stop token.
         has_stop_token = output.finish_reason == "stop" and output.stop_reason is not None
@@ -110,7 +110,7 @@ class ChoiceStream:
         self._shown_len += len(text)
         self._shown.append(text)
         delta = Delta(
-            index=self._index,
+            index=self.index,
             text=text,
             token_ids=self.output_ids[count_before:],
             logprobs=self._new_logprobs(count_before) if self._params.logprobs is not None else None,

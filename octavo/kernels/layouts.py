@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -50,6 +50,27 @@ class PreparedExperts(Protocol):
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """[experts, out, in] dense in `dtype`, computed in f32."""
         ...
+
+
+P = TypeVar("P", bound=Prepared)
+
+
+@dataclass(frozen=True)
+class EachPrepared(Generic[P]):
+    """A matrix for each expert, as the backend's own products take it. Implements PreparedExperts."""
+
+    matrices: tuple[P, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return len(self.matrices), *self.matrices[0].shape
+
+    @property
+    def nbytes(self) -> int:
+        return sum(matrix.nbytes for matrix in self.matrices)
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        return torch.stack([matrix.dequantize(dtype) for matrix in self.matrices])
 
 
 class Layout(Prepared, Protocol):

@@ -6,7 +6,7 @@ Reads layer after layer, so that only one tensor at a time exists in two forms.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -21,7 +21,7 @@ from octavo.layers.mlp import MLP, GatedMLP
 from octavo.layers.norm import RMSNorm
 from octavo.layers.rope import cos_sin_table
 from octavo.modelfiles.facts import AttentionFacts, MLPFacts, ModelFacts, RopeFacts
-from octavo.models.decoder import Block, Decoder, PreNormBlock
+from octavo.models.decoder import Block, Decoder, Mixer, PreNormBlock
 from octavo.models.reader import Reader, gguf_name
 from octavo.weights.checkpoint import Checkpoint
 
@@ -92,10 +92,13 @@ class DecoderBuilder:
     def block(self, layer: int, at: str) -> Block:
         return PreNormBlock(
             self.norm(f"{at}.input_layernorm"),
-            self.attention(layer, f"{at}.self_attn"),
+            self.mixer(layer, at),
             self.norm(f"{at}.post_attention_layernorm"),
             self.mlp(layer, f"{at}.mlp"),
         )
+
+    def mixer(self, layer: int, at: str) -> Mixer:
+        return self.attention(layer, f"{at}.self_attn")
 
     def mlp(self, layer: int, at: str) -> MLP:
         mlp, hidden = self.facts.layers[layer].mlp, self.facts.hidden_size
@@ -113,14 +116,21 @@ class DecoderBuilder:
             norms = HeadNorms(q, k, self.facts.norm_eps)
         width = facts.num_heads * facts.head_dim
         out = self.linear([f"{at}.o_proj"], self.facts.hidden_size, width, facts.out_bias)
-        return Attention(self.ops, facts, self.qkv(facts, at), out, self.cos_sin(facts.rope), norms)
+        kind, qkv = self.projection(facts, at)
+        return kind(self.ops, facts, qkv, out, self.cos_sin(facts.rope), norms)
 
-    def qkv(self, facts: AttentionFacts, at: str) -> Linear:
+    def projection(self, facts: AttentionFacts, at: str) -> tuple[type[Attention], Linear]:
+        """Of what attention is, and its product of q, k and v."""
+        parts = [("q", facts.num_heads), ("k", facts.num_kv_heads), ("v", facts.num_kv_heads)]
+        ordered = [(part, heads, self.row_order(part, heads, facts.head_dim)) for part, heads in parts]
+        return Attention, self.stacked(facts, at, ordered)
+
+    def stacked(self, facts: AttentionFacts, at: str, parts: Sequence[tuple[str, int, Tensor | None]]) -> Linear:
+        """One product of several: each by the letter it is named by, its heads, and the order of its rows."""
         weights: list[Layout] = []
         biases: list[Tensor] = []
-        for part, heads in (("q", facts.num_heads), ("k", facts.num_kv_heads), ("v", facts.num_kv_heads)):
+        for part, heads, order in parts:
             rows = heads * facts.head_dim
-            order = self.row_order(part, heads, facts.head_dim)
             weight = self.reader.matrix(f"{at}.{part}_proj.weight", rows, self.facts.hidden_size)
             weights.append(weight if order is None else weight.take_rows(order))
             if facts.qkv_bias:

@@ -5,52 +5,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from octavo.kernels.layouts import Layout
-from octavo.kernels.ops import HeadNorms
-from octavo.layers.attention import GatedAttention
+from octavo.layers.attention import Attention, GatedAttention
 from octavo.layers.deltanet import DeltaWeights, GatedDeltaNet
 from octavo.layers.linear import Linear
 from octavo.modelfiles.facts import AttentionFacts, DeltaFacts
 from octavo.models.builder import DecoderBuilder
-from octavo.models.decoder import Block, PreNormBlock
+from octavo.models.decoder import Mixer
 
 
 class Qwen35(DecoderBuilder):
     """A folder has norms less one, save that of the delta nets, and the logarithm of the decay."""
 
-    def block(self, layer: int, at: str) -> Block:
-        mixer = self.facts.layers[layer].mixer
-        return PreNormBlock(
-            self.norm(f"{at}.input_layernorm"),
-            self.delta_net(mixer, f"{at}.linear_attn")
-            if isinstance(mixer, DeltaFacts)
-            else self.gated_attention(mixer, f"{at}.self_attn"),
-            self.norm(f"{at}.post_attention_layernorm"),
-            self.mlp(layer, f"{at}.mlp"),
-        )
+    def mixer(self, layer: int, at: str) -> Mixer:
+        facts = self.facts.layers[layer].mixer
+        if isinstance(facts, DeltaFacts):
+            return self.delta_net(facts, f"{at}.linear_attn")
+        return super().mixer(layer, at)
 
     def norm_weight(self, name: str, size: int) -> Tensor:
         return super().norm_weight(name, size) + 1.0
 
-    def gated_attention(self, facts: AttentionFacts, at: str) -> GatedAttention:
+    def projection(self, facts: AttentionFacts, at: str) -> tuple[type[Attention], Linear]:
         """The rows of q come head by head with those of its gate."""
         dim, heads, kv_heads = facts.head_dim, facts.num_heads, facts.num_kv_heads
         rows = torch.arange(2 * heads * dim, device=self.ops.device).view(heads, 2, dim)
         of_q, of_gate = rows.transpose(0, 1).flatten(1)
         parts = [("q", 2 * heads, of_q), ("k", kv_heads, None), ("v", kv_heads, None), ("q", 2 * heads, of_gate)]
-        weights: list[Layout] = []
-        biases: list[Tensor] = []
-        for part, count, order in parts:
-            name = f"{at}.{part}_proj"
-            weight = self.reader.matrix(f"{name}.weight", count * dim, self.facts.hidden_size)
-            weights.append(weight if order is None else weight.take_rows(order))
-            if facts.qkv_bias:
-                bias = self.reader.vector(f"{name}.bias", count * dim, self.ops.activations)
-                biases.append(bias if order is None else bias[order])
-        q, k = (self.norm_weight(f"{at}.{part}_norm", dim) for part in ("q", "k"))
-        out = self.linear([f"{at}.o_proj"], self.facts.hidden_size, facts.num_heads * dim, facts.out_bias)
-        norms = HeadNorms(q, k, self.facts.norm_eps)
-        return GatedAttention(self.ops, facts, Linear(self.ops, weights, biases), out, self.cos_sin(facts.rope), norms)
+        return GatedAttention, self.stacked(facts, at, parts)
 
     def delta_net(self, facts: DeltaFacts, at: str) -> GatedDeltaNet:
         hidden, reader = self.facts.hidden_size, self.reader

@@ -237,8 +237,9 @@ class Runner:
     def _copy(self, copies: Sequence[BlockCopy]) -> None:
         """All sources are read before any destination is written."""
         for cache in dict.fromkeys(self._kv):
-            wanted = [copy for copy in copies if isinstance(cache, PagedCache) and copy.group == cache.group]
-            if wanted and isinstance(cache, PagedCache):
+            if not isinstance(cache, PagedCache):
+                continue
+            if wanted := [copy for copy in copies if copy.group == cache.group]:
                 src, dst = (torch.tensor(ids, device=cache.blocks.device) for ids in zip(
                     *((copy.src, copy.dst) for copy in wanted), strict=True
                 ))  # fmt: skip

@@ -7,13 +7,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from octavo.kernels.cpu import _native
 from octavo.kernels.cpu._native import Matrix, Program
 from octavo.kernels.cpu.layouts import Packed
 from octavo.kernels.cpu.nodes import F32, Address, Buffer, Value, padded
+from octavo.kernels.layouts import EachPrepared
 
 MOST_TOKENS = 512
 """That go through the experts together: enough that each expert's matrices are read for many at once."""
@@ -43,22 +41,8 @@ class Route:
         program.route(*logits, self.logits.width, self.k, self.renormalize, *weights, *ids)
 
 
-@dataclass(frozen=True)
-class PackedExperts:
-    """Each expert's matrix."""
-
-    matrices: tuple[Packed, ...]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return len(self.matrices), *self.matrices[0].shape
-
-    @property
-    def nbytes(self) -> int:
-        return sum(matrix.nbytes for matrix in self.matrices)
-
-    def dequantize(self, dtype: torch.dtype) -> Tensor:
-        return torch.stack([matrix.dequantize(dtype) for matrix in self.matrices])
+class PackedExperts(EachPrepared[Packed]):
+    """Those of this backend."""
 
     @property
     def formats(self) -> list[int]:

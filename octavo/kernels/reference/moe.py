@@ -1,5 +1,4 @@
-"""What the operations of a mixture of experts mean, in plain PyTorch; the oracle of other backends. Used by
-ReferenceOps and, around its own products, by the native backend.
+"""What the operations of a mixture of experts mean, in plain PyTorch; the oracle of other backends.
 
 Sources: the sparsely-gated mixture, Shazeer et al. 2017 (arXiv:1701.06538); its routing as Mixtral (Jiang et al. 2024,
 arXiv:2401.04088) and Qwen3-MoE (Yang et al. 2025, arXiv:2505.09388) have it.
@@ -8,32 +7,17 @@ arXiv:2401.04088) and Qwen3-MoE (Yang et al. 2025, arXiv:2505.09388) have it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from octavo.kernels.layouts import Prepared, PreparedExperts
+from octavo.kernels.layouts import EachPrepared, Prepared, PreparedExperts
 
 Linear = Callable[[Tensor, Prepared], Tensor]
 
 
-@dataclass(frozen=True)
-class ListedExperts:
-    """Each expert's matrix as the backend's own products take it."""
-
-    matrices: tuple[Prepared, ...]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return len(self.matrices), *self.matrices[0].shape
-
-    @property
-    def nbytes(self) -> int:
-        return sum(matrix.nbytes for matrix in self.matrices)
-
-    def dequantize(self, dtype: torch.dtype) -> Tensor:
-        return torch.stack([matrix.dequantize(dtype) for matrix in self.matrices])
+class ListedExperts(EachPrepared[Prepared]):
+    """Those of this backend."""
 
 
 def route(logits: Tensor, k: int, renormalize: bool) -> tuple[Tensor, Tensor]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from octavo.modelfiles.facts import AttentionFacts, LayerFacts, MLPFacts, ModelFacts, RopeFacts
+from octavo.modelfiles.facts import LayerFacts, MLPFacts, ModelFacts, RopeFacts
 from octavo.modelfiles.families.reading import FULL, SLIDING, Config, Folder, Header, Shape
 from octavo.modelfiles.fields import Fields
-from octavo.modelfiles.rope import config_rope, gguf_rope
+from octavo.modelfiles.rope import config_rope
 
 THETA, LOCAL_THETA = 1e6, 1e4
 PERIOD = 6
@@ -21,11 +22,8 @@ def _layers(
     shape: Shape, mlp: MLPFacts, windows: Sequence[int | None], ropes: dict[bool, RopeFacts], scale: float, bias: bool
 ) -> list[LayerFacts]:
     """`ropes`: by whether the layer has a window."""
-    heads = shape.num_heads, shape.num_kv_heads, shape.head_dim
-    return [
-        LayerFacts(AttentionFacts(*heads, ropes[window is not None], scale, window, bias, bias, head_norms=True), mlp)
-        for window in windows
-    ]
+    usual = replace(shape.attention(ropes[False]), scale=scale, qkv_bias=bias, out_bias=bias, head_norms=True)
+    return [LayerFacts(replace(usual, rope=ropes[window is not None], window=window), mlp) for window in windows]
 
 
 def _folder(config: Config) -> ModelFacts:
@@ -67,7 +65,7 @@ def _gguf(header: Header) -> ModelFacts:
     period = header.integer("attention.sliding_window_pattern", PERIOD)
     windows = [None if (layer + 1) % period == 0 else window for layer in range(shape.num_layers)]
     local = RopeFacts(theta=header.number("rope.freq_base_swa", LOCAL_THETA), rotary_dim=shape.head_dim)
-    ropes = {False: gguf_rope(header, shape.head_dim, shape.max_position, header.has("rope_freqs.weight")), True: local}
+    ropes = {False: header.rope(shape), True: local}
     scaled_by = shape.hidden_size / shape.num_heads if shape.num_layers == LAYERS_27B else shape.head_dim
     mlp = MLPFacts(header.integer("feed_forward_length"), activation="gelu_tanh")
     layers = _layers(shape, mlp, windows, ropes, scaled_by**-0.5, header.has("blk.0.attn_q.bias"))

@@ -2,50 +2,39 @@
 
 from __future__ import annotations
 
-from octavo.modelfiles.facts import AttentionFacts, LayerFacts, MLPFacts, ModelFacts
-from octavo.modelfiles.families.reading import COMMON, SILU, Config, Folder, Header
-from octavo.modelfiles.rope import config_rope, gguf_rope
+from dataclasses import replace
+
+from octavo.modelfiles.facts import LayerFacts, MLPFacts, ModelFacts
+from octavo.modelfiles.families.reading import COMMON, SILU, Config, Folder, Header, windowed
 
 
-def _llama(config: Config) -> ModelFacts:
-    shape, bias = config.shape(), config.boolean("attention_bias", False)
-    rope = config_rope(config.whole, config.file, shape.head_dim, shape.max_position)
-    attention = AttentionFacts(
-        shape.num_heads, shape.num_kv_heads, shape.head_dim, rope, shape.head_dim**-0.5, qkv_bias=bias, out_bias=bias
+def folder_layers(
+    config: Config, *, qkv_bias: bool = False, out_bias: bool = False, mlp_bias: bool = False, head_norms: bool = False
+) -> ModelFacts:
+    """Layers that are all alike, but for a sliding window where the class knows one."""
+    shape = config.shape()
+    attention = replace(
+        shape.attention(config.rope(shape)), qkv_bias=qkv_bias, out_bias=out_bias, head_norms=head_norms
     )
     config.activation("hidden_act", SILU)
-    mlp = MLPFacts(config.integer("intermediate_size"), config.boolean("mlp_bias", False))
-    return config.model(shape, [LayerFacts(attention, mlp)] * shape.num_layers)
-
-
-def _mistral(config: Config) -> ModelFacts:
-    shape = config.shape()
-    rope = config_rope(config.whole, config.file, shape.head_dim, shape.max_position)
-    config.activation("hidden_act", SILU)
-    mlp = MLPFacts(config.integer("intermediate_size"))
-    heads = shape.num_heads, shape.num_kv_heads, shape.head_dim
-    layers = [
-        LayerFacts(AttentionFacts(*heads, rope, shape.head_dim**-0.5, window), mlp)
-        for window in config.windows(shape.num_layers)
-    ]
-    return config.model(shape, layers)
+    mlp = MLPFacts(config.integer("intermediate_size"), mlp_bias)
+    return config.model(shape, windowed(attention, config.windows(shape.num_layers), [mlp] * shape.num_layers))
 
 
 def gguf_layers(header: Header, *, qkv_bias: bool, head_norms: bool = False) -> ModelFacts:
     """Layers that are all alike, with the biases that the file holds."""
     shape = header.shape()
-    attention = AttentionFacts(
-        shape.num_heads,
-        shape.num_kv_heads,
-        shape.head_dim,
-        gguf_rope(header, shape.head_dim, shape.max_position, header.has("rope_freqs.weight")),
-        shape.head_dim**-0.5,
-        qkv_bias=qkv_bias,
-        out_bias=header.has("blk.0.attn_output.bias"),
-        head_norms=head_norms,
+    out_bias = header.has("blk.0.attn_output.bias")
+    attention = replace(
+        shape.attention(header.rope(shape)), qkv_bias=qkv_bias, out_bias=out_bias, head_norms=head_norms
     )
     mlp = MLPFacts(header.integer("feed_forward_length"), bias=header.has("blk.0.ffn_up.bias"))
     return header.model(shape, [LayerFacts(attention, mlp)] * shape.num_layers)
+
+
+def _llama(config: Config) -> ModelFacts:
+    bias = config.boolean("attention_bias", False)
+    return folder_layers(config, qkv_bias=bias, out_bias=bias, mlp_bias=config.boolean("mlp_bias", False))
 
 
 def _gguf(header: Header) -> ModelFacts:
@@ -77,7 +66,7 @@ FOLDERS = {
             "sliding_window": 4096,
             "layer_types": None,
         },
-        _mistral,
+        folder_layers,
     ),
 }
 GGUF = {"llama": _gguf}

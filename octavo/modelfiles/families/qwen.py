@@ -5,10 +5,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from octavo.modelfiles.facts import AttentionFacts, LayerFacts, MLPFacts, ModelFacts
-from octavo.modelfiles.families.llama import gguf_layers
-from octavo.modelfiles.families.reading import COMMON, SILU, Config, Folder, Header
-from octavo.modelfiles.rope import config_rope
+from octavo.modelfiles.facts import ModelFacts
+from octavo.modelfiles.families.llama import folder_layers, gguf_layers
+from octavo.modelfiles.families.reading import COMMON, Config, Folder, Header
 
 DEFAULTS: dict[str, Any] = {
     **COMMON,
@@ -23,26 +22,13 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def _folder(config: Config, *, qkv_bias: bool, out_bias: bool, head_norms: bool) -> ModelFacts:
-    shape = config.shape()
-    rope = config_rope(config.whole, config.file, shape.head_dim, shape.max_position)
-    config.activation("hidden_act", SILU)
-    mlp = MLPFacts(config.integer("intermediate_size"))
-    heads = shape.num_heads, shape.num_kv_heads, shape.head_dim
-    layers = [
-        LayerFacts(AttentionFacts(*heads, rope, shape.head_dim**-0.5, window, qkv_bias, out_bias, head_norms), mlp)
-        for window in config.windows(shape.num_layers)
-    ]
-    return config.model(shape, layers)
-
-
 def _qwen2(config: Config) -> ModelFacts:
-    return _folder(config, qkv_bias=True, out_bias=False, head_norms=False)
+    return folder_layers(config, qkv_bias=True)
 
 
 def _qwen3(config: Config) -> ModelFacts:
     bias = config.boolean("attention_bias", False)
-    return _folder(config, qkv_bias=bias, out_bias=bias, head_norms=True)
+    return folder_layers(config, qkv_bias=bias, out_bias=bias, head_norms=True)
 
 
 def _gguf_qwen2(header: Header) -> ModelFacts:

@@ -4,18 +4,14 @@ experts in most; Qwen2's has an expert beside it that every token takes."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from octavo.modelfiles.facts import AttentionFacts, ExpertsFacts, LayerFacts, MLPFacts, ModelFacts
-from octavo.modelfiles.families.reading import COMMON, FULL, SILU, SLIDING, Config, Folder, Header, Shape
+from octavo.modelfiles.facts import ExpertsFacts, LayerFacts, MLPFacts, ModelFacts
+from octavo.modelfiles.families.reading import COMMON, FULL, SILU, SLIDING, Config, Folder, Header, Shape, windowed
 from octavo.modelfiles.fields import MAX_LAYERS
-from octavo.modelfiles.rope import config_rope, gguf_rope
 
 MOST_EXPERTS = 65536
-
-
-def _experts(count: int, chosen: int, inner: int, renormalize: bool, shared: int = 0) -> ExpertsFacts:
-    return ExpertsFacts(count, chosen, inner, renormalize, shared)
 
 
 def _mlps(config: Config, shape: Shape, experts: ExpertsFacts) -> list[MLPFacts | ExpertsFacts]:
@@ -32,31 +28,25 @@ def _folder(
     config: Config, windows: Sequence[int | None], bias: tuple[bool, bool], norms: bool, shared: int
 ) -> ModelFacts:
     shape = config.shape()
-    rope = config_rope(config.whole, config.file, shape.head_dim, shape.max_position)
+    qkv_bias, out_bias = bias
+    attention = replace(shape.attention(config.rope(shape)), qkv_bias=qkv_bias, out_bias=out_bias, head_norms=norms)
     config.activation("hidden_act", SILU)
     named = "num_experts" if config.get("num_local_experts") is None else "num_local_experts"
     count = config.integer(named, high=MOST_EXPERTS)
-    experts = _experts(
+    experts = ExpertsFacts(
         count,
         config.integer("num_experts_per_tok", high=count),
         config.integer("moe_intermediate_size"),
         config.boolean("norm_topk_prob", False),
         shared,
     )
-    heads = shape.num_heads, shape.num_kv_heads, shape.head_dim
-    layers = [
-        LayerFacts(AttentionFacts(*heads, rope, shape.head_dim**-0.5, window, *bias, norms), mlp)
-        for window, mlp in zip(windows, _mlps(config, shape, experts), strict=True)
-    ]
-    return config.model(shape, layers)
+    return config.model(shape, windowed(attention, windows, _mlps(config, shape, experts)))
 
 
 def _qwen2(config: Config) -> ModelFacts:
     """With sliding windows it is every other layer that has one, of the first so many."""
-    num_layers, most = (
-        config.integer("num_hidden_layers", high=MAX_LAYERS),
-        config.integer("max_window_layers", 0, low=0),
-    )
+    num_layers = config.integer("num_hidden_layers", high=MAX_LAYERS)
+    most = config.integer("max_window_layers", 0, low=0)
     sliding = config.boolean("use_sliding_window", False)
     kinds = [SLIDING if sliding and i % 2 == 0 and i < most else FULL for i in range(num_layers)]
     bias = config.boolean("qkv_bias", True), False
@@ -76,23 +66,14 @@ def _gguf(header: Header, *, qkv_bias: bool, norms: bool, renormalize: bool, sha
     inner = header.integer("feed_forward_length", 0, low=0)
     count = header.integer("expert_count", high=MOST_EXPERTS)
     chosen = header.integer("expert_used_count", high=count)
-    experts = _experts(
+    experts = ExpertsFacts(
         count,
         chosen,
         header.integer("expert_feed_forward_length", inner // chosen or None),
         renormalize,
         header.integer("expert_shared_feed_forward_length", inner or None) if shared else 0,
     )
-    rope = gguf_rope(header, shape.head_dim, shape.max_position, header.has("rope_freqs.weight"))
-    attention = AttentionFacts(
-        shape.num_heads,
-        shape.num_kv_heads,
-        shape.head_dim,
-        rope,
-        shape.head_dim**-0.5,
-        qkv_bias=qkv_bias,
-        head_norms=norms,
-    )
+    attention = replace(shape.attention(header.rope(shape)), qkv_bias=qkv_bias, head_norms=norms)
     return header.model(shape, [LayerFacts(attention, experts)] * shape.num_layers)
 
 

@@ -4,13 +4,14 @@ A family's file puts the facts of its layers together from these."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from octavo.errors import ModelFileError
-from octavo.modelfiles.facts import AttentionFacts, LayerFacts, ModelFacts
+from octavo.modelfiles.facts import AttentionFacts, ExpertsFacts, LayerFacts, MLPFacts, ModelFacts, RopeFacts
 from octavo.modelfiles.fields import MAX_LAYERS, MAX_POSITIONS, Fields, heads_of
 from octavo.modelfiles.gguf import GGUFHeader
+from octavo.modelfiles.rope import config_rope, gguf_rope
 from octavo.modelfiles.stored import exact_dtype, of_gguf
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -40,6 +41,10 @@ class Shape:
     num_layers: int
     max_position: int
 
+    def attention(self, rope: RopeFacts) -> AttentionFacts:
+        """The usual one: scores scaled by the width of a head, no window, no biases."""
+        return AttentionFacts(self.num_heads, self.num_kv_heads, self.head_dim, rope, self.head_dim**-0.5)
+
 
 class Config(Fields):
     """config.json as the class in Transformers sees it: the keys that it reads, and its defaults where they are left
@@ -54,6 +59,10 @@ class Config(Fields):
         heads = heads_of(self, hidden, "num_attention_heads", "num_key_value_heads", "head_dim")
         layers = self.integer("num_hidden_layers", high=MAX_LAYERS)
         return Shape(hidden, *heads, layers, self.integer("max_position_embeddings", high=MAX_POSITIONS))
+
+    def rope(self, shape: Shape) -> RopeFacts:
+        """The one that all layers have."""
+        return config_rope(self.whole, self.file, shape.head_dim, shape.max_position)
 
     def activation(self, key: str, names: Mapping[str, str]) -> str:
         """`names`: those that are computed, and what they are called here."""
@@ -123,6 +132,9 @@ class Header(Fields):
         layers = self.integer("block_count", high=MAX_LAYERS)
         return Shape(hidden, heads, kv_heads, head_dim, layers, self.integer("context_length", high=MAX_POSITIONS))
 
+    def rope(self, shape: Shape) -> RopeFacts:
+        return gguf_rope(self, shape.head_dim, shape.max_position, self.has("rope_freqs.weight"))
+
     def model(self, shape: Shape, layers: Sequence[LayerFacts], embedding_scale: float = 1.0) -> ModelFacts:
         return ModelFacts(
             architecture=self.architecture,
@@ -156,6 +168,13 @@ class Header(Fields):
 
 
 ReadGGUF = Callable[[Header], ModelFacts]
+
+
+def windowed(
+    attention: AttentionFacts, windows: Sequence[int | None], mlps: Sequence[MLPFacts | ExpertsFacts]
+) -> list[LayerFacts]:
+    """Layers whose attention differs in its window alone."""
+    return [LayerFacts(replace(attention, window=window), mlp) for window, mlp in zip(windows, mlps, strict=True)]
 
 
 def lengthened(max_position: int, layers: Sequence[LayerFacts]) -> int:
