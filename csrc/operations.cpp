@@ -10,10 +10,6 @@ namespace octavo {
 
 namespace {
 
-constexpr int64_t BLOCK_BYTES = 512 << 10;  // rows that stay in a core's L2 while the weights pass by
-constexpr int64_t ROW_MULTIPLE = 48;        // whole register blocks of the kernels
-constexpr int64_t FEW_GRAIN = 4, MANY_GRAIN = 2;  // columns taken at once: the kernels like pairs of tiles
-
 // What a thread reads after columns [.., end) of a product of few rows: its first piece of the shared rest after its own
 // share, then the weights of the operation that follows. With many rows the weights are not what is waited for.
 const uint8_t* read_next(const Operation& op, const Moment& now, int thread, const Matrix& w, int64_t columns, int64_t tiles,
@@ -37,12 +33,11 @@ void share_product(const Operation& op, const Moment& now, int thread, int64_t c
     share(op, now, thread, columns, FEW_GRAIN, [&](int64_t begin, int64_t end) { f(0, now.rows, begin, end); });
     return;
   }
-  const int64_t most = std::max(ROW_MULTIPLE, BLOCK_BYTES / bytes_per_row), blocks = (now.rows + most - 1) / most;
-  const int64_t block = round_up((now.rows + blocks - 1) / blocks, ROW_MULTIPLE / 2);
+  const RowBlocks blocks = row_blocks(now.rows, bytes_per_row);
   const int64_t pieces = (columns + MANY_GRAIN - 1) / MANY_GRAIN;
-  for (int64_t i; (i = op.claimed->fetch_add(1, std::memory_order_relaxed)) < blocks * pieces;) {
-    const int64_t r0 = i / pieces * block, c0 = i % pieces * MANY_GRAIN;
-    if (r0 < now.rows) f(r0, std::min(now.rows, r0 + block), c0, std::min(columns, c0 + MANY_GRAIN));
+  for (int64_t i; (i = op.claimed->fetch_add(1, std::memory_order_relaxed)) < blocks.count * pieces;) {
+    const int64_t r0 = i / pieces * blocks.rows, c0 = i % pieces * MANY_GRAIN;
+    if (r0 < now.rows) f(r0, std::min(now.rows, r0 + blocks.rows), c0, std::min(columns, c0 + MANY_GRAIN));
   }
 }
 

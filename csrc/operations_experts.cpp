@@ -11,14 +11,13 @@
 #include <limits>
 
 #include "operations.h"
+#include "share.h"
 
 namespace octavo {
 
 namespace {
 
 constexpr int64_t ROWS_GRAIN = 4;
-constexpr int64_t MANY_ROWS = 48, BLOCK_BYTES = 512 << 10;  // as for other products, see operations.cpp
-constexpr int64_t FEW_GRAIN = 4, MANY_GRAIN = 2;            // tiles
 
 struct Route : Operation {
   RouteArgs args;
@@ -184,21 +183,19 @@ struct Experts : Operation {
       int64_t column = 0;
       for (const Matrix& w : matrices[size_t(expert)]) {
         const Rows x = rows_of(w, p);
-        const bool many = rows >= MANY_ROWS;
-        const int64_t most = many ? std::max(MANY_ROWS, BLOCK_BYTES / x.stride) : rows, blocks = (rows + most - 1) / most;
-        const int64_t block = many ? round_up((rows + blocks - 1) / blocks, MANY_ROWS / 2) : rows;
-        const int64_t grain = many ? MANY_GRAIN : FEW_GRAIN, pieces = (w.tiles() + grain - 1) / grain;
-        for (; piece < before + blocks * pieces; piece = counter.fetch_add(1, std::memory_order_relaxed)) {
-          const int64_t i = piece - before, r0 = i / pieces * block, t0 = i % pieces * grain;
+        const RowBlocks blocks = row_blocks(rows, x.stride);
+        const int64_t grain = rows < ROW_MULTIPLE ? FEW_GRAIN : MANY_GRAIN, pieces = (w.tiles() + grain - 1) / grain;
+        for (; piece < before + blocks.count * pieces; piece = counter.fetch_add(1, std::memory_order_relaxed)) {
+          const int64_t i = piece - before, r0 = i / pieces * blocks.rows, t0 = i % pieces * grain;
           if (r0 >= rows) continue;
           LinearArgs part;
           part.x = x;
           part.weight = w;
           part.out = out + p * ld + column;
           part.ld = ld;
-          now.kernels->linear(part, r0, std::min(rows, r0 + block), t0, std::min(w.tiles(), t0 + grain));
+          now.kernels->linear(part, r0, std::min(rows, r0 + blocks.rows), t0, std::min(w.tiles(), t0 + grain));
         }
-        before += blocks * pieces;
+        before += blocks.count * pieces;
         column += w.n;
       }
     }

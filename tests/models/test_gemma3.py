@@ -8,17 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from parity import greedy_side_by_side, whole_and_in_chunks
 from test_llama import agree, expected, random_ids
-from test_worker import BACKENDS, admit, greedy
-from tiny_models import Paged, make_reference, resolved_config, save_gguf, save_safetensors
+from test_worker import BACKENDS
+from tiny_models import Paged, make_reference, save_gguf, save_safetensors
 
 from octavo.errors import ModelFileError
 from octavo.kernels import registry
 from octavo.kernels.registry import Spec
 from octavo.modelfiles.config_facts import config_facts
 from octavo.modelfiles.facts import read_facts
-from octavo.wire.plan import Plan, Run
-from octavo.worker.worker import Worker
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 ROPES = {
@@ -53,12 +52,8 @@ def make(variant: str) -> Any:
 @pytest.mark.parametrize("backend", ["reference", NATIVE])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_safetensors_logits(variant: str, backend: str, tmp_path: Path) -> None:
-    reference, ids = make(variant), random_ids(77)
-    ops = registry.choose(Spec("cpu", "float32"), backend)
-    paged = Paged.load(save_safetensors(reference, tmp_path), ops=ops)
-    wanted = expected(reference, ids)
-    agree(paged.whole(ids), wanted)
-    agree(paged.whole(ids, [1, 9, 30, 8, 1, 1, 27]), wanted)
+    reference, ops = make(variant), registry.choose(Spec("cpu", "float32"), backend)
+    whole_and_in_chunks(Paged.load(save_safetensors(reference, tmp_path), ops=ops), reference)
 
 
 @pytest.mark.parametrize("variant", GGUF_VARIANTS)
@@ -80,18 +75,7 @@ def test_greedy_tokens_are_those_of_transformers(
     files = (
         save_safetensors(reference, tmp_path) if form == "safetensors" else save_gguf(reference, tmp_path / "m.gguf")
     )
-    worker = Worker(resolved_config(), files)
-    worker.start()
-    first, second = random_ids(30), random_ids(21)
-    worker.run(Plan(0, admit=[admit(0, first, list(range(8)), groups=2)], run=[Run(0, 17, False)]))
-    begun = worker.run(
-        Plan(1, admit=[admit(1, second, list(range(8, 16)), groups=2)], run=[Run(0, 13, True), Run(1, 21, True)])
-    ).token_ids
-    rest = [worker.run(Plan(2 + i, run=[Run(0, 1, True), Run(1, 1, True)])).token_ids for i in range(9)]
-    worker.shutdown()
-    found = [begun, *rest]
-    assert [tokens[0] for tokens in found] == greedy(reference, first, 10)
-    assert [tokens[1] for tokens in found] == greedy(reference, second, 10)
+    greedy_side_by_side(files, reference, 28, groups=2)
 
 
 def test_half_precision_scales_embeddings_as_the_reference_does(tmp_path: Path) -> None:

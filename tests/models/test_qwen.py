@@ -12,18 +12,17 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType
+from parity import greedy_side_by_side, whole_and_in_chunks
 from test_llama import agree, expected, random_ids
 from test_mixed_formats import HEADS, HIDDEN, KV_HEADS, VOCAB, blocks, shapes_of
-from test_worker import BACKENDS, admit, greedy
-from tiny_models import BLOCK_SIZE, Paged, make_reference, resolved_config, save_gguf, save_safetensors
+from test_worker import BACKENDS
+from tiny_models import Paged, make_reference, save_gguf, save_safetensors
 
 from octavo.errors import ModelFileError
 from octavo.kernels import registry
 from octavo.kernels.registry import Spec
 from octavo.modelfiles.facts import read_facts
 from octavo.modelfiles.files import ModelFiles, locate
-from octavo.wire.plan import Plan, Run
-from octavo.worker.worker import Worker
 
 ROPE = {"rope_type": "default", "rope_theta": 1e6}
 WINDOW = {"use_sliding_window": True, "sliding_window": 11}
@@ -53,12 +52,8 @@ def make(variant: str) -> Any:
 @pytest.mark.parametrize("backend", ["reference", NATIVE])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_safetensors_logits(variant: str, backend: str, tmp_path: Path) -> None:
-    reference, ids = make(variant), random_ids(77)
-    ops = registry.choose(Spec("cpu", "float32"), backend)
-    paged = Paged.load(save_safetensors(reference, tmp_path), ops=ops)
-    wanted = expected(reference, ids)
-    agree(paged.whole(ids), wanted)
-    agree(paged.whole(ids, [1, 9, 30, 8, 1, 1, 27]), wanted)
+    reference, ops = make(variant), registry.choose(Spec("cpu", "float32"), backend)
+    whole_and_in_chunks(Paged.load(save_safetensors(reference, tmp_path), ops=ops), reference)
 
 
 @pytest.mark.parametrize("variant", GGUF_VARIANTS)
@@ -79,19 +74,7 @@ def test_greedy_tokens_are_those_of_transformers(
     monkeypatch.setenv("OCTAVO_BACKEND", backend)
     reference = make(variant)
     files = save_gguf(reference, tmp_path / "m.gguf") if form == "gguf" else save_safetensors(reference, tmp_path)
-    worker = Worker(resolved_config(), files)
-    worker.start()
-    prompts, pages = [random_ids(30, 1), random_ids(17, 2)], 64 // BLOCK_SIZE
-    first = admit(0, prompts[0], list(range(pages)))
-    found = [worker.run(Plan(0, admit=[first], run=[Run(0, len(prompts[0]), True)])).token_ids, []]
-    second = admit(1, prompts[1], list(range(pages, 2 * pages)))
-    found[0] += worker.run(Plan(1, admit=[second], run=[Run(0, 1, True), Run(1, 9, False)])).token_ids
-    for n in (8, *[1] * 28):
-        tokens = worker.run(Plan(2, run=[Run(0, 1, True), Run(1, n, True)])).token_ids
-        found[0].append(tokens[0])
-        found[1].append(tokens[1])
-    for prompt, tokens in zip(prompts, found, strict=True):
-        assert tokens == greedy(reference, prompt, len(tokens))
+    greedy_side_by_side(files, reference, 28)
 
 
 @pytest.mark.parametrize("variant", ["qwen2", "qwen3"])

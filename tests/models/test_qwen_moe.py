@@ -14,11 +14,12 @@ import pytest
 import tiny_models
 import torch
 from gguf import GGMLQuantizationType
+from parity import greedy_side_by_side, whole_and_in_chunks
 from test_llama import agree, expected, random_ids
 from test_native import RecordedPaged, loaded, native
 from test_qwen import NATIVE
-from test_worker import BACKENDS, admit, greedy
-from tiny_models import BLOCK_SIZE, Paged, make_reference, resolved_config, save_safetensors
+from test_worker import BACKENDS
+from tiny_models import Paged, make_reference, save_safetensors
 
 from octavo.errors import ModelFileError
 from octavo.kernels import registry
@@ -26,8 +27,6 @@ from octavo.kernels.recorded import Runs
 from octavo.kernels.registry import Spec
 from octavo.modelfiles.facts import ExpertsFacts, read_facts
 from octavo.modelfiles.files import ModelFiles, locate
-from octavo.wire.plan import Plan, Run
-from octavo.worker.worker import Worker
 
 EXPERTS, CHOSEN, INNER, SHARED = 6, 2, 32, 64
 SIZES = {
@@ -118,13 +117,11 @@ def save_gguf(model: Any, path: Path, experts: GGMLQuantizationType | None = Non
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_safetensors_logits(variant: str, backend: str, tmp_path: Path) -> None:
     """On the native backend a recorded step."""
-    reference, ids = make(variant), random_ids(77)
-    files, wanted = save_safetensors(reference, tmp_path), expected(reference, ids)
+    reference = make(variant)
+    files = save_safetensors(reference, tmp_path)
     names = {name for file in tmp_path.glob("*.safetensors") for name in _names(file)}
     assert "model.layers.1.mlp.experts.0.gate_proj.weight" in names
-    paged = loaded(files, native()) if backend == "cpu" else Paged.load(files)
-    agree(paged.whole(ids), wanted)
-    agree(paged.whole(ids, [1, 9, 30, 8, 1, 1, 27]), wanted)
+    whole_and_in_chunks(loaded(files, native()) if backend == "cpu" else Paged.load(files), reference)
 
 
 def _names(path: Path) -> list[str]:
@@ -175,19 +172,7 @@ def test_greedy_tokens_are_those_of_transformers(
     monkeypatch.setenv("OCTAVO_BACKEND", backend)
     reference = make(variant)
     files = save_gguf(reference, tmp_path / "m.gguf") if form == "gguf" else save_safetensors(reference, tmp_path)
-    worker = Worker(resolved_config(), files)
-    worker.start()
-    prompts, pages = [random_ids(30, 1), random_ids(17, 2)], 64 // BLOCK_SIZE
-    first = admit(0, prompts[0], list(range(pages)))
-    found = [worker.run(Plan(0, admit=[first], run=[Run(0, len(prompts[0]), True)])).token_ids, []]
-    second = admit(1, prompts[1], list(range(pages, 2 * pages)))
-    found[0] += worker.run(Plan(1, admit=[second], run=[Run(0, 1, True), Run(1, 9, False)])).token_ids
-    for n in (8, *[1] * 10):
-        tokens = worker.run(Plan(2, run=[Run(0, 1, True), Run(1, n, True)])).token_ids
-        found[0].append(tokens[0])
-        found[1].append(tokens[1])
-    for prompt, tokens in zip(prompts, found, strict=True):
-        assert tokens == greedy(reference, prompt, len(tokens))
+    greedy_side_by_side(files, reference, 10)
 
 
 @pytest.mark.parametrize("backend", ["reference", NATIVE])
