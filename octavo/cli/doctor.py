@@ -30,8 +30,10 @@ from octavo.config.memory import (
     group_sizes,
     host_blocks,
     kv_bytes_per_token,
+    num_checkpoints,
     plan_blocks,
     sequence_bytes,
+    state_bytes,
     total_bytes,
 )
 from octavo.config.resolve import ResolvedConfig, choose_device
@@ -111,8 +113,15 @@ def memory_plan(
         ),
         ("KV of one sequence", f"{of_one / MIB:,.0f} MiB at max_model_len {resolved.max_model_len}"),
     ]
+    states = state_bytes(resolved, facts)
+    if states:
+        rows.append((
+            "states",
+            f"{states / MIB:,.0f} MiB of recurrent layers: {resolved.max_num_seqs} sequences, "
+            f"{num_checkpoints(resolved, facts)} checkpoints",
+        ))  # fmt: skip
     if gpu is None:
-        return rows + _on_host(resolved, weights, sizes)
+        return rows + _on_host(resolved, weights + states, sizes)
     return rows + _on_gpu(resolved, facts, weights, sizes, gpu)
 
 
@@ -139,7 +148,8 @@ def _on_gpu(
 ) -> list[tuple[str, str]]:
     about = estimate(facts, resolved)
     free = gpu.memory_free - weights - about.tables
-    use = MemoryUse(gpu.memory_total, free, weights, about.activations, about.graphs, sizes)
+    states = state_bytes(resolved, facts)
+    use = MemoryUse(gpu.memory_total, free - states, weights, about.activations, about.graphs, sizes, states)
     note = "estimated; measured at start"
     rows = [
         ("taken already", f"{gpu.memory_taken / MIB:,.0f} MiB, by other processes and the driver"),

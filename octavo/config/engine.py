@@ -105,6 +105,14 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         | None
     ) = None
     prefix_cache: Annotated[bool, Meta(description="Reuse KV pages of equal prompt prefixes.")] = True
+    state_checkpoint_interval: Annotated[
+        int,
+        Meta(
+            ge=8,
+            description="Of a model with recurrent layers: tokens between checkpoints of their states, after which "
+            "equal prefixes go on; a multiple of --block-size. Others are where prompts end and where they part.",
+        ),
+    ] = 512
     max_queued_requests: Annotated[int, Meta(ge=0, description="Waiting requests before 429; 0: no limit.")] = 1024
     threads: Annotated[int, Meta(ge=1, description="CPU threads; default: the cores this process may use.")] | None = (
         None

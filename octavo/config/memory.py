@@ -25,6 +25,10 @@ MUCH = 0.05
 OWN_BYTES = 2048 * MIB
 """CUDA and our tables alone take no more, so beyond it there is another process."""
 
+CPU_SHARE = 0.25
+"""Of what the budget leaves: a CPU's memory is shared with everything else on the machine."""
+CPU_DEFAULT_LIMIT = 224 * MIB
+
 
 @dataclass(frozen=True)
 class GroupSize:
@@ -46,6 +50,8 @@ class MemoryUse:
     """Of the largest step."""
     graphs: int
     groups: tuple[GroupSize, ...]
+    states: int = 0
+    """Of recurrent layers, and checkpoints of them."""
 
     @property
     def padding(self) -> int:
@@ -55,13 +61,14 @@ class MemoryUse:
     @property
     def others(self) -> int:
         """Other processes, CUDA itself, and the small tables that this process keeps there."""
-        return max(self.total - self.free - self.weights, 0)
+        return max(self.total - self.free - self.weights - self.states, 0)
 
     def __str__(self) -> str:
         graphs = f", graphs {self.graphs / MIB:.0f}" if self.graphs else ""
+        states = f", states {self.states / MIB:.0f}" if self.states else ""
         return (
-            f"weights {self.weights / MIB:.0f} MiB, other processes and CUDA {self.others / MIB:.0f}{graphs}, the "
-            f"largest step {self.activations / MIB:.0f}"
+            f"weights {self.weights / MIB:.0f} MiB{states}, other processes and CUDA {self.others / MIB:.0f}{graphs}, "
+            f"the largest step {self.activations / MIB:.0f}"
         )
 
 
@@ -78,7 +85,7 @@ class MemoryPlan:
     def notes(self) -> list[str]:
         """For the log."""
         use = self.use
-        rest = use.total - use.others - use.weights - use.graphs - use.activations - self.kv_bytes
+        rest = use.total - use.others - use.weights - use.states - use.graphs - use.activations - self.kv_bytes
         return [
             f"of {use.total / MIB:.0f} MiB on the GPU: {use}, KV pages {self.kv_bytes / MIB:.0f}; {rest / MIB:.0f} are "
             "left free"
@@ -98,10 +105,31 @@ def group_sizes(resolved: ResolvedConfig, facts: ModelFacts) -> tuple[GroupSize,
     )
 
 
+def _state_of_one(facts: ModelFacts) -> int:
+    """Bytes that the recurrent layers keep of a sequence."""
+    return sum(spec.num_bytes for spec in facts.cache_specs if isinstance(spec, Recurrent))
+
+
+CHECKPOINT_SHARE = 1 / 16
+"""Of the budget, for checkpoints of states; on a CPU at most CPU_DEFAULT_LIMIT."""
+CHECKPOINTS_PER_ROW = 4
+"""At most."""
+
+
+def num_checkpoints(resolved: ResolvedConfig, facts: ModelFacts) -> int:
+    """That states are saved in; 0 where nothing is, else at least one for each of two sequences."""
+    one = _state_of_one(facts)
+    if not one or not resolved.options.prefix_cache:
+        return 0
+    room = int(CHECKPOINT_SHARE * resolved.memory_budget)
+    if resolved.device == "cpu":
+        room = min(room, CPU_DEFAULT_LIMIT)
+    return max(2, min(room // one, CHECKPOINTS_PER_ROW * resolved.max_num_seqs))
+
+
 def state_bytes(resolved: ResolvedConfig, facts: ModelFacts) -> int:
-    """Of the states of recurrent layers: for every row, and for the padding of a batch."""
-    rows = resolved.max_num_seqs + 1
-    return rows * sum(spec.num_bytes for spec in facts.cache_specs if isinstance(spec, Recurrent))
+    """Of the states of recurrent layers: for every row, for the padding of a batch, and in checkpoints."""
+    return (resolved.max_num_seqs + 1 + num_checkpoints(resolved, facts)) * _state_of_one(facts)
 
 
 def kv_bytes_per_token(resolved: ResolvedConfig, facts: ModelFacts) -> int:
@@ -164,11 +192,6 @@ def check_given(resolved: ResolvedConfig, sizes: Sequence[GroupSize], nbytes: in
         )
 
 
-CPU_SHARE = 0.25
-"""Of what the budget leaves: a CPU's memory is shared with everything else on the machine."""
-CPU_DEFAULT_LIMIT = 224 * MIB
-
-
 def host_blocks(resolved: ResolvedConfig, sizes: Sequence[GroupSize], weights: int, workspace: int) -> tuple[int, ...]:
     """Blocks of each group to allocate on the host. `weights`, `workspace`: bytes already taken of the budget. Raises
     OutOfMemory when one sequence of max_model_len does not fit."""
@@ -195,7 +218,7 @@ def plan_blocks(resolved: ResolvedConfig, use: MemoryUse) -> MemoryPlan:
     """As many as there is memory for and requests can have; --kv-cache-memory wins. Raises OutOfMemory, in one line,
     when one sequence of max_model_len does not fit."""
     sizes = use.groups
-    needed = use.others + use.weights + use.activations + use.graphs
+    needed = use.others + use.weights + use.states + use.activations + use.graphs
     if resolved.kv_cache_memory is not None:
         given = resolved.kv_cache_memory - use.padding
         check_given(resolved, sizes, given)

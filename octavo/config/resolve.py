@@ -104,6 +104,11 @@ def _refuse_unsupported(config: EngineConfig, hardware: Hardware, gpu: Gpu | Non
         raise ConfigError(f"--isq {config.isq} is not supported yet; leave it out")
     if config.block_size & (config.block_size - 1):
         raise ConfigError(f"--block-size {config.block_size} is not a power of two")
+    if config.state_checkpoint_interval % config.block_size:
+        raise ConfigError(
+            f"--state-checkpoint-interval {config.state_checkpoint_interval} is not a multiple of --block-size "
+            f"{config.block_size}"
+        )
     if gpu is None:
         _refuse_on_cpu(config, None if config.device == "cpu" else hardware.cuda.why_not(0))
         return

@@ -82,6 +82,10 @@ class BlockPool:
                 else:
                     self._free.append(page)
 
+    def give_up_first(self, page: int) -> None:
+        """Of the cached pages that nobody holds, this one is the next to be handed out."""
+        self._idle.move_to_end(page, last=False)
+
     def mark_cached(self, page: int) -> None:
         """The prefix cache can find this held page."""
         assert self._refs[page] > 0 and not self._cached[page]

@@ -25,9 +25,9 @@ from octavo.engine import journal
 from octavo.engine.pace import Pace
 from octavo.engine.queue import WaitingQueue
 from octavo.engine.request import Request
-from octavo.engine.tables import Blocks, BlockTables
+from octavo.engine.tables import BlockTables, Hit
 from octavo.wire.messages import Counters
-from octavo.wire.plan import Admit, Extend, GroupInfo, Plan, Run
+from octavo.wire.plan import Admit, Extend, GroupInfo, Plan, Run, Save
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ class SchedulerConfig:
     vocab_size: int
     max_queued_requests: int = 1024
     prefix_cache: bool = True
+    num_checkpoints: int = 0
+    """As in WorkerInfo."""
+    checkpoint_interval: int = 512
+    """Tokens, a multiple of the block size."""
     unfelt_us: int = 0
     """Microseconds that a step with prompts may take in any case (pace.py)."""
 
@@ -80,7 +84,10 @@ class _Steady:
 
 class Planner:
     def __init__(self, config: SchedulerConfig, counters: Counters) -> None:
-        self.tables = BlockTables(config.groups, config.max_num_batched_tokens, config.prefix_cache)
+        self.tables = BlockTables(
+            config.groups, config.max_num_batched_tokens, config.prefix_cache, config.num_checkpoints,
+            config.checkpoint_interval,
+        )  # fmt: skip
         self.queue = WaitingQueue(config.max_queued_requests, long_prompt=config.max_num_batched_tokens)
         self.pace = Pace(config.max_num_batched_tokens, config.max_num_seqs, config.unfelt_us)
         self.running: list[Request] = []
@@ -121,7 +128,10 @@ class Planner:
             flight.items.sort(key=lambda item: item[2].num_tokens > 1)
         run = tuple([item[2] for item in flight.items])
         masked = any(request.constraint is not None and each.samples for request, _, each, _ in flight.items)
-        flight.plan = Plan(index, tuple(self._release), tuple(flight.admit), tuple(flight.extend), (), run, masked)
+        save = self._save(flight.items)
+        flight.plan = Plan(
+            index, tuple(self._release), tuple(flight.admit), tuple(flight.extend), (), run, save, masked
+        )
         self._release = []
         counts = [each.num_tokens for each in run]
         flight.decodes = counts.count(1)
@@ -188,15 +198,18 @@ class Planner:
         for request in full:
             assert request.row is not None
             extend.append(Extend(request.row, self.tables.extend(request, 1)))
-        plan = Plan(index, extend=tuple(extend), run=steady.run, masked=bool(steady.bound))
-        flight = Flight(plan, steady.items, decodes=len(steady.items))
-        for request, _, _, _ in steady.items:
+        filled = []
+        for item in steady.items:
+            request = item[0]
             request.num_computed = computed = request.num_computed + 1
             request.num_pending += 1
             request.last_plan = index
             if computed % size == 0:
                 self.tables.register(request, confirmed=-1)
-        return flight
+                filled.append(item)
+        save = self._save(filled) if filled else ()
+        plan = Plan(index, extend=tuple(extend), run=steady.run, save=save, masked=bool(steady.bound))
+        return Flight(plan, steady.items, decodes=len(steady.items))
 
     # --- one step
 
@@ -251,7 +264,26 @@ class Planner:
             if count := min(need, tables.num_free):
                 assert request.row is not None
                 flight.extend.append(Extend(request.row, tables.extend(request, count)))
-        return min(tokens, tables.reach(request) - request.num_computed)
+        return self._cut(request, min(tokens, tables.reach(request) - request.num_computed))
+
+    def _cut(self, request: Request, tokens: int) -> int:
+        checkpoints = self.tables.checkpoints
+        return tokens if checkpoints is None or tokens <= 1 else checkpoints.cut(request, tokens)
+
+    def _save(self, items: list[tuple[Request, int, Run, int]]) -> tuple[Save, ...]:
+        """The checkpoints that runs of this plan leave. They can be found from the next plan on: in this one nobody
+        can go on after them."""
+        checkpoints, saved = self.tables.checkpoints, []
+        if checkpoints is None:
+            return ()
+        for request, _, run, _ in items:
+            if checkpoints.is_due(request.num_computed, run.samples):
+                place = checkpoints.make(request, request.num_computed)
+                if place is not None:
+                    saved.append((request, Save(run.row, place)))
+        for request, _ in saved:
+            self.tables.settle(request, confirmed=-1)
+        return tuple(save for _, save in saved)
 
     def _run(self, flight: Flight, request: Request, tokens: int) -> int:
         """Enters the request's next `tokens` tokens into the plan; returns them."""
@@ -289,16 +321,16 @@ class Planner:
                 request = self.queue.first(pass_long=True)
             if request is None:
                 break
-            hits = tables.find(request)
-            if not tables.fits(tables.cost(request, hits), promised):
+            hit = tables.find(request)
+            if not tables.fits(tables.cost(request, hit), promised):
                 assert self.running, f"request {request.id} does not fit an empty pool"
                 break
-            self._admit(flight, request, hits, now)
+            self._admit(flight, request, hit, now)
             promised = [sum(counts) + 1 for counts in zip(promised, tables.lacking(request), strict=True)]
 
-    def _admit(self, flight: Flight, request: Request, hits: Blocks, now: float) -> None:
+    def _admit(self, flight: Flight, request: Request, hit: Hit, now: float) -> None:
         self.queue.serve(request)
-        self.tables.take(request, hits)
+        self.tables.take(request, hit)
         request.num_computed = cached = self.tables.reach(request)
         request.row = heapq.heappop(self._free_rows)
         if request.first_scheduled is None:
@@ -312,9 +344,9 @@ class Planner:
         tokens = min(request.remaining, flight.left)
         if long and self.queue.has_short and self._free_rows:
             tokens = (flight.left + 1) // 2
-        lacking = self.tables.blocks(cached + tokens) - len(hits[0])
+        lacking = self.tables.blocks(cached + tokens) - hit.count
         self.tables.extend(request, min(lacking, self.tables.num_free))
-        tokens = min(tokens, self.tables.reach(request) - cached)
+        tokens = self._cut(request, min(tokens, self.tables.reach(request) - cached))
         flight.admit.append(self._admission(request, cached))
         flight.left -= tokens
         if long:
@@ -337,6 +369,7 @@ class Planner:
             bad_word_ids=tuple(map(tuple, add.bad_word_ids)),
             constrained=request.constraint is not None,
             pooling=add.pooling,
+            checkpoint=request.checkpoint,
         )
 
 

@@ -76,6 +76,11 @@ class PrefixCache:
             parent = key
         return found
 
+    def has(self, group: int, key: bytes) -> bool:
+        """The group's block of this key can be found."""
+        node = self._nodes.get(key)
+        return node is not None and node.blocks[group] != NONE
+
     def register(
         self, group: int, block: int, keys: Sequence[bytes], root: bytes, tokens: Sequence[int], index: int
     ) -> bool:

@@ -26,10 +26,10 @@ class Request:
     """See the module. `epoch` grows whenever what is in flight for this request stops to count."""
 
     __slots__ = (
-        "add", "arrival", "block_ids", "cached_tokens", "client", "computable", "constraint", "embedding", "epoch",
-        "first_scheduled", "first_token", "id", "identity", "keys", "last_plan", "last_token", "limit", "num_computed",
-        "num_left", "num_pending", "num_prompt", "num_registered", "order", "priority", "prompt_logprobs", "received",
-        "root", "row", "stop_ids", "token_ids",
+        "add", "arrival", "block_ids", "branch", "cached_tokens", "checkpoint", "client", "computable",
+        "constraint", "embedding", "epoch", "first_scheduled", "first_token", "id", "identity", "keys", "last_plan",
+        "last_token", "limit", "num_computed", "num_left", "num_pending", "num_prompt", "num_registered", "order",
+        "priority", "prompt_logprobs", "received", "root", "row", "saved", "stop_ids", "token_ids",
     )  # fmt: skip
 
     def __init__(self, client: bytes, add: Add, arrival: int, now: float, max_len: int, root: bytes) -> None:
@@ -56,6 +56,12 @@ class Request:
         """Its table in each paged cache group."""
         self.num_left: list[int] = []
         """Of each, the entries that the group's window has left behind."""
+        self.checkpoint: int | None = None
+        """That it went on after when it was admitted."""
+        self.saved: list[tuple[int, int]] = []
+        """(block, checkpoint after it) that it had made and that nobody can find yet, as tokens are unknown."""
+        self.branch = 0
+        """Tokens that it has in common with others, where no checkpoint was found."""
         self.row: int | None = None
         self.epoch = 0
         self.last_plan = -1
@@ -107,6 +113,7 @@ class Request:
         self.num_pending = 0
         self.num_registered = 0
         self.block_ids, self.num_left = [], []
+        self.checkpoint, self.branch = None, 0
         self.row = None
         if self.prompt_logprobs is not None:
             self.prompt_logprobs = [None]

@@ -272,7 +272,7 @@ class Scheduler:
         # rare, are their neighbours in those plans.
         if tainted := self.tables.take_back():
             for request in list(self._planner.running):
-                if any((group, id) in tainted for group, table in enumerate(request.block_ids) for id in table):
+                if self.tables.builds_on(request, tainted):
                     self._planner.preempt(request)
         return replies
 

@@ -1,6 +1,6 @@
 """Engine ↔ worker: the one bridge between the control island (integers) and the tensor island.
 
-A `Plan` is applied in the order of its fields: release, admit, extend, copies, run. A row is a permanent place
+A `Plan` is applied in the order of its fields: release, admit, extend, copies, run, save. A row is a permanent place
 in the worker's batch, owned by one request from admit to release. There are no phases: each `Run` computes the
 next `num_tokens` tokens of a row, starting at what is computed so far; when that reaches the row's last token
 the row samples one more.
@@ -37,6 +37,9 @@ class Admit(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """Each of its samples comes with a mask of the tokens that are allowed (Masks)."""
     pooling: Pooling | None = None
     """The hidden states of its tokens are pooled into an embedding."""
+    checkpoint: int | None = None
+    """Where the states are that its layers kept of the computed tokens; of a model with states, given where there are
+    such tokens."""
 
 
 class Extend(msgspec.Struct, array_like=True, gc=False, frozen=True):
@@ -65,6 +68,13 @@ class BlockCopy(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """The paged cache group."""
 
 
+class Save(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """Copies the states that a row has after its run to a checkpoint."""
+
+    row: int
+    checkpoint: int
+
+
 class Plan(msgspec.Struct, array_like=True, gc=False, frozen=True):
     index: int
     release: tuple[int, ...] = ()
@@ -72,6 +82,7 @@ class Plan(msgspec.Struct, array_like=True, gc=False, frozen=True):
     extend: tuple[Extend, ...] = ()
     copies: tuple[BlockCopy, ...] = ()
     run: tuple[Run, ...] = ()
+    save: tuple[Save, ...] = ()
     masked: bool = False
     """`Masks` follow, before the next plan: a row that was admitted as constrained samples."""
 
@@ -125,8 +136,8 @@ class WorkerInfo(msgspec.Struct, kw_only=True):
 
     groups: tuple[GroupInfo, ...]
     """Paged cache groups."""
-    has_states: bool = False
-    """Some layers keep states, which only computing a sequence from its first token on makes."""
+    num_checkpoints: int = 0
+    """That there is room for, of the states of all layers that keep some; 0: none does."""
     vocab_size: int
     max_model_len: int
     device: str

@@ -55,6 +55,32 @@ def states(facts: ModelFacts, resolved: ResolvedConfig, ops: Ops) -> States:
     }
 
 
+class Checkpoints:
+    """Copies of what rows keep in `states`. On the host memory is taken when one is first used."""
+
+    def __init__(self, states: States, count: int, device: torch.device) -> None:
+        self._pairs = [
+            (state, _zeros(count * state[0].nbytes, device).view(state.dtype).view(count, *state.shape[1:]))
+            for cache in states.values()
+            for state in cache.states
+        ]
+
+    def save(self, rows: Sequence[int], places: Sequence[int]) -> None:
+        """States of `rows` → checkpoints at `places`."""
+        for state, saved in self._pairs:
+            _copy_rows(state, rows, saved, places)
+
+    def load(self, places: Sequence[int], rows: Sequence[int]) -> None:
+        """Checkpoints at `places` → states of `rows`."""
+        for state, saved in self._pairs:
+            _copy_rows(saved, places, state, rows)
+
+
+def _copy_rows(source: Tensor, at: Sequence[int], target: Tensor, to: Sequence[int]) -> None:
+    for i, j in zip(at, to, strict=True):
+        target[j].copy_(source[i], non_blocking=True)
+
+
 def allocate(
     facts: ModelFacts, resolved: ResolvedConfig, ops: Ops, blocks: Sequence[int], states: States | None = None
 ) -> list[LayerCache]:

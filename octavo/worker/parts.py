@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from octavo.cachespec import paged_groups
-from octavo.config.memory import MemoryUse, host_blocks, plan_blocks, state_bytes
+from octavo.config.memory import MemoryUse, host_blocks, num_checkpoints, plan_blocks, state_bytes
 from octavo.config.resolve import ResolvedConfig
 from octavo.kernels.ops import Ops
 from octavo.kernels.step import LayerCache, PagedCache
@@ -41,11 +41,17 @@ def make_batch(facts: ModelFacts, resolved: ResolvedConfig) -> Batch:
     return Batch(resolved.max_num_seqs, resolved.max_model_len, resolved.block_size, windows)
 
 
+def make_states(facts: ModelFacts, resolved: ResolvedConfig, ops: Ops) -> tuple[kv.States, kv.Checkpoints | None]:
+    """What recurrent layers keep of every row, and where it is saved."""
+    states, count = kv.states(facts, resolved, ops), num_checkpoints(resolved, facts)
+    return states, kv.Checkpoints(states, count, ops.device) if count else None
+
+
 class HostParts:
     def __init__(self, facts: ModelFacts, resolved: ResolvedConfig, ops: Ops, model: Model) -> None:
         self._facts, self._resolved, self._ops, self._model = facts, resolved, ops, model
         self._batch = make_batch(facts, resolved)
-        self._states = kv.states(facts, resolved, ops)
+        self._states, self._checkpoints = make_states(facts, resolved, ops)
         self._sampler = Sampler(ops, resolved.max_num_seqs, facts.vocab_size, ops.device)
 
     def runner(self) -> tuple[Runner, tuple[int, ...], list[str]]:
@@ -62,7 +68,7 @@ class HostParts:
         rows = batch.permanent(*self._sampler.settings)
         recorded = ops.record(model, caches, rows, resolved.max_num_batched_tokens, resolved.block_size)
         steps = recorded or EagerSteps(model, ops, caches, batch, self._facts.vocab_size)
-        return Runner(model, caches, batch, self._sampler, steps)
+        return Runner(model, caches, batch, self._sampler, steps, checkpoints=self._checkpoints)
 
 
 class DeviceParts:
@@ -70,7 +76,7 @@ class DeviceParts:
         self._facts, self._resolved, self._ops, self._model = facts, resolved, ops, model
         self._device = device
         self._batch = make_batch(facts, resolved)
-        self._states = kv.states(facts, resolved, ops)
+        self._states, self._checkpoints = make_states(facts, resolved, ops)
         self._lane = DeviceLane(device, self._batch)
         self._sampler = Sampler(ops, resolved.max_num_seqs, facts.vocab_size, device.where, self._lane)
         self._state = self._lane.state = make_rows(self._batch, self._sampler.settings[1])
@@ -84,7 +90,8 @@ class DeviceParts:
         graphs = 0 if resolved.enforce_eager else self._trial(caches)
         del caches
         memory = device.memory()  # weights and tables are there, other processes too, neither graphs nor activations
-        use = MemoryUse(memory.total, memory.free, self._model.nbytes, activations, graphs, sizes)
+        states = state_bytes(resolved, facts)
+        use = MemoryUse(memory.total, memory.free, self._model.nbytes, activations, graphs, sizes, states)
         plan = plan_blocks(resolved, use)
         caches = kv.allocate(facts, resolved, self._ops, [count + 1 for count in plan.blocks], self._states)
         captured, notes = None, plan.notes()
@@ -123,4 +130,4 @@ class DeviceParts:
     def _over(self, caches: Sequence[LayerCache], graphs: DecodeGraphs | None) -> Runner:
         parts = self._computation(caches) if graphs is None else graphs.parts
         steps = DeviceSteps(parts, self._lane, self._batch, self._facts.vocab_size, graphs)
-        return Runner(self._model, caches, self._batch, self._sampler, steps, self._lane)
+        return Runner(self._model, caches, self._batch, self._sampler, steps, self._lane, self._checkpoints)

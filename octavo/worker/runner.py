@@ -22,9 +22,10 @@ from octavo.kernels.recorded import Runs, Steps
 from octavo.kernels.step import LayerCache, PagedCache
 from octavo.models.decoder import Model
 from octavo.types import TokenLogprobs
-from octavo.wire.plan import BlockCopy, Masks, Plan, Result, Run
+from octavo.wire.plan import Admit, BlockCopy, Masks, Plan, Result, Run, Save
 from octavo.worker.batch import Batch
 from octavo.worker.drafts import Verifier
+from octavo.worker.kv import Checkpoints
 from octavo.worker.lane import HostLane, Lane, Readback
 from octavo.worker.pooling import Pooling
 from octavo.worker.sampler import Sampled, Sampler
@@ -60,7 +61,8 @@ class Launched:
 
 
 class Runner:
-    """`kv`: what each layer keeps; `steps` compute over it, reached by `lane`."""
+    """`kv`: what each layer keeps; `steps` compute over it, reached by `lane`. `checkpoints`: of states, if layers keep
+    some."""
 
     def __init__(
         self,
@@ -70,11 +72,13 @@ class Runner:
         sampler: Sampler,
         steps: Steps,
         lane: Lane | None = None,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         self._model, self._kv = model, kv
         self._batch, self._sampler = batch, sampler
         self._steps = steps
         self._lane = lane or HostLane()
+        self._checkpoints = checkpoints
         self._pooling = Pooling()
         self._verifier = Verifier(steps, sampler, self._lane)
         self.num_groups = len(batch.windows)
@@ -105,6 +109,8 @@ class Runner:
                 self._draft(launched, runs)
             if runs:
                 self._begin(launched)
+            if plan.save:
+                self._save(plan.save)
             return launched
         except BaseException:
             self._broken.update(run.row for run in plan.run)
@@ -231,8 +237,22 @@ class Runner:
             self._batch.extend(extend)
         self._lane.begin(plan)
         self._sampler.admit_all(plan.admit)
+        if self._checkpoints is not None:
+            self._load([admit for admit in plan.admit if admit.checkpoint is not None])
         if plan.copies:
             self._lane.launch(lambda: self._copy(plan.copies))
+
+    def _load(self, admits: Sequence[Admit]) -> None:
+        checkpoints = self._checkpoints
+        if admits and checkpoints is not None:
+            places = [admit.checkpoint for admit in admits if admit.checkpoint is not None]
+            self._lane.launch(lambda: checkpoints.load(places, [admit.row for admit in admits]))
+
+    def _save(self, saves: Sequence[Save]) -> None:
+        checkpoints = self._checkpoints
+        assert checkpoints is not None, "a plan saves states, and no layer keeps any"
+        rows, places = [save.row for save in saves], [save.checkpoint for save in saves]
+        self._lane.launch(lambda: checkpoints.save(rows, places))
 
     def _copy(self, copies: Sequence[BlockCopy]) -> None:
         """All sources are read before any destination is written."""

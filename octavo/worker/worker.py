@@ -13,8 +13,7 @@ from collections import deque
 
 import torch
 
-from octavo.cachespec import Recurrent
-from octavo.config.memory import total_bytes
+from octavo.config.memory import num_checkpoints, state_bytes, total_bytes
 from octavo.config.resolve import ResolvedConfig
 from octavo.env import forced_backend, forced_isa
 from octavo.errors import OutOfMemory
@@ -124,13 +123,12 @@ class Worker:
             parts = DeviceParts(facts, resolved, ops, model, self._device)
         self._runner, blocks, notes = parts.runner()
         self.state = State.READY
-        has_states = any(isinstance(spec, Recurrent) for spec in facts.cache_specs)
         sizes = kv.sizes(facts, resolved, ops)
         kv_bytes = total_bytes(sizes, blocks)
         infos = [GroupInfo(count, resolved.block_size, size.window) for count, size in zip(blocks, sizes, strict=True)]
         return WorkerInfo(
             groups=tuple(infos),
-            has_states=has_states,
+            num_checkpoints=num_checkpoints(resolved, facts),
             vocab_size=facts.vocab_size,
             max_model_len=resolved.max_model_len,
             device=self._rank.device,
@@ -141,18 +139,16 @@ class Worker:
             hidden_size=facts.hidden_size,
             notes=[
                 *ops.notes,
-                *([_NO_PREFIXES] if has_states else []),
                 f"weights {model.nbytes / kv.MIB:.0f} MiB in {loaded - began:.1f} s",
                 *notes,
                 f"set up in {time.monotonic() - loaded:.1f} s",
                 f"KV pages {kv_bytes / kv.MIB:.0f} MiB ({resolved.kv_cache_dtype}): "
                 f"{' + '.join(map(str, blocks))} pages of "
                 f"{resolved.block_size} tokens",
+                *_about_states(resolved, facts),
             ],
         )
 
-
-_NO_PREFIXES = "no prefixes are cached: some layers keep states, of which there are no checkpoints yet"
 
 _NO_MEMORY = {
     State.STARTING: "the GPU has no memory left to start with ({}); end what else runs there",
@@ -161,6 +157,13 @@ _NO_MEMORY = {
     "--max-num-batched-tokens, --max-num-seqs or --gpu-memory-utilization",
 }
 """By the state in which memory ran out."""
+
+
+def _about_states(resolved: ResolvedConfig, facts: ModelFacts) -> list[str]:
+    if not (nbytes := state_bytes(resolved, facts)):
+        return []
+    count = num_checkpoints(resolved, facts)
+    return [f"states {nbytes / kv.MIB:.0f} MiB: of {resolved.max_num_seqs} sequences, and {count} checkpoints"]
 
 
 def _spec(resolved: ResolvedConfig, facts: ModelFacts, rank: Rank) -> registry.Spec:

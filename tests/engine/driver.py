@@ -68,7 +68,9 @@ class Driver:
         self.random = random.Random(seed)
         self.blame = Blame({identity(key): Past(suspect=True, crashes=2) for key in SUSPECTS})
         self.scheduler = Scheduler(config, InlineConstraints(), self.blame)
-        self.executor = FakeExecutor(config.groups, config.max_num_seqs, config.max_num_batched_tokens, depth)
+        self.executor = FakeExecutor(
+            config.groups, config.max_num_seqs, config.max_num_batched_tokens, depth, config.num_checkpoints
+        )
         self.sent: dict[tuple[bytes, int], _Sent] = {}
         self.live: list[tuple[bytes, int]] = []
         self.plans: deque[tuple[Plan, int]] = deque()
@@ -108,7 +110,7 @@ class Driver:
         key = pick.choice(["", "", f"key {self._next_id}", pick.choice(SUSPECTS)])
         owner = pick.choice(["", "", "one", "two"])
         add = Add(self._next_id, prompt, params, seed, stop_ids, grammar=grammar, key=key, owner=owner)
-        whole, _ = expected(add, max_len, self.executor.groups)
+        whole, _ = self._expected(add)
         if whole and pick.random() < 0.2:  # as after a restart of the engine
             add = msgspec.structs.replace(add, output_ids=whole[: pick.randint(1, len(whole))])
         self._add(pick.choice([b"a", b"b"]), add)
@@ -196,6 +198,10 @@ class Driver:
 
     # --- judgement
 
+    def _expected(self, add: Add) -> tuple[list[int], str]:
+        executor = self.executor
+        return expected(add, self.scheduler.max_len, executor.groups, executor.num_checkpoints > 0)
+
     def _add(self, client: bytes, add: Add) -> None:
         self._next_id += 1
         self.sent[client, add.id] = _Sent(add, list(add.output_ids))
@@ -208,7 +214,7 @@ class Driver:
             sent = self.sent[client, reply.id]
             assert not sent.aborted, "a reply after the abort"
             assert not sent.finals, "a reply after the final one"
-            whole, reason = expected(sent.add, self.scheduler.max_len, self.executor.groups)
+            whole, reason = self._expected(sent.add)
             if isinstance(reply, Failed):
                 assert may_fail and reply.code == "engine_error"
                 sent.failed = True

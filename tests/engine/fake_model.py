@@ -3,7 +3,8 @@
 A block's slot holds a digest of the whole history up to its token, made from the digest that is *read through the row's
 block table* for the token before; in a group with a window, from all digests inside it. So a block shared wrongly,
 overwritten, let go of too early, or never computed spoils every later token of its reader, just as wrong keys and
-values would; `expected` says what an unspoiled request gives.
+values would. A row's state is a digest of the whole history too, which only computing it from the first token on, or a
+checkpoint, gives. `expected` says what an unspoiled request gives.
 """
 
 from __future__ import annotations
@@ -51,24 +52,32 @@ def written(group: GroupInfo, before: Sequence[int], token: int) -> int:
     return hash((*before, token, group.window))
 
 
-class History:
-    """What the tokens of a sequence leave in each group."""
+def next_state(state: int, token: int) -> int:
+    return hash((state, token, "state"))
 
-    def __init__(self, groups: Groups) -> None:
-        self._groups = groups
+
+class History:
+    """What the tokens of a sequence leave in each group, and in the state of a model that has one."""
+
+    def __init__(self, groups: Groups, has_states: bool) -> None:
+        self._groups, self._has_states = groups, has_states
         self.values: list[list[int]] = [[] for _ in groups]
+        self.state = START
 
     def add(self, token: int) -> None:
+        self.state = next_state(self.state, token)
         for group, values in zip(self._groups, self.values, strict=True):
             values.append(written(group, values[first_read(group, len(values)) :], token))
 
     @property
     def last(self) -> int:
-        return together([values[-1] for values in self.values])
+        return together([values[-1] for values in self.values], self.state if self._has_states else None)
 
 
-def together(values: list[int]) -> int:
-    """What is sampled from, of what the groups hold of the last token."""
+def together(values: list[int], state: int | None) -> int:
+    """What is sampled from, of what the groups hold of the last token and of the state after it."""
+    if state is not None:
+        return hash((*values, state))
     return values[0] if len(values) == 1 else hash(tuple(values))
 
 
@@ -105,9 +114,14 @@ def sample(history: int, seed: int, stop_ids: Sequence[int], masked: bool, mask:
     return token
 
 
-def expected(add: Add, max_len: int, groups: Groups = one_group()) -> tuple[list[int], str]:  # noqa: B008
+def expected(
+    add: Add,
+    max_len: int,
+    groups: Groups = one_group(),  # noqa: B008
+    has_states: bool = False,
+) -> tuple[list[int], str]:
     """All output tokens (those of `output_ids` too) and the finish reason."""
-    history = History(groups)
+    history = History(groups, has_states)
     for token in add.prompt_ids:
         history.add(token)
     output: list[int] = []
@@ -137,6 +151,7 @@ class _Row:
     tokens: list[int]
     computed: int
     tables: list[list[int]]
+    state: int = START
     broken: bool = False
     """Its last step failed: what it does until the next admission is worthless, and must not matter."""
 
@@ -153,7 +168,9 @@ class Found:
 class FakeExecutor:
     """Implements Executor. `fail_next` makes the next collected plan raise before anything is computed."""
 
-    def __init__(self, groups: Groups, max_num_seqs: int, budget: int, depth: int = 1) -> None:
+    def __init__(
+        self, groups: Groups, max_num_seqs: int, budget: int, depth: int = 1, num_checkpoints: int = 0
+    ) -> None:
         self.depth = depth
         self.fail_next = False
         self.plans: deque[Plan] = deque()
@@ -166,12 +183,16 @@ class FakeExecutor:
         self._max_num_seqs = max_num_seqs
         self._budget = budget
         self._slots: list[dict[int, int]] = [{} for _ in groups]
+        self.num_checkpoints = num_checkpoints
+        self._checkpoints: dict[int, int] = {}
+        self.num_loaded = 0
         self._rows: dict[int, _Row] = {}
         self._tolerant = 0  # plans still in flight when one failed
 
     def start(self) -> WorkerInfo:
         return WorkerInfo(
             groups=self.groups,
+            num_checkpoints=self.num_checkpoints,
             vocab_size=VOCAB,
             max_model_len=1 << 20,
             device="none",
@@ -206,8 +227,11 @@ class FakeExecutor:
             self._tolerant = len(self.plans)
             for run in plan.run:
                 self._rows[run.row].broken = True
+            for save in plan.save:
+                self._checkpoints[save.checkpoint] = -1
             raise StepFailed(f"step {plan.index}")
         self._compute(plan)
+        self._save(plan)
         result = Found()
         allowed = iter([None] * len(plan.run) if masks is None else masks.allowed)
         for run in plan.run:
@@ -225,7 +249,11 @@ class FakeExecutor:
             assert admit.num_computed_tokens % self._block_size == 0
             assert admit.num_computed_tokens < len(admit.token_ids)
             tables = [list(ids) for ids in admit.block_ids]
-            self._rows[admit.row] = _Row(admit, list(admit.token_ids), admit.num_computed_tokens, tables)
+            self._rows[admit.row] = row = _Row(admit, list(admit.token_ids), admit.num_computed_tokens, tables)
+            assert (admit.checkpoint is not None) == bool(self.num_checkpoints and row.computed)
+            if admit.checkpoint is not None:
+                self.num_loaded += 1
+                row.state = self._checkpoints[admit.checkpoint]
         for extend in plan.extend:
             for table, ids in zip(self._rows[extend.row].tables, extend.block_ids, strict=True):
                 table += ids
@@ -233,6 +261,16 @@ class FakeExecutor:
         assert len({run.row for run in plan.run}) == len(plan.run), "a row runs twice"
         assert sum(run.num_tokens for run in plan.run) <= self._budget
         assert all(run.num_tokens > 0 for run in plan.run)
+
+    def _save(self, plan: Plan) -> None:
+        """After a row's run, at the end of a block, to a place of its own in this plan."""
+        assert len({save.checkpoint for save in plan.save}) == len(plan.save), "two states saved in one place"
+        counts = {run.row: run.num_tokens for run in plan.run}
+        for save in plan.save:
+            assert 0 <= save.checkpoint < self.num_checkpoints
+            row = self._rows[save.row]
+            assert row.broken or (row.computed + counts[save.row]) % self._block_size == 0
+            self._checkpoints[save.checkpoint] = -1 if row.broken else row.state
 
     def _slot(self, group: int, row: _Row, position: int) -> int:
         return row.tables[group][position // self._block_size] * self._block_size + position % self._block_size
@@ -242,8 +280,9 @@ class FakeExecutor:
         return [self._slot(group, row, at) for at in range(first_read(self.groups[group], position), position)]
 
     def _compute(self, plan: Plan) -> None:
-        """Writes the slots of all runs; one that reads what another writes in this step goes after it."""
-        runs = deque(self._rows[run.row] for run in plan.run)
+        """Writes the slots of all runs but those of broken rows, which a worker leaves out; one that reads what another
+        writes in this step goes after it."""
+        runs = deque(row for run in plan.run if not (row := self._rows[run.row]).broken)
         counts = {id(self._rows[run.row]): run.num_tokens for run in plan.run}
         unwritten: set[tuple[int, int]] = set()
         for row in runs:
@@ -262,7 +301,8 @@ class FakeExecutor:
                 runs.append(row)
                 continue
             for position in range(row.computed, row.computed + counts[id(row)]):
-                token = row.tokens[position] if position < len(row.tokens) and not row.broken else -1
+                token = row.tokens[position] if position < len(row.tokens) else -1
+                row.state = next_state(row.state, token)
                 for group, slots in enumerate(self._slots):
                     before = [slots.get(slot, -1) for slot in self._read(group, row, position)]
                     here = self._slot(group, row, position)
@@ -271,6 +311,10 @@ class FakeExecutor:
 
     def _finish_run(self, run: Run, mask: bytes | None, result: Found) -> None:
         index, row = run.row, self._rows[run.row]
+        if row.broken:
+            result.tokens += [(0,)] * run.samples
+            result.logprobs += [None] * run.samples
+            return
         start, row.computed = row.computed, row.computed + run.num_tokens
         self._verify(row)
         if row.admit.params.prompt_logprobs is not None:
@@ -279,10 +323,13 @@ class FakeExecutor:
         if not run.samples:
             return
         assert mask is None or row.admit.constrained
-        assert row.broken or row.computed == len(row.tokens), "samples before the row's end"
+        assert row.computed == len(row.tokens), "samples before the row's end"
         output = len(row.tokens) - row.admit.num_prompt_tokens
         last = [slots[self._slot(group, row, row.computed - 1)] for group, slots in enumerate(self._slots)]
-        token = sample(together(last), row.admit.seed, row.admit.stop_ids, output < row.admit.params.min_tokens, mask)
+        state = row.state if self.num_checkpoints else None
+        token = sample(
+            together(last, state), row.admit.seed, row.admit.stop_ids, output < row.admit.params.min_tokens, mask
+        )
         row.tokens.append(token)
         result.tokens.append((token,))
         wanted = row.admit.params.logprobs is not None
@@ -290,12 +337,13 @@ class FakeExecutor:
 
     def _verify(self, row: _Row) -> None:
         """Every row reads exactly its own history; after a failed step, once the plans in flight then are done."""
-        if row.broken or self._tolerant:
+        if self._tolerant:
             return
         assert row.computed <= len(row.tokens), "more computed than there is"
-        history = History(self.groups)
+        history = History(self.groups, self.num_checkpoints > 0)
         for token in row.tokens[: row.computed]:
             history.add(token)
+        assert row.state == history.state or not self.num_checkpoints, "the state of another history"
         for group, slots in enumerate(self._slots):
             first = 0 if self.groups[group].window is None else first_read(self.groups[group], row.computed)
             for position in range(first, row.computed):

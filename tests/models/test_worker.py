@@ -214,7 +214,8 @@ def test_each_layer_is_given_what_it_keeps() -> None:
     assert [size.window for size in kv.sizes(facts, resolved, ops)] == [None, 16]
     first, second, third, shared, nothing = kv.allocate(facts, resolved, ops, [5, 3], kv.states(facts, resolved, ops))
     assert isinstance(first, RecurrentCache) and [tuple(s.shape) for s in first.states] == [(9, 2, 3), (9, 4)]
-    assert sum(state.nbytes for state in first.states) == state_bytes(resolved, facts)
+    checkpoints = 4 * 8 * 40  # four for each of the eight rows
+    assert sum(state.nbytes for state in first.states) + checkpoints == state_bytes(resolved, facts)
     assert isinstance(second, PagedCache) and (second.group, second.blocks.shape[1]) == (0, 5) and shared is second
     assert isinstance(third, PagedCache) and (third.group, third.blocks.shape[1]) == (1, 3) and nothing is None
     for unserved in (Latent(8, 4), Paged(2, 8, 4)):
