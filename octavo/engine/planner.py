@@ -344,7 +344,7 @@ class Planner:
         tokens = min(request.remaining, flight.left)
         if long and self.queue.has_short and self._free_rows:
             tokens = (flight.left + 1) // 2
-        lacking = self.tables.blocks(cached + tokens) - hit.count
+        lacking = self.tables.blocks(cached + tokens) - hit.num_blocks
         self.tables.extend(request, min(lacking, self.tables.num_free))
         tokens = self._cut(request, min(tokens, self.tables.reach(request) - cached))
         flight.admit.append(self._admission(request, cached))

@@ -22,11 +22,11 @@ Blocks = tuple[tuple[int, ...], ...]
 
 
 class Hit(NamedTuple):
-    """What was computed before of a request's tokens: `count` blocks of them."""
+    """What was computed before of a request's tokens."""
 
     blocks: Blocks
     """Its table in each group; nothing of it is held yet."""
-    count: int = 0
+    num_blocks: int = 0
     checkpoint: int | None = None
     """Of the states after them, in a model that keeps some."""
     branch: int = 0
@@ -171,7 +171,7 @@ class BlockTables:
     def cost(self, request: Request, hit: Hit) -> list[int]:
         """Free blocks in each group that admitting it takes away, until its tokens so far are computed."""
         tokens, found = len(request.token_ids), []
-        for group, pool, ids, first in zip(self.groups, self.pools, hit.blocks, self._first(hit.count), strict=True):
+        for group, pool, ids, first in zip(self.groups, self.pools, hit.blocks, self._first(hit.num_blocks), strict=True):
             most = min(group.most_blocks(tokens, self._at_once), pool.num_blocks)
             found.append(most - sum(not pool.is_idle(block) for block in ids[first:]))
         return found
@@ -183,8 +183,8 @@ class BlockTables:
     def take(self, request: Request, hit: Hit) -> None:
         """The request begins behind what was found."""
         request.block_ids = [list(ids) for ids in hit.blocks]
-        request.num_left = self._first(hit.count)
-        request.num_registered = hit.count
+        request.num_left = self._first(hit.num_blocks)
+        request.num_registered = hit.num_blocks
         for pool, held in zip(self.pools, self.held(request), strict=True):
             pool.retain(held)
         request.checkpoint, request.branch = hit.checkpoint, hit.branch

@@ -1,5 +1,5 @@
 """Keeps what the device knows of every row (kernels/rows.py) equal to the batch on the host. Used by
-worker/lane.py and worker/parts.py.
+worker/device_queue.py and worker/parts.py.
 
 Only what a plan changes is sent, in one copy: the rows it admits and the pages it appends. What steps themselves change
 (last token, tokens computed) changes on the device, by the step.

@@ -18,8 +18,8 @@ from torch import Tensor
 from octavo.kernels.recorded import Runs
 from octavo.kernels.step import Step
 from octavo.worker.batch import Batch
+from octavo.worker.device_queue import DeviceQueue
 from octavo.worker.graphs import Computation, DecodeGraphs
-from octavo.worker.lane import DeviceLane
 from octavo.worker.step import gather
 
 LOGITS_BYTES = 128 << 20
@@ -30,9 +30,9 @@ class DeviceSteps:
     """`graphs`: captured already; None: every step runs operation by operation (--enforce-eager)."""
 
     def __init__(
-        self, parts: Computation, lane: DeviceLane, batch: Batch, vocab_size: int, graphs: DecodeGraphs | None
+        self, parts: Computation, queue: DeviceQueue, batch: Batch, vocab_size: int, graphs: DecodeGraphs | None
     ) -> None:
-        self._parts, self._lane, self._batch, self._graphs = parts, lane, batch, graphs
+        self._parts, self._queue, self._batch, self._graphs = parts, queue, batch, graphs
         self.chunk = max(1, LOGITS_BYTES // (4 * vocab_size))
         self.nbytes: int | None = None
         self._runs = Runs([], [], [])
@@ -49,11 +49,11 @@ class DeviceSteps:
         self._runs = runs
         self._replayed = not whole and self._has_graph(runs)
         if self._replayed and self._graphs is not None:
-            self._graphs.forward(runs.rows, self._lane.staging)
+            self._graphs.forward(runs.rows, self._queue.staging)
             self._sampled = self._graphs.sampled
         else:
             step = gather(self._batch, runs)
-            self._lane.launch(lambda: self._compute(step, np.repeat(np.array(runs.rows, np.int64), runs.counts)))
+            self._queue.launch(lambda: self._compute(step, np.repeat(np.array(runs.rows, np.int64), runs.counts)))
 
     def sample(self, masks: Sequence[bytes | None]) -> Tensor | None:
         if masks or not self._replayed or self._graphs is None:
@@ -73,17 +73,17 @@ class DeviceSteps:
         runs = self._runs
         self._batch.advance(runs)
         sampled = [row for row, sample in zip(runs.rows, runs.samples, strict=True) if sample]
-        self._lane.launch(lambda: self._move_on(runs.rows, sampled, token_ids))
+        self._queue.launch(lambda: self._move_on(runs.rows, sampled, token_ids))
 
     def settled(self, last: list[int]) -> None:
         rows = self._runs.rows
         sampled = [row for row, sample in zip(rows, self._runs.samples, strict=True) if sample]
 
         def move_on() -> None:
-            (token_ids,) = self._lane.upload([np.array(last, np.int64)])
+            (token_ids,) = self._queue.upload([np.array(last, np.int64)])
             self._move_on(rows, sampled, token_ids)
 
-        self._lane.launch(move_on)
+        self._queue.launch(move_on)
 
     def _has_graph(self, runs: Runs) -> bool:
         graphs = self._graphs
@@ -93,7 +93,7 @@ class DeviceSteps:
         """step: on the host; row_of [tokens]."""
         arrays = [getattr(step, name) for name in _ARRAYS]
         arrays += [array for other in step.others for array in (other.slots, other.page_ids)]
-        *there, row_at = self._lane.staging.upload([array.numpy() for array in arrays] + [row_of])
+        *there, row_at = self._queue.staging.upload([array.numpy() for array in arrays] + [row_of])
         moved = dict(zip(_ARRAYS, there, strict=False))
         token_ids = moved["token_ids"]
         moved["token_ids"] = torch.where(token_ids < 0, self._parts.state.last_token[row_at], token_ids)
@@ -112,7 +112,7 @@ class DeviceSteps:
             self._batch.num_computed[rows],
             np.array(sampled, np.int64),
         ]
-        at, computed, sampled_at = self._lane.staging.upload(arrays)
+        at, computed, sampled_at = self._queue.staging.upload(arrays)
         state.num_computed[at] = computed
         if sampled:
             state.last_token[sampled_at] = token_ids.clamp_min(0)

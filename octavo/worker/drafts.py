@@ -16,7 +16,7 @@ from torch import Tensor
 
 from octavo.kernels.recorded import Steps
 from octavo.types import TokenLogprobs
-from octavo.worker.lane import Lane
+from octavo.worker.queue import Queue
 from octavo.worker.sampler import Sampled, Sampler
 
 
@@ -43,8 +43,8 @@ class Verified:
 
 
 class Verifier:
-    def __init__(self, steps: Steps, sampler: Sampler, lane: Lane) -> None:
-        self._steps, self._sampler, self._lane = steps, sampler, lane
+    def __init__(self, steps: Steps, sampler: Sampler, queue: Queue) -> None:
+        self._steps, self._sampler, self._queue = steps, sampler, queue
 
     def verify(self, rows: list[int], drafts: list[Sequence[int]], masks: Sequence[bytes | None]) -> list[Verified]:
         """Of a step that was begun, for each of `rows`, which sample, what it samples beside its draft. `masks`: one
@@ -55,7 +55,7 @@ class Verifier:
             claims.append(Verified(row, draft, first))
             first += claims[-1].num_samples
         for group in self._groups(claims):
-            logits = self._lane.launch(lambda group=group: self._logits(group))  # type: ignore[misc]
+            logits = self._queue.launch(lambda group=group: self._logits(group))  # type: ignore[misc]
             active = group
             while active:
                 self._sample(active, logits, group[0].first, masks)
@@ -90,8 +90,8 @@ class Verifier:
             at = torch.tensor([place - first for place in places], device=logits.device)
             return self._sampler.launch(rows, logits.index_select(0, at), allowed)
 
-        sampled = self._lane.launch(launch)
-        token_ids, logprobs = self._sampler.read(sampled, self._lane.download(sampled.tensors()).read())
+        sampled = self._queue.launch(launch)
+        token_ids, logprobs = self._sampler.read(sampled, self._queue.download(sampled.tensors()).read())
         for claim, token_id, entry in zip(active, token_ids, logprobs, strict=True):
             claim.tokens.append(token_id)
             if entry is not None:

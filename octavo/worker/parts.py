@@ -20,11 +20,11 @@ from octavo.models.decoder import Model
 from octavo.worker import kv, profile
 from octavo.worker.batch import Batch
 from octavo.worker.device import Device
+from octavo.worker.device_queue import DeviceQueue
 from octavo.worker.device_rows import make_rows
 from octavo.worker.device_steps import DeviceSteps
 from octavo.worker.eager import EagerSteps
 from octavo.worker.graphs import Computation, DecodeGraphs, bucket_sizes
-from octavo.worker.lane import DeviceLane
 from octavo.worker.runner import Runner
 from octavo.worker.sampler import Sampler
 
@@ -77,9 +77,9 @@ class DeviceParts:
         self._device = device
         self._batch = make_batch(facts, resolved)
         self._states, self._checkpoints = make_states(facts, resolved, ops)
-        self._lane = DeviceLane(device, self._batch)
-        self._sampler = Sampler(ops, resolved.max_num_seqs, facts.vocab_size, device.where, self._lane)
-        self._state = self._lane.state = make_rows(self._batch, self._sampler.settings[1])
+        self._queue = DeviceQueue(device, self._batch)
+        self._sampler = Sampler(ops, resolved.max_num_seqs, facts.vocab_size, device.where, self._queue)
+        self._state = self._queue.state = make_rows(self._batch, self._sampler.settings[1])
         self._sizes = bucket_sizes(min(resolved.max_num_seqs, resolved.max_num_batched_tokens))
 
     def runner(self) -> tuple[Runner, tuple[int, ...], list[str]]:
@@ -129,5 +129,5 @@ class DeviceParts:
 
     def _over(self, caches: Sequence[LayerCache], graphs: DecodeGraphs | None) -> Runner:
         parts = self._computation(caches) if graphs is None else graphs.parts
-        steps = DeviceSteps(parts, self._lane, self._batch, self._facts.vocab_size, graphs)
-        return Runner(self._model, caches, self._batch, self._sampler, steps, self._lane, self._checkpoints)
+        steps = DeviceSteps(parts, self._queue, self._batch, self._facts.vocab_size, graphs)
+        return Runner(self._model, caches, self._batch, self._sampler, steps, self._queue, self._checkpoints)

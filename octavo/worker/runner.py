@@ -26,8 +26,8 @@ from octavo.wire.plan import Admit, BlockCopy, Masks, Plan, Result, Run, Save
 from octavo.worker.batch import Batch
 from octavo.worker.drafts import Verifier
 from octavo.worker.kv import Checkpoints
-from octavo.worker.lane import HostLane, Lane, Readback
 from octavo.worker.pooling import Pooling
+from octavo.worker.queue import HostQueue, Queue, Readback
 from octavo.worker.sampler import Sampled, Sampler
 
 
@@ -61,8 +61,8 @@ class Launched:
 
 
 class Runner:
-    """`kv`: what each layer keeps; `steps` compute over it, reached by `lane`. `checkpoints`: of states, if layers keep
-    some."""
+    """`kv`: what each layer keeps; `steps` compute over it, reached by `queue`. `checkpoints`: of states, where layers
+    keep some."""
 
     def __init__(
         self,
@@ -71,16 +71,16 @@ class Runner:
         batch: Batch,
         sampler: Sampler,
         steps: Steps,
-        lane: Lane | None = None,
+        queue: Queue | None = None,
         checkpoints: Checkpoints | None = None,
     ) -> None:
         self._model, self._kv = model, kv
         self._batch, self._sampler = batch, sampler
         self._steps = steps
-        self._lane = lane or HostLane()
+        self._queue = queue or HostQueue()
         self._checkpoints = checkpoints
         self._pooling = Pooling()
-        self._verifier = Verifier(steps, sampler, self._lane)
+        self._verifier = Verifier(steps, sampler, self._queue)
         self.num_groups = len(batch.windows)
         self._broken: set[int] = set()
 
@@ -170,9 +170,9 @@ class Runner:
         runs = launched.runs
         self._steps.begin(runs, whole)
         if self._batch.scored:
-            launched.prompt_logprobs = self._lane.launch(lambda: self._prompt_logprobs(runs.rows, runs.counts))
+            launched.prompt_logprobs = self._queue.launch(lambda: self._prompt_logprobs(runs.rows, runs.counts))
         if self._pooling.rows:
-            launched.embeddings = self._lane.launch(lambda: self._embeddings(runs.rows, runs.counts))
+            launched.embeddings = self._queue.launch(lambda: self._embeddings(runs.rows, runs.counts))
 
     def _sample(self, launched: Launched, allowed: Sequence[bytes | None]) -> None:
         """The rest of a step that was begun. `allowed`: a mask for each sample, or none at all."""
@@ -183,12 +183,12 @@ class Runner:
 
     @torch.inference_mode()
     def _sample_in_parts(self, launched: Launched, allowed: Sequence[bytes | None]) -> None:
-        lane, rows = self._lane, launched.sampling
+        queue, rows = self._queue, launched.sampling
         if launched.drafts:
             self._verify(launched, allowed)
             return
-        launched.sampled = lane.launch(lambda: self._sample_chunks(rows, allowed))
-        token_ids = lane.launch(lambda: _joined(launched.sampled))
+        launched.sampled = queue.launch(lambda: self._sample_chunks(rows, allowed))
+        token_ids = queue.launch(lambda: _joined(launched.sampled))
         self._steps.advance(token_ids)
         self._read_back(launched)
 
@@ -212,7 +212,7 @@ class Runner:
     @torch.inference_mode()
     def _read_back(self, launched: Launched) -> None:
         """Also where nothing was sampled: that the step is done has to be known."""
-        launched.readback = self._lane.download([tensor for part in launched.sampled for tensor in part.tensors()])
+        launched.readback = self._queue.download([tensor for part in launched.sampled for tensor in part.tensors()])
 
     def _sample_chunks(self, rows: list[int], allowed: Sequence[bytes | None]) -> list[Sampled]:
         """As many at a time as the logits of fit."""
@@ -235,24 +235,24 @@ class Runner:
             self._pooling.admit(admit)
         for extend in plan.extend:
             self._batch.extend(extend)
-        self._lane.begin(plan)
+        self._queue.begin(plan)
         self._sampler.admit_all(plan.admit)
         if self._checkpoints is not None:
             self._load([admit for admit in plan.admit if admit.checkpoint is not None])
         if plan.copies:
-            self._lane.launch(lambda: self._copy(plan.copies))
+            self._queue.launch(lambda: self._copy(plan.copies))
 
     def _load(self, admits: Sequence[Admit]) -> None:
         checkpoints = self._checkpoints
         if admits and checkpoints is not None:
             places = [admit.checkpoint for admit in admits if admit.checkpoint is not None]
-            self._lane.launch(lambda: checkpoints.load(places, [admit.row for admit in admits]))
+            self._queue.launch(lambda: checkpoints.load(places, [admit.row for admit in admits]))
 
     def _save(self, saves: Sequence[Save]) -> None:
         checkpoints = self._checkpoints
         assert checkpoints is not None, "a plan saves states, and no layer keeps any"
         rows, places = [save.row for save in saves], [save.checkpoint for save in saves]
-        self._lane.launch(lambda: checkpoints.save(rows, places))
+        self._queue.launch(lambda: checkpoints.save(rows, places))
 
     def _copy(self, copies: Sequence[BlockCopy]) -> None:
         """All sources are read before any destination is written."""

@@ -1,6 +1,6 @@
 """Host memory through which numbers pass between the host and a device without either waiting for the other.
 
-Owned by worker/lane.py. A step takes one slot: what it uploads is packed into the slot's buffer, what it
+Owned by worker/device_queue.py. A step takes one slot: what it uploads is packed into the slot's buffer, what it
 downloads arrives in another one. Invariant: a slot is used again only when all work of the step that had it is done;
 with one slot more than there are steps in flight that never waits.
 """

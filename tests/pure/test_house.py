@@ -82,10 +82,11 @@ _MAY_IMPORT = {
         "errors config modelfiles weights.checkpoint layers kernels.ops kernels.layouts kernels.step kernels.expression"
     ),
     "worker": (
-        f"{BASE} rank config modelfiles wire weights models distributed worker.sampler"
+        f"{BASE} rank config modelfiles wire weights models distributed worker.sampler worker.queue"
         " kernels.ops kernels.layouts kernels.step kernels.recorded kernels.rows kernels.memory kernels.registry"
     ),
-    "worker.sampler": "errors types wire kernels.ops",
+    "worker.sampler": "errors types wire kernels.ops worker.queue",
+    "worker.queue": "wire",
 }
 _ONLY_IN_FUNCTIONS = {
     "executor": "worker",  # the bridge: the function that starts the worker

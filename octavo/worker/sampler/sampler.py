@@ -26,8 +26,8 @@ from octavo.errors import EngineError
 from octavo.kernels.ops import Ops
 from octavo.types import SamplingParams, TokenLogprobs
 from octavo.wire.plan import Admit
+from octavo.worker.queue import HostQueue, Queue
 from octavo.worker.sampler.edits import FOREVER, MASKED, BadWords, LogitEdits
-from octavo.worker.sampler.queue import AtOnce, Queue
 from octavo.worker.sampler.sampled import Draw, Sampled, listed
 from octavo.worker.sampler.tables import VocabTables
 
@@ -55,7 +55,7 @@ class Sampler:
         device, rows = torch.device(device), max_rows + 1
         self._ops = ops
         self.vocab_size = vocab_size
-        self._queue = queue or AtOnce(device)
+        self._queue = queue or HostQueue(device)
         self._needs = np.zeros(rows, np.uint8)
         self._special: set[int] = set()  # rows that need more than noise
         self._num_top = np.zeros(rows, np.int64)
