@@ -171,7 +171,8 @@ class BlockTables:
     def cost(self, request: Request, hit: Hit) -> list[int]:
         """Free blocks in each group that admitting it takes away, until its tokens so far are computed."""
         tokens, found = len(request.token_ids), []
-        for group, pool, ids, first in zip(self.groups, self.pools, hit.blocks, self._first(hit.num_blocks), strict=True):
+        firsts = self._first(hit.num_blocks)
+        for group, pool, ids, first in zip(self.groups, self.pools, hit.blocks, firsts, strict=True):
             most = min(group.most_blocks(tokens, self._at_once), pool.num_blocks)
             found.append(most - sum(not pool.is_idle(block) for block in ids[first:]))
         return found
