@@ -235,8 +235,9 @@ void bind_inputs(nb::module_& m) {
       .def_prop_ro("tokens", [](const Inputs& in) { return in.step().tokens; })
       .def_prop_ro("samples", [](const Inputs& in) { return in.step().samples; })
       .def_prop_ro("block_size", [](const Inputs& in) { return in.step().block_size; })
-      .def("arrays", [](const Inputs& in) {  // address and length of each of the gathered arrays
-        const Step& s = in.step();
+      .def_prop_ro("num_groups", &Inputs::num_groups)
+      .def("arrays", [](const Inputs& in, int32_t group) {  // address and length of each of the gathered arrays
+        const Step s = in.step(group);
         const auto pages = int64_t(s.rows ? s.page_start[s.rows] : 0);
         return std::vector<std::pair<Address, int64_t>>{
             {Address(s.token_ids), s.tokens}, {Address(s.positions), s.tokens}, {Address(s.slots), s.tokens},

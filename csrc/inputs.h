@@ -50,6 +50,7 @@ class Inputs {
   // What is common to all groups, with the first one's blocks.
   const Step& step() const { return step_; }
   Step step(int32_t group) const;
+  int32_t num_groups() const { return groups_.empty() ? 1 : int32_t(groups_.size()); }
   int32_t sample_row(int64_t sample) const { return sample_rows_[size_t(sample)]; }
   const std::vector<int32_t>& rows() const { return rows_; }  // that were gathered last
   int64_t max_tokens() const { return int64_t(token_ids_.size()); }

@@ -71,8 +71,8 @@ class Sandwich:
         return self.ops.elementwise(ex.soft_cap(GATE, 3.0), self.ops.logits(hidden, self.head))
 
 
-def over(kind: type[Paged], model: Sandwich) -> Paged:
-    return kind(model, Batch(8, 128, BLOCK_SIZE), [], list(range(128)))
+def over(kind: type[Paged], model: Sandwich, windows: Sequence[int | None] = (None,)) -> Paged:
+    return kind(model, Batch(8, 128, BLOCK_SIZE, windows), [], list(range(128)))
 
 
 @pytest.mark.parametrize("isa", native_cpu.known_isas())
@@ -136,6 +136,25 @@ def test_what_has_no_kernel_runs_in_pytorch_and_is_said_once() -> None:
         1, 1, 1, 1,
     ]  # fmt: skip
     assert torch.equal(recorded.whole(ids, [1, 40, 19]), eager.whole(ids))
+
+
+class OfTheSecondGroup(WithoutKernels):
+    def __call__(self, step: Step, kv: Sequence[Tensor]) -> Tensor:
+        return super().__call__(step.of(1), kv)
+
+    def ordinal(self, step: Step, x: Tensor, counts: Tensor) -> list[Tensor]:
+        assert step.group == 1
+        (found,) = super().ordinal(step, x, counts)
+        return [found + step.slots[:, None] / 100 + step.page_ids.sum()]
+
+
+def test_what_has_no_kernel_sees_the_blocks_of_its_layers_group() -> None:
+    ops, ids = native(), random_ids(60)
+    recorded, eager = (over(kind, OfTheSecondGroup(ops), (None, 20)) for kind in (RecordedPaged, Paged))
+    assert isinstance(recorded, RecordedPaged)
+    found, wanted = recorded.record(ops).whole(ids, [1, 40, 19]), eager.whole(ids, [1, 40, 19])
+    assert torch.equal(found, wanted)
+    assert (recorded.batch.block_tables[0] != recorded.batch.block_tables[1]).any()
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 16])

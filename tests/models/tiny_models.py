@@ -202,9 +202,8 @@ class Paged:
 
     def admit(self, row: int, token_ids: list[int]) -> None:
         pages = [self.free.pop() for _ in range(-(-len(token_ids) // BLOCK_SIZE))]
-        self.batch.admit(
-            Admit(row, token_ids, len(token_ids), 0, (pages,) * len(self.batch.windows), SamplingParams(), 0, [], [])
-        )
+        tables = tuple(pages[:: -1 if group % 2 else 1] for group in range(len(self.batch.windows)))  # not all alike
+        self.batch.admit(Admit(row, token_ids, len(token_ids), 0, tables, SamplingParams(), 0, [], []))
 
     @torch.inference_mode()
     def run(self, lengths: dict[int, int]) -> dict[int, Tensor]:

@@ -136,7 +136,7 @@ class CpuOps:
         note = f"{name} has no native kernel: it runs in PyTorch, between two parts of the recorded step"
         if note not in self.notes:
             self.notes = [*self.notes, note]
-        return self._recording.host(name, compute, inputs, results, step is not None)
+        return self._recording.host(name, compute, inputs, results, None if step is None else step.group)
 
     def embedding(self, token_ids: Tensor, table: Prepared) -> Tensor:
         (matrix,) = _packed(table).parts

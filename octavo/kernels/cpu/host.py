@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -58,7 +58,8 @@ class Host:
     compute: Compute
     inputs: list[View | Tensor]
     outputs: list[View]
-    with_step: bool
+    group: int | None
+    """Of the step that the operation takes; None: it takes none."""
 
     @property
     def reads(self) -> Sequence[Buffer]:
@@ -78,7 +79,7 @@ class Host:
                 return view if isinstance(view, Tensor) else view.over(address, rows if view.value.samples else tokens)
 
             with torch.inference_mode():
-                step = [step_of(of_step)] if self.with_step else []
+                step = [] if self.group is None else [step_of(of_step).of(self.group)]
                 found = self.compute(*step, *(tensor(*each) for each in inputs))
                 for (view, address), result in zip(outputs, found, strict=True):
                     tensor(view, address).copy_(result)
@@ -88,8 +89,13 @@ class Host:
 
 def step_of(inputs: Inputs) -> Step:
     """The step that was gathered last, as tensors over the native arrays: valid until the next is gathered."""
+    first, *others = (_step_of(inputs, group) for group in range(inputs.num_groups))
+    return replace(first, others=tuple(others))
+
+
+def _step_of(inputs: Inputs, group: int) -> Step:
     types = (torch.int64,) * 3 + (torch.int32,) * 4 + (torch.int64, torch.int32)
-    arrays = [_array(*array, dtype) for array, dtype in zip(inputs.arrays(), types, strict=True)]
+    arrays = [_array(*array, dtype) for array, dtype in zip(inputs.arrays(group), types, strict=True)]
     token_ids, positions, slots, query_start, context_lens, page_start, page_ids, logits_index, rows = arrays
     return Step(
         token_ids,
@@ -105,6 +111,7 @@ def step_of(inputs: Inputs) -> Step:
         int(context_lens.max()),
         rows,
         (query_start, context_lens, page_start),
+        group=group,
     )
 
 

@@ -70,9 +70,10 @@ class Recording:
         assert index is self.step.logits_index
 
     def host(
-        self, name: str, compute: Compute, inputs: Sequence[Tensor], results: Sequence[Result], with_step: bool
+        self, name: str, compute: Compute, inputs: Sequence[Tensor], results: Sequence[Result], group: int | None
     ) -> list[Tensor]:
-        """A node in PyTorch. Inputs that are not of this step (weights, states) are the same in every step."""
+        """A node in PyTorch, over a step as a cache group sees it, or over none. Inputs that are not of this step
+        (weights, states) are the same in every step."""
         views = [View.of(x, self.value(x)[0]) if self._known(x) else x for x in inputs]
         samples = any(isinstance(view, View) and view.value.samples for view in views)
         tensors, outputs = [], []
@@ -80,7 +81,7 @@ class Recording:
             out, value = self.output(math.prod(result.shape), samples, dtype=result.dtype)
             tensors.append(out.view(-1, *result.shape))
             outputs.append(View.of(tensors[-1], value))
-        self.add(Host(name, compute, views, outputs, with_step))
+        self.add(Host(name, compute, views, outputs, group))
         return tensors
 
     def _known(self, x: Tensor) -> bool:
