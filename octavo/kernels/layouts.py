@@ -88,11 +88,21 @@ class Layout(Prepared, Protocol):
         """The out_features in the order of `index` (GGUF stores Llama's q and k rows permuted)."""
         ...
 
+    def take_columns(self, order: Tensor, width: int) -> Layout:
+        """The in_features, so many at a time, in `order` (GGUF stores the heads of delta nets in another one). Dense
+        where a group of scales reaches over several of them."""
+        ...
+
 
 def _part(x: Tensor, dim: int, rank: int, world_size: int) -> Tensor:
     size, rest = divmod(x.shape[dim], world_size)
     assert rest == 0, f"{x.shape[dim]} along dim {dim} does not divide by {world_size} ranks"
     return x.narrow(dim, rank * size, size).contiguous()
+
+
+def _reordered(x: Tensor, order: Tensor, width: int) -> Tensor:
+    """[rows, columns]: its columns, `width` at a time, in `order`."""
+    return x.view(x.shape[0], -1, width)[:, order].flatten(1).contiguous()
 
 
 def _dense(shape: tuple[int, int], dtype: torch.dtype, device: torch.device, rows: Callable[[slice], Tensor]) -> Tensor:
@@ -132,6 +142,9 @@ class Dense:
     def take_rows(self, index: Tensor) -> Dense:
         return Dense(self.data[index])
 
+    def take_columns(self, order: Tensor, width: int) -> Dense:
+        return Dense(_reordered(self.data, order, width))
+
 
 @dataclass(frozen=True)
 class _Scaled:
@@ -170,6 +183,12 @@ class _Scaled:
 
     def take_rows(self: S, index: Tensor) -> S:
         return type(self)(self.q[index], self.scales[index])
+
+    def take_columns(self: S, order: Tensor, width: int) -> S | Dense:
+        if width % self.group:
+            return Dense(_reordered(self.dequantize(torch.float32), order, width))
+        scales = _reordered(self.scales, order, width // self.group)
+        return type(self)(_reordered(self.q, order, width), scales)
 
 
 class Int8Groups(_Scaled):
@@ -236,6 +255,12 @@ class Int4Groups:
 
     def take_rows(self, index: Tensor) -> Int4Groups:
         return Int4Groups(self.packed[index], self.scales[index], self.minimums[index])
+
+    def take_columns(self, order: Tensor, width: int) -> Int4Groups | Dense:
+        if width % self.group:
+            return Dense(_reordered(self.dequantize(torch.float32), order, width))
+        scales, minimums = (_reordered(x, order, width // self.group) for x in (self.scales, self.minimums))
+        return Int4Groups(_reordered(self.packed, order, width // 2), scales, minimums)
 
 
 def same_form(weights: Sequence[Layout]) -> bool:

@@ -20,11 +20,21 @@ REFUSED = {
 def config_facts(config: dict[str, Any], file: str) -> ModelFacts:
     """Raises ModelFileError that names `file` and the key."""
     name = _architecture(config, file)
-    for key, why in REFUSED.items():
-        if config.get(key) is not None:
-            raise ModelFileError(file, f"{key}: {why}")
     folder = FOLDERS[name]
-    return folder.read(Config(file, name, config, folder.defaults))
+    text = config if folder.part is None else _part(config, folder.part, file)
+    for key, why in REFUSED.items():
+        if config.get(key) is not None or text.get(key) is not None:
+            raise ModelFileError(file, f"{key}: {why}")
+    return folder.read(Config(file, name, text, folder.defaults))
+
+
+def _part(config: dict[str, Any], key: str, file: str) -> dict[str, Any]:
+    """The text model's config. Whether its embedding is its head too, the whole model's says."""
+    part = config.get(key)
+    if not isinstance(part, dict):
+        raise ModelFileError(file, f"{key}: is missing or not an object")
+    dtype = part.get("dtype") or part.get("torch_dtype") or config.get("dtype") or config.get("torch_dtype")
+    return {**part, "tie_word_embeddings": config.get("tie_word_embeddings", False), "dtype": dtype}
 
 
 def _architecture(config: dict[str, Any], file: str) -> str:

@@ -60,6 +60,8 @@ def end_ids(folder: Path, *names: str) -> list[int]:
     """The ids that end a generation according to generation_config.json and config.json (or those of `names`). Ids
     without a row in the model can never come, and are left out. Raises ModelFileError for what are no ids."""
     configs = {name: read_object(folder / name) for name in (_GENERATION, _CONFIG) if (folder / name).is_file()}
+    if _CONFIG in configs and isinstance(text := configs[_CONFIG].get("text_config"), dict):  # of several models
+        configs[_CONFIG] = {**text, **configs[_CONFIG]}
     size = configs.get(_CONFIG, {}).get("vocab_size")
     found: dict[int, None] = {}
     for name in names or configs:

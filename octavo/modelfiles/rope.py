@@ -91,10 +91,14 @@ _YARN_KEYS = {
 """Keys that llama.cpp reads for other architectures, and the values that say what it computes for ours."""
 
 
-def gguf_rope(fields: Fields, head_dim: int, max_position: int, has_factors: bool) -> RopeFacts:
-    """`fields`: those under the architecture's prefix. `has_factors`: there is a tensor rope_freqs.weight."""
+def gguf_rope(fields: Fields, head_dim: int, max_position: int, has_factors: bool, partial: bool = False) -> RopeFacts:
+    """`fields`: those under the architecture's prefix. `has_factors`: there is a tensor rope_freqs.weight. `partial`:
+    the first features alone may be turned."""
     key = "rope.dimension_count"
-    if (rotary_dim := fields.integer(key, head_dim, low=0)) != head_dim:
+    rotary_dim = fields.integer(key, head_dim, low=0)
+    if partial and (rotary_dim % 2 or not 0 < rotary_dim <= head_dim):
+        fields.fail(key, f"{rotary_dim} of {head_dim} features cannot be turned in pairs")
+    if rotary_dim != head_dim and not partial:
         fields.fail(key, f"{rotary_dim} of {head_dim}: partial rotation is not part of this architecture")
     for key, values in _YARN_KEYS.items():
         if (value := fields.get(key)) is not None and value not in values:

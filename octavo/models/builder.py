@@ -41,8 +41,7 @@ class DecoderBuilder:
         self, facts: ModelFacts, checkpoint: Checkpoint, ops: Ops, num_positions: int, dtype: torch.dtype
     ) -> None:
         """`dtype`: of the engine."""
-        parts = self.gguf_parts
-        self.reader = Reader(checkpoint, str if parts is None else lambda name: gguf_name(name, parts))
+        self.reader = Reader(checkpoint, self.stored_name)
         self.facts, self.ops, self.dtype = facts, ops, dtype
         self._file, self._num_positions = checkpoint.file, num_positions
         self._tables: dict[RopeFacts, Tensor] = {}
@@ -60,8 +59,17 @@ class DecoderBuilder:
             embedding = Embedding(self.ops, self.ops.prepare_table(table), self.embedding_scale())
         blocks = [self.block(i, f"model.layers.{i}") for i in range(facts.num_layers)]
         norm = self.norm("model.norm")
-        reader.finish(IGNORABLE)
+        reader.finish(IGNORABLE, self.beside())
         return Decoder(embedding, blocks, norm, head, shared is not None)
+
+    def stored_name(self, name: str) -> str:
+        """What the file calls a tensor."""
+        return name if self.gguf_parts is None else gguf_name(name, self.gguf_parts)
+
+    def beside(self) -> Sequence[str]:
+        """How the names of tensors begin in the file that other models there have (of images, of drafts), which are not
+        loaded."""
+        return ()
 
     def embedding_scale(self) -> float:
         return self.facts.embedding_scale

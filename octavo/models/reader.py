@@ -52,6 +52,11 @@ class Reader:
         self._stored_name = stored_name
         self._left = checkpoint.names()
 
+    @property
+    def left(self) -> list[str]:
+        """Names in the file that nobody has asked for so far."""
+        return sorted(self._left)
+
     def has(self, name: str) -> bool:
         return self._stored_name(name) in self._left
 
@@ -80,9 +85,11 @@ class Reader:
         """The model does without this tensor, whether it is there or not."""
         self._left.discard(self._stored_name(name))
 
-    def finish(self, ignorable: Sequence[str] = ()) -> None:
-        """Raises ModelFileError when tensors are left over, save those whose names end in one of `ignorable`."""
-        left = sorted(name for name in self._left if not name.endswith(tuple(ignorable)))
+    def finish(self, ignorable: Sequence[str] = (), beside: Sequence[str] = ()) -> None:
+        """Raises ModelFileError when tensors are left over, save those whose names end in one of `ignorable`, or in the
+        file begin with one of `beside`."""
+        known = (name for name in self._left if not name.startswith(tuple(beside)))
+        left = sorted(name for name in known if not name.endswith(tuple(ignorable)))
         if left:
             more = f" and {len(left) - 3} more" if len(left) > 3 else ""
             raise ModelFileError(

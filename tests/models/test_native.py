@@ -23,6 +23,7 @@ from octavo.kernels import registry
 from octavo.kernels.ops import Ops
 from octavo.kernels.recorded import Runs, Steps
 from octavo.kernels.registry import Spec
+from octavo.kernels.step import RecurrentCache
 from octavo.modelfiles.facts import read_facts
 from octavo.modelfiles.files import ModelFiles, locate
 from octavo.types import SamplingParams
@@ -57,6 +58,8 @@ class RecordedPaged(Paged):
     def run(self, lengths: dict[int, int]) -> dict[int, Tensor]:
         rows, counts = list(lengths), list(lengths.values())
         samples = [bool(self.batch.num_computed[row] + n == self.batch.num_tokens[row]) for row, n in lengths.items()]
+        states = [state for cache in self.kv if isinstance(cache, RecurrentCache) for state in cache.states]
+        before = [state.clone() for state in states]
         self.recorded.begin(Runs(rows, counts, samples), whole=True)
         logits = self.model.logits(self.recorded.hidden().clone())
         ends = torch.tensor(counts).cumsum(0)[torch.tensor(samples)] - 1
@@ -65,6 +68,8 @@ class RecordedPaged(Paged):
                 part = ends[first : first + self.recorded.chunk]
                 assert torch.equal(self.recorded.logits(first, len(part)), logits[part])
             if not again:
+                for state, was in zip(states, before, strict=True):
+                    state.copy_(was)
                 self.recorded.begin(Runs(rows, counts, samples))
         self.batch.num_computed[rows] += torch.tensor(counts).numpy()
         return dict(zip(lengths, logits.split(counts), strict=True))

@@ -1,4 +1,4 @@
-"""Weight layouts: shard, fuse, take_rows and dequantize mean the same as on the dense matrix."""
+"""Weight layouts: shard, fuse, take_rows, take_columns and dequantize mean the same as on the dense matrix."""
 
 from __future__ import annotations
 
@@ -114,6 +114,17 @@ def test_dequantize_rounds_once_and_in_pieces(make: Callable[[int], Layout], mon
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("width", [128, 32, 8])
+def test_take_columns(make: Callable[[int], Layout], width: int) -> None:
+    """At its own width where no group of scales is cut, else dense."""
+    weight, order = make(1), torch.randperm(COLUMNS // width, generator=torch.Generator().manual_seed(2))
+    found = weight.take_columns(order, width)
+    index = (order[:, None] * width + torch.arange(width)).flatten()
+    same(found, full(weight)[:, index])
+    group = getattr(weight, "group", 1)
+    assert type(found) is (Dense if width % group else type(weight))
+
+
 @pytest.mark.parametrize("dim", [0, 1])
 def test_shards_are_the_parts(make: Callable[[int], Layout], dim: int, world_size: int) -> None:
     weight = make(2)

@@ -13,5 +13,5 @@ from octavo.modelfiles.families.reading import Folder, ReadGGUF
 
 FOLDERS: dict[str, Folder] = {**llama.FOLDERS, **qwen.FOLDERS, **qwen_moe.FOLDERS, **qwen3_5.FOLDERS, **gemma3.FOLDERS}
 """By what `architectures` names."""
-GGUF: dict[str, ReadGGUF] = {**llama.GGUF, **qwen.GGUF, **qwen_moe.GGUF, **gemma3.GGUF}
+GGUF: dict[str, ReadGGUF] = {**llama.GGUF, **qwen.GGUF, **qwen_moe.GGUF, **qwen3_5.GGUF, **gemma3.GGUF}
 """By general.architecture."""

@@ -1,12 +1,14 @@
-"""Qwen3.5 (dense, text): what its files say. Three gated delta nets to one layer of gated attention."""
+"""Qwen3.5 (dense, text): what its files say. Three gated delta nets to one layer of gated attention. Of a model that
+takes images too, its text model is served."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from octavo.modelfiles.facts import DeltaFacts, LayerFacts, MLPFacts, ModelFacts, RopeFacts
-from octavo.modelfiles.families.reading import COMMON, FULL, SILU, Config, Folder, Shape
+from octavo.modelfiles.families.reading import COMMON, FULL, SILU, Config, Folder, Header, Shape
 from octavo.modelfiles.fields import Fields
 
 LINEAR = "linear_attention"
@@ -37,11 +39,15 @@ def _folder(config: Config) -> ModelFacts:
     config.activation("hidden_act", SILU)
     mlp = MLPFacts(config.integer("intermediate_size"))
     bias = config.boolean("attention_bias", False)
-    delta = _delta(config)
-    usual = shape.attention(_rope(config, shape))
-    attention = replace(usual, qkv_bias=bias, out_bias=bias, head_norms=True, gated=True)
-    layers = [LayerFacts(delta if is_delta else attention, mlp) for is_delta in _kinds(config, shape)]
-    return config.model(shape, layers)
+    return config.model(shape, _layers(shape, _rope(config, shape), _delta(config), mlp, _kinds(config, shape), bias))
+
+
+def _layers(
+    shape: Shape, rope: RopeFacts, delta: DeltaFacts, mlp: MLPFacts, kinds: Sequence[bool], bias: bool = False
+) -> list[LayerFacts]:
+    """`kinds`: whether each layer is a delta net."""
+    attention = replace(shape.attention(rope), qkv_bias=bias, out_bias=bias, head_norms=True, gated=True)
+    return [LayerFacts(delta if is_delta else attention, mlp) for is_delta in kinds]
 
 
 def _delta(config: Config) -> DeltaFacts:
@@ -79,4 +85,35 @@ def _rope(config: Config, shape: Shape) -> RopeFacts:
     return replace(rope, rotary_dim=rotary_dim)
 
 
-FOLDERS = {"Qwen3_5ForCausalLM": Folder("qwen3_5_text", DEFAULTS, _folder)}
+def _gguf(header: Header) -> ModelFacts:
+    """Blocks for drafts stand behind those of the model, and are not computed."""
+    shape = header.shape()
+    drafts = header.integer("nextn_predict_layers", 0, low=0)
+    if drafts >= shape.num_layers:
+        header.fail("nextn_predict_layers", f"{drafts} of {shape.num_layers} blocks are for drafts")
+    shape = replace(shape, num_layers=shape.num_layers - drafts)
+    v_heads, k_heads = (header.integer(f"ssm.{key}", high=65536) for key in ("time_step_rank", "group_count"))
+    inner = header.integer("ssm.inner_size", high=1 << 24)
+    if v_heads % k_heads or inner % v_heads:
+        header.fail("ssm.time_step_rank", f"{v_heads} heads of v for {k_heads} of k and {inner} features do not go")
+    k_dim, taps = header.integer("ssm.state_size", high=65536), header.integer("ssm.conv_kernel", low=2, high=16)
+    delta = DeltaFacts(k_heads, v_heads, k_dim, inner // v_heads, taps)
+    mlp = MLPFacts(header.integer("feed_forward_length"))
+    return header.model(shape, _layers(shape, header.rope(shape, partial=True), delta, mlp, _gguf_kinds(header, shape)))
+
+
+def _gguf_kinds(header: Header, shape: Shape) -> list[bool]:
+    found = header.get("attention.recurrent_layers")
+    if found is None:
+        period = header.integer("full_attention_interval", PERIOD)
+        return [(layer + 1) % period != 0 for layer in range(shape.num_layers)]
+    if not isinstance(found, list) or len(found) < shape.num_layers:
+        header.fail("attention.recurrent_layers", f"does not say it of {shape.num_layers} layers")
+    return [bool(kind) for kind in found[: shape.num_layers]]
+
+
+FOLDERS = {
+    "Qwen3_5ForCausalLM": Folder("qwen3_5_text", DEFAULTS, _folder),
+    "Qwen3_5ForConditionalGeneration": Folder("qwen3_5", DEFAULTS, _folder, part="text_config"),
+}
+GGUF = {"qwen35": _gguf}

@@ -111,6 +111,8 @@ class Folder:
     model_type: str
     defaults: Mapping[str, Any]
     read: Callable[[Config], ModelFacts]
+    part: str | None = None
+    """The key under which the config of the text model stands, where there are others beside it."""
 
 
 class Header(Fields):
@@ -132,8 +134,8 @@ class Header(Fields):
         layers = self.integer("block_count", high=MAX_LAYERS)
         return Shape(hidden, heads, kv_heads, head_dim, layers, self.integer("context_length", high=MAX_POSITIONS))
 
-    def rope(self, shape: Shape) -> RopeFacts:
-        return gguf_rope(self, shape.head_dim, shape.max_position, self.has("rope_freqs.weight"))
+    def rope(self, shape: Shape, partial: bool = False) -> RopeFacts:
+        return gguf_rope(self, shape.head_dim, shape.max_position, self.has("rope_freqs.weight"), partial)
 
     def model(self, shape: Shape, layers: Sequence[LayerFacts], embedding_scale: float = 1.0) -> ModelFacts:
         return ModelFacts(
