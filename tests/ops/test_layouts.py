@@ -113,7 +113,6 @@ def test_dequantize_rounds_once_and_in_pieces(make: Callable[[int], Layout], mon
     assert torch.equal(weight.dequantize(torch.bfloat16), whole.to(torch.bfloat16))
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("width", [128, 32, 8])
 def test_take_columns(make: Callable[[int], Layout], width: int) -> None:
     """At its own width where no group of scales is cut, else dense."""
@@ -125,6 +124,7 @@ def test_take_columns(make: Callable[[int], Layout], width: int) -> None:
     assert type(found) is (Dense if width % group else type(weight))
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("dim", [0, 1])
 def test_shards_are_the_parts(make: Callable[[int], Layout], dim: int, world_size: int) -> None:
     weight = make(2)
