@@ -9,6 +9,7 @@ from case import F32, Call, Case, Model, normal, relative
 from torch import Tensor
 
 from octavo.kernels.reference import sampling as reference
+from octavo.kernels.sampling_rows import PenaltyRows, SamplingRows
 from octavo.kernels.triton import edits, logprobs, sampling
 
 ROWS = (1, 16, 64, 256)
@@ -41,14 +42,15 @@ def _sampler(rows: int, vocab: int, heat: float, k: int, p: float):  # type: ign
         temperature, top_p = (torch.full((rows,), x, device=device) for x in (heat, p))
         top_k, indices = (torch.full((rows,), x, dtype=torch.int64, device=device) for x in (k, 3))
         seeds = torch.arange(rows, device=device)
-        settings = (temperature, top_k, top_p, torch.zeros(rows, device=device), seeds, indices)
+        settings = SamplingRows(temperature, top_k, top_p, torch.zeros(rows, device=device), seeds, indices)
 
         def error() -> float:
-            found = sampling.sample(logits, *settings)[:CHECKED].cpu()
-            wanted = reference.sample(logits[:CHECKED].cpu(), *(x[:CHECKED].cpu() for x in settings))
+            found = sampling.sample(logits, settings)[:CHECKED].cpu()
+            few = SamplingRows(*(x[:CHECKED].cpu() for x in settings))
+            wanted = reference.sample(logits[:CHECKED].cpu(), few)
             return float((found != wanted).float().mean())
 
-        return Call(lambda: sampling.sample(logits, *settings), lambda: _eager(logits, heat, k, p), error)
+        return Call(lambda: sampling.sample(logits, settings), lambda: _eager(logits, heat, k, p), error)
 
     return make
 
@@ -109,11 +111,11 @@ def _penalize(rows: int, model: Model) -> Case:
 
         def error() -> float:
             found, wanted = logits.clone(), logits.clone()
-            edits.penalize(found, places, counts, seen, *settings)
-            reference.penalize(wanted, places, counts, seen, *settings)
+            edits.penalize(found, PenaltyRows(places, counts, seen, *settings))
+            reference.penalize(wanted, PenaltyRows(places, counts, seen, *settings))
             return relative(found, wanted)
 
-        return Call(lambda: edits.penalize(logits, places, counts, seen, *settings), eager, error)
+        return Call(lambda: edits.penalize(logits, PenaltyRows(places, counts, seen, *settings)), eager, error)
 
     # Counts and marks are read whole; of the logits the one in a hundred that was seen.
     nbytes = 5 * rows * model.vocab

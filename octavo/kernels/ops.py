@@ -18,6 +18,7 @@ from octavo.kernels.expression import Expression
 from octavo.kernels.layouts import Layout, Prepared, PreparedExperts
 from octavo.kernels.recorded import PermanentRows, StepModel, Steps
 from octavo.kernels.rows import DeviceRows
+from octavo.kernels.sampling_rows import PenaltyRows, SamplingRows
 from octavo.kernels.step import LayerCache, Step
 
 
@@ -181,32 +182,12 @@ class Ops(Protocol):
         alone."""
         ...
 
-    def penalize(
-        self,
-        logits: Tensor,
-        places: Tensor,
-        output_counts: Tensor,
-        prompt_seen: Tensor,
-        presence: Tensor,
-        frequency: Tensor,
-        repetition: Tensor,
-    ) -> None:
+    def penalize(self, logits: Tensor, rows: PenaltyRows) -> None:
         """In place on logits [samples, vocab] f32: repetition (divide positive, multiply negative logits of tokens in
-        prompt or output), then frequency * count and presence * (count > 0) subtracted. What row i has seen stands in
-        row places[i] of output_counts [n, vocab] int32 and prompt_seen [n, vocab] bool; places[i] < 0: row i is left
-        alone. presence, frequency, repetition [samples] f32."""
+        prompt or output), then frequency * count and presence * (count > 0) subtracted."""
         ...
 
-    def sample(
-        self,
-        logits: Tensor,
-        temperature: Tensor,
-        top_k: Tensor,
-        top_p: Tensor,
-        min_p: Tensor,
-        seeds: Tensor,
-        indices: Tensor,
-    ) -> Tensor:
+    def sample(self, logits: Tensor, rows: SamplingRows) -> Tensor:
         """[samples, vocab] f32 → [samples] int64 token ids; -1 where a logit is NaN or the largest is not finite.
 
         Per row: temperature 0 is argmax (lowest id on ties); otherwise scale by 1/temperature, keep top_k (<= 0:

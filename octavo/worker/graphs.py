@@ -19,6 +19,7 @@ from torch import Tensor
 
 from octavo.kernels.ops import Ops
 from octavo.kernels.rows import DeviceRows
+from octavo.kernels.sampling_rows import SamplingRows
 from octavo.kernels.step import LayerCache
 from octavo.models.decoder import Model
 from octavo.worker.device import Device, Graph
@@ -113,6 +114,6 @@ class DecodeGraphs:
         temperature, top_p, min_p, *_ = parts.sampling_floats.t().index_select(1, rows).unbind(0)
         top_k, seeds, num_outputs = parts.state.sampling_ints.t().index_select(1, rows).unbind(0)
         logits = parts.model.logits(self.sampled[:size])
-        chosen = parts.ops.sample(logits, temperature, top_k, top_p, min_p, seeds, num_outputs)
+        chosen = parts.ops.sample(logits, SamplingRows(temperature, top_k, top_p, min_p, seeds, num_outputs))
         self._token_ids[:size] = chosen
         parts.ops.decode_done(rows, chosen, parts.state)

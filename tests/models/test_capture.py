@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from octavo.kernels.layouts import Dense, Float8Groups, Int4Groups, Int8Groups, Layout
 from octavo.kernels.ops import Ops
 from octavo.kernels.rows import DeviceRows
+from octavo.kernels.sampling_rows import PenaltyRows
 from octavo.modelfiles.facts import read_facts
 from octavo.models.registry import build
 from octavo.weights.checkpoint import open_checkpoint
@@ -150,7 +151,7 @@ def test_what_changes_logits_waits_for_nothing() -> None:
     allowed, setting = torch.full((2, 4), -1, dtype=torch.int32), torch.full((3,), 1.1)
     with only_enqueued():
         ops.mask(logits, places, allowed)
-        ops.penalize(logits, places, counts, seen, setting, setting, setting)
+        ops.penalize(logits, PenaltyRows(places, counts, seen, setting, setting, setting))
         ops.logprobs(logits, torch.empty_like(places).fill_(3), 4)
 
 

@@ -17,6 +17,7 @@ from test_sampling import naive_kept, near_a_boundary
 from octavo.kernels import registry
 from octavo.kernels.reference import sampling
 from octavo.kernels.registry import Spec
+from octavo.kernels.sampling_rows import PenaltyRows, SamplingRows
 
 native = pytest.importorskip("octavo.kernels.cpu._native", reason="the native kernels are not built")
 
@@ -55,7 +56,8 @@ def reference(logits: Floats, rows: Sequence[Row]) -> list[int]:
     temperatures, top_ps, min_ps = f32
     ints = (torch.tensor(x, dtype=torch.int64) for x in (seed, index))
     given_logits = torch.from_numpy(logits.copy())
-    tokens: list[int] = sampling.sample(given_logits, temperatures, torch.tensor(top_k), top_ps, min_ps, *ints).tolist()
+    of_rows = SamplingRows(temperatures, torch.tensor(top_k), top_ps, min_ps, *ints)
+    tokens: list[int] = sampling.sample(given_logits, of_rows).tolist()
     return tokens
 
 
@@ -236,8 +238,9 @@ def test_penalties_are_the_reference_to_the_bit(isa: str, vocab: int) -> None:
     settings_ = torch.randn((3, 6), generator=generator)
     settings_[2] = settings_[2].abs() + 0.5
     expected = logits.clone()
-    sampling.penalize(expected, places, counts, seen, *settings_)
-    ops.penalize(logits, places, counts, seen, *settings_)
+    rows = PenaltyRows(places, counts, seen, *settings_)
+    sampling.penalize(expected, rows)
+    ops.penalize(logits, rows)
     assert torch.equal(logits, expected)
 
 
@@ -267,17 +270,17 @@ def test_the_backend_takes_views_and_several_rows(isa: str) -> None:
     ops = registry.choose(Spec("cpu", "float32", threads=2, isa=isa), "cpu")
     wide = torch.randn((5, 300), generator=torch.Generator().manual_seed(1)) * 4
     logits, count = wide[:, 20:220], torch.arange(5)
-    settings_ = torch.full((5,), 0.7), count * 7, torch.full((5,), 0.9), torch.zeros(5), count + 3, count
-    assert torch.equal(ops.sample(logits, *settings_), sampling.sample(logits, *settings_))
+    rows = SamplingRows(torch.full((5,), 0.7), count * 7, torch.full((5,), 0.9), torch.zeros(5), count + 3, count)
+    assert torch.equal(ops.sample(logits, rows), sampling.sample(logits, rows))
     for num_top in (0, 4):
         for found, wanted in zip(
             ops.logprobs(logits, count * 9, num_top), sampling.logprobs(logits, count * 9, num_top), strict=True
         ):
             torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-5)
     wide[2, 30], wide[3, 30], wide[4, 20:220] = math.nan, math.inf, -math.inf
-    found = ops.sample(logits, *settings_)
+    found = ops.sample(logits, rows)
     assert found[2:].tolist() == [-1, -1, -1] and (found[:2] >= 0).all()
-    assert torch.equal(found, sampling.sample(logits, *settings_))
+    assert torch.equal(found, sampling.sample(logits, rows))
 
 
 @each_isa

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from octavo.errors import EngineError
+from octavo.kernels.sampling_rows import PenaltyRows, SamplingRows
 from octavo.types import SamplingParams
 from octavo.worker.sampler import Sampler
 
@@ -131,14 +132,14 @@ class ShapesOnly:
         self.called.add("mask")
         assert all(tensor.is_meta for tensor in tensors)
 
-    def penalize(self, *tensors: Tensor) -> None:
+    def penalize(self, logits: Tensor, rows: PenaltyRows) -> None:
         self.called.add("penalize")
-        assert all(tensor.is_meta for tensor in tensors)
+        assert all(tensor.is_meta for tensor in (logits, *rows))
 
-    def sample(self, *tensors: Tensor) -> Tensor:
-        assert all(tensor.is_meta for tensor in tensors)
-        assert all(tensor.shape == tensors[0].shape[:1] and tensor.is_contiguous() for tensor in tensors[1:])
-        return torch.empty(tensors[0].shape[0], dtype=torch.int64, device="meta")
+    def sample(self, logits: Tensor, rows: SamplingRows) -> Tensor:
+        assert all(tensor.is_meta for tensor in (logits, *rows))
+        assert all(tensor.shape == logits.shape[:1] and tensor.is_contiguous() for tensor in rows)
+        return torch.empty(logits.shape[0], dtype=torch.int64, device="meta")
 
     def logprobs(self, logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor]:
         values = torch.empty((len(token_ids), num_top), device="meta")
@@ -225,9 +226,9 @@ def test_edits_leave_other_rows_as_they_are_to_the_bit() -> None:
 
     class Kept(SamplingOps):
         @staticmethod
-        def sample(logits: Tensor, *settings: Tensor) -> Tensor:
+        def sample(logits: Tensor, rows: SamplingRows) -> Tensor:
             seen.append(logits.clone())
-            return SamplingOps.sample(logits, *settings)
+            return SamplingOps.sample(logits, rows)
 
     sampler = Sampler(Kept(), ROWS, VOCAB, "cpu")  # type: ignore[arg-type]
     sampler.admit_all([admit(0, greedy()), admit(1, greedy(logit_bias={5: 3.0}), bad=[[2, 5]]), admit(2, greedy())])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from octavo.kernels.reference import sampling
+from octavo.kernels.sampling_rows import PenaltyRows, SamplingRows
 
 
 def naive_kept(logits: list[float], temperature: float, top_k: int, top_p: float, min_p: float) -> dict[int, float]:
@@ -44,8 +45,7 @@ def draw(
     indices: Tensor | None = None,
 ) -> Tensor:
     n = logits.shape[0]
-    return sampling.sample(
-        logits,
+    rows = SamplingRows(
         torch.full((n,), temperature),
         torch.full((n,), top_k),
         torch.full((n,), top_p),
@@ -53,6 +53,7 @@ def draw(
         torch.arange(n) if seeds is None else seeds,
         torch.zeros(n, dtype=torch.int64) if indices is None else indices,
     )
+    return sampling.sample(logits, rows)
 
 
 @pytest.mark.parametrize(
@@ -141,14 +142,15 @@ def test_only_kept_tokens_are_drawn_and_rows_are_independent(
     n = len(rows)
     seeds = torch.full((n,), seed)
     indices = torch.arange(n)
-    got = sampling.sample(logits.clone(), *columns(rows), seeds, indices)
+    got = sampling.sample(logits.clone(), SamplingRows(*columns(rows), seeds, indices))
     for i, row in enumerate(rows):
         values = logits[i].tolist()
         if row["temperature"] == 0 or row["top_k"] == 1:
             assert got[i] == values.index(max(values))
         elif not near_a_boundary(values, row):
             assert int(got[i]) in naive_kept(values, **row)  # type: ignore[arg-type]
-        alone = sampling.sample(logits[i : i + 1].clone(), *columns([row]), seeds[i : i + 1], indices[i : i + 1])
+        alone_row = SamplingRows(*columns([row]), seeds[i : i + 1], indices[i : i + 1])
+        alone = sampling.sample(logits[i : i + 1].clone(), alone_row)
         assert alone[0] == got[i]
 
 
@@ -203,7 +205,7 @@ def test_penalize_against_the_definition(seed: int, n: int, vocab: int) -> None:
             if count or seen[place, j]:
                 x = x / float(repetition[i]) if x > 0 else x * float(repetition[i])
             expected[i, j] = x - float(frequency[i]) * count - float(presence[i]) * (count > 0)
-    sampling.penalize(logits, places, counts, seen, presence, frequency, repetition)
+    sampling.penalize(logits, PenaltyRows(places, counts, seen, presence, frequency, repetition))
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
 

@@ -22,6 +22,7 @@ from octavo.kernels.reference import norm as reference_norm
 from octavo.kernels.reference import sampling as reference
 from octavo.kernels.reference.backend import ReferenceOps
 from octavo.kernels.rows import DeviceRows
+from octavo.kernels.sampling_rows import PenaltyRows, SamplingRows
 
 pytestmark = [
     pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed"),
@@ -271,9 +272,9 @@ def draw(logits: Tensor, chunk: int = 256, candidates: int = 16, **rows: Tensor)
         "min_p": torch.zeros(n), "seeds": torch.arange(n), "indices": torch.zeros(n, dtype=torch.int64),
     }  # fmt: skip
     settings_ = {**neutral, **rows}
-    on_device = [logits.to(DEVICE), *(x.to(DEVICE) for x in settings_.values())]
-    found = sampling.sample(*on_device, chunk=chunk, candidates=candidates)
-    return found.cpu(), reference.sample(logits.clone(), *settings_.values())
+    on_device = SamplingRows(**{name: x.to(DEVICE) for name, x in settings_.items()})
+    found = sampling.sample(logits.to(DEVICE), on_device, chunk=chunk, candidates=candidates)
+    return found.cpu(), reference.sample(logits.clone(), SamplingRows(**settings_))
 
 
 @FEW
@@ -331,10 +332,10 @@ def test_masks_and_penalties_are_the_reference(vocab: int) -> None:
     reference.mask(wanted, places, allowed)
     assert torch.equal(found, wanted)
     counts, seen = torch.randint(0, 3, (3, vocab), dtype=torch.int32), torch.rand(3, vocab) < 0.3
-    rows = (torch.rand(5), torch.rand(5), 1 + torch.rand(5))
+    rows = PenaltyRows(places, counts, seen, torch.rand(5), torch.rand(5), 1 + torch.rand(5))
     found, wanted = logits.clone(), logits.clone()
-    ops.penalize(found, places, counts, seen, *rows)
-    reference.penalize(wanted, places, counts, seen, *rows)
+    ops.penalize(found, rows)
+    reference.penalize(wanted, rows)
     assert torch.allclose(found, wanted, rtol=1e-6, atol=1e-6)
 
 

@@ -83,9 +83,10 @@ _MAY_IMPORT = {
     ),
     "worker": (
         f"{BASE} rank config modelfiles wire weights models distributed worker.sampler worker.queue"
-        " kernels.ops kernels.layouts kernels.step kernels.recorded kernels.rows kernels.memory kernels.registry"
+        " kernels.ops kernels.layouts kernels.step kernels.recorded kernels.rows kernels.sampling_rows kernels.memory"
+        " kernels.registry"
     ),
-    "worker.sampler": "errors types wire kernels.ops worker.queue",
+    "worker.sampler": "errors types wire kernels.ops kernels.sampling_rows worker.queue",
     "worker.queue": "wire",
 }
 _ONLY_IN_FUNCTIONS = {

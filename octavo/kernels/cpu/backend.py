@@ -40,6 +40,7 @@ from octavo.kernels.ops import HeadNorms
 from octavo.kernels.recorded import PermanentRows, StepModel, Steps
 from octavo.kernels.reference import rows as of_rows
 from octavo.kernels.rows import DeviceRows
+from octavo.kernels.sampling_rows import PenaltyRows, SamplingRows
 from octavo.kernels.step import LayerCache, Step
 
 KV_KINDS = {"float32": 0, "bfloat16": 1, "int8": 2, "float16": 3}
@@ -285,45 +286,33 @@ class CpuOps:
                 row = logits.data_ptr() + 4 * vocab * i
                 _native.mask(self.isa, row, vocab, allowed.data_ptr() + 4 * words * place)
 
-    def penalize(
-        self,
-        logits: Tensor,
-        places: Tensor,
-        output_counts: Tensor,
-        prompt_seen: Tensor,
-        presence: Tensor,
-        frequency: Tensor,
-        repetition: Tensor,
-    ) -> None:
-        assert logits.is_contiguous() and output_counts.dtype == torch.int32 and prompt_seen.dtype == torch.bool
+    def penalize(self, logits: Tensor, rows: PenaltyRows) -> None:
+        places, counts, seen, *settings = rows
+        assert logits.is_contiguous() and counts.dtype == torch.int32 and seen.dtype == torch.bool
         vocab = logits.shape[1]
-        settings = zip(presence.tolist(), frequency.tolist(), repetition.tolist(), strict=True)
-        counts, seen = output_counts.data_ptr(), prompt_seen.data_ptr()
-        for i, (place, values) in enumerate(zip(places.tolist(), settings, strict=True)):
+        values_of = zip(*(each.tolist() for each in settings), strict=True)
+        for i, (place, values) in enumerate(zip(places.tolist(), values_of, strict=True)):
             if place >= 0:
                 at = 4 * vocab * place
                 _native.penalize(
-                    self.isa, logits.data_ptr() + 4 * vocab * i, vocab, counts + at, seen + at // 4, *values
+                    self.isa,
+                    logits.data_ptr() + 4 * vocab * i,
+                    vocab,
+                    counts.data_ptr() + at,
+                    seen.data_ptr() + at // 4,
+                    *values,
                 )
 
-    def sample(
-        self,
-        logits: Tensor,
-        temperature: Tensor,
-        top_k: Tensor,
-        top_p: Tensor,
-        min_p: Tensor,
-        seeds: Tensor,
-        indices: Tensor,
-    ) -> Tensor:
-        floats = torch.stack((temperature, top_p, min_p), dim=1)
-        ints = torch.stack((top_k, seeds, indices), dim=1)
-        rows = list(range(logits.shape[0]))
+    def sample(self, logits: Tensor, rows: SamplingRows) -> Tensor:
+        floats = torch.stack((rows.temperature, rows.top_p, rows.min_p), dim=1)
+        ints = torch.stack((rows.top_k, rows.seeds, rows.indices), dim=1)
         logits = logits.contiguous()
         settings = floats.data_ptr(), 3, ints.data_ptr(), 3
         vocab = logits.shape[1]
         return torch.tensor(
-            _native.sample_rows(self.pool, self.isa, logits.data_ptr(), vocab, vocab, rows, *settings),
+            _native.sample_rows(
+                self.pool, self.isa, logits.data_ptr(), vocab, vocab, list(range(len(ints))), *settings
+            ),
             dtype=torch.int64,
         )
 

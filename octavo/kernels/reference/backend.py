@@ -19,6 +19,7 @@ from octavo.kernels.recorded import PermanentRows, StepModel
 from octavo.kernels.reference import activation, attention, embedding, linear, moe, norm, recurrent, rope, sampling
 from octavo.kernels.reference import rows as of_rows
 from octavo.kernels.rows import DeviceRows
+from octavo.kernels.sampling_rows import PenaltyRows, SamplingRows
 from octavo.kernels.step import LayerCache, Step
 
 
@@ -140,29 +141,11 @@ class ReferenceOps:
     def mask(self, logits: Tensor, places: Tensor, allowed: Tensor) -> None:
         sampling.mask(logits, places, allowed)
 
-    def penalize(
-        self,
-        logits: Tensor,
-        places: Tensor,
-        output_counts: Tensor,
-        prompt_seen: Tensor,
-        presence: Tensor,
-        frequency: Tensor,
-        repetition: Tensor,
-    ) -> None:
-        sampling.penalize(logits, places, output_counts, prompt_seen, presence, frequency, repetition)
+    def penalize(self, logits: Tensor, rows: PenaltyRows) -> None:
+        sampling.penalize(logits, rows)
 
-    def sample(
-        self,
-        logits: Tensor,
-        temperature: Tensor,
-        top_k: Tensor,
-        top_p: Tensor,
-        min_p: Tensor,
-        seeds: Tensor,
-        indices: Tensor,
-    ) -> Tensor:
-        return sampling.sample(logits, temperature, top_k, top_p, min_p, seeds, indices)
+    def sample(self, logits: Tensor, rows: SamplingRows) -> Tensor:
+        return sampling.sample(logits, rows)
 
     def logprobs(self, logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor]:
         return sampling.logprobs(logits, token_ids, num_top)

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from octavo.kernels.sampling_rows import PenaltyRows, SamplingRows
+
 CANDIDATES = (512, 8192)
 """How many of a row's largest values are looked at first; only rows that keep more are looked at again, and only those
 that keep more than the last number are sorted whole. On one core, 32 rows of 49,152: 7, 25 and 96 ms."""
@@ -32,20 +34,14 @@ def mask(logits: Tensor, places: Tensor, allowed: Tensor) -> None:
     logits[held] = logits[held].masked_fill_(bits.flatten(1)[:, : logits.shape[1]] == 0, -torch.inf)
 
 
-def penalize(
-    logits: Tensor,
-    places: Tensor,
-    output_counts: Tensor,
-    prompt_seen: Tensor,
-    presence: Tensor,
-    frequency: Tensor,
-    repetition: Tensor,
-) -> None:
+def penalize(logits: Tensor, rows: PenaltyRows) -> None:
     """See Ops.penalize. In place on logits [samples, vocab] f32."""
-    held = (places >= 0).nonzero().squeeze(-1)
-    counts, x = output_counts[places[held]], logits[held]
-    seen = (counts > 0) | prompt_seen[places[held]]
-    presence, frequency, repetition = (each[held].unsqueeze(-1) for each in (presence, frequency, repetition))
+    held = (rows.places >= 0).nonzero().squeeze(-1)
+    places = rows.places[held]
+    counts, x = rows.output_counts[places], logits[held]
+    seen = (counts > 0) | rows.prompt_seen[places]
+    settings = rows.presence, rows.frequency, rows.repetition
+    presence, frequency, repetition = (each[held].unsqueeze(-1) for each in settings)
     x = torch.where(seen, torch.where(x > 0, x / repetition, x * repetition), x)
     logits[held] = x.sub_(counts * frequency).sub_((counts > 0) * presence)
 
@@ -58,39 +54,30 @@ def logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, T
     return chosen, top - total, top_ids
 
 
-def sample(
-    logits: Tensor,
-    temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    min_p: Tensor,
-    seeds: Tensor,
-    indices: Tensor,
-) -> Tensor:
+def sample(logits: Tensor, rows: SamplingRows) -> Tensor:
     """See Ops.sample: [samples, vocab] f32 → [samples] int64."""
     largest, chosen = logits.max(-1)  # the largest is NaN when any is
     fine = largest.isfinite()
-    random = ((temperature > 0) & (top_k != 1) & fine).nonzero().squeeze(-1)
+    random = ((rows.temperature > 0) & (rows.top_k != 1) & fine).nonzero().squeeze(-1)
     if random.numel() == logits.shape[0]:
-        return _draw(logits, temperature, top_k, top_p, min_p, seeds, indices)
+        return _draw(logits, rows)
     if random.numel():
-        chosen[random] = _draw(*(x[random] for x in (logits, temperature, top_k, top_p, min_p, seeds, indices)))
+        chosen[random] = _draw(logits[random], rows.of(random))
     return chosen.masked_fill_(~fine, -1)
 
 
-def _draw(
-    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor, indices: Tensor
-) -> Tensor:
+def _draw(logits: Tensor, rows: SamplingRows) -> Tensor:
+    top_k, top_p = rows.top_k, rows.top_p
     # The largest becomes 0 before the division: no temperature, however small, overflows.
-    scaled = (logits - logits.amax(-1, keepdim=True)).div_(temperature.unsqueeze(-1))
-    floor = min_p.log()  # [samples]; the share of the top token does not change with what is dropped
+    scaled = (logits - logits.amax(-1, keepdim=True)).div_(rows.temperature.unsqueeze(-1))
+    floor = rows.min_p.log()  # [samples]; the share of the top token does not change with what is dropped
     vocab = logits.shape[-1]
     cut = (((top_k > 0) & (top_k < vocab)) | (top_p < 1)).nonzero().squeeze(-1)
     if cut.numel():
         floor[cut] = torch.maximum(floor[cut], _truncation(scaled[cut], top_k[cut], top_p[cut]))
     if bool((floor > -torch.inf).any()):
         scaled.masked_fill_(scaled < floor.unsqueeze(-1), -torch.inf)
-    return _race(scaled.softmax(-1), seeds, indices)
+    return _race(scaled.softmax(-1), rows.seeds, rows.indices)
 
 
 def _truncation(scaled: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:

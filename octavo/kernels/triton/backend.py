@@ -29,6 +29,7 @@ from octavo.kernels.layouts import (
 from octavo.kernels.ops import HeadNorms
 from octavo.kernels.recorded import PermanentRows, StepModel
 from octavo.kernels.rows import DeviceRows
+from octavo.kernels.sampling_rows import PenaltyRows, SamplingRows
 from octavo.kernels.step import LayerCache, Step
 from octavo.kernels.triton import (
     activation,
@@ -210,29 +211,11 @@ class TritonOps:
     def mask(self, logits: Tensor, places: Tensor, allowed: Tensor) -> None:
         edits.mask(logits, places, allowed)
 
-    def penalize(
-        self,
-        logits: Tensor,
-        places: Tensor,
-        output_counts: Tensor,
-        prompt_seen: Tensor,
-        presence: Tensor,
-        frequency: Tensor,
-        repetition: Tensor,
-    ) -> None:
-        edits.penalize(logits, places, output_counts, prompt_seen, presence, frequency, repetition)
+    def penalize(self, logits: Tensor, rows: PenaltyRows) -> None:
+        edits.penalize(logits, rows)
 
-    def sample(
-        self,
-        logits: Tensor,
-        temperature: Tensor,
-        top_k: Tensor,
-        top_p: Tensor,
-        min_p: Tensor,
-        seeds: Tensor,
-        indices: Tensor,
-    ) -> Tensor:
-        return sampling.sample(logits, temperature, top_k, top_p, min_p, seeds, indices)
+    def sample(self, logits: Tensor, rows: SamplingRows) -> Tensor:
+        return sampling.sample(logits, rows)
 
     def logprobs(self, logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor]:
         return logprobs.logprobs(logits, token_ids, num_top)

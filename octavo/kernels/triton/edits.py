@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from octavo.kernels.sampling_rows import PenaltyRows
 from octavo.kernels.triton.launch import check_device
 
 _BLOCK = 2048
@@ -61,17 +62,10 @@ def mask(logits: Tensor, places: Tensor, allowed: Tensor) -> None:
         _mask_kernel[grid](logits, places, allowed, vocab, logits.stride(0), allowed.stride(0), BLOCK=_BLOCK)
 
 
-def penalize(
-    logits: Tensor,
-    places: Tensor,
-    output_counts: Tensor,
-    prompt_seen: Tensor,
-    presence: Tensor,
-    frequency: Tensor,
-    repetition: Tensor,
-) -> None:
+def penalize(logits: Tensor, rows: PenaltyRows) -> None:
     """See Ops.penalize: only entries that the row has seen are read and written."""
-    settings = [each.contiguous() for each in (presence, frequency, repetition)]
+    places, output_counts, prompt_seen, *given = rows
+    settings = [each.contiguous() for each in given]
     check_device(logits, places, output_counts, prompt_seen, *settings)
     samples, vocab = logits.shape
     if samples:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from octavo.kernels.sampling_rows import SamplingRows
 from octavo.kernels.triton import activation, norm, sampling
 from octavo.kernels.triton.launch import check_device
 
@@ -70,7 +71,7 @@ def triton_sample(
         _check(name, each, (dtype,))
         if each.shape != logits.shape[:1]:
             raise ValueError(f"{name} has shape {tuple(each.shape)}; {logits.shape[0]} rows need ({logits.shape[0]},)")
-    return sampling.sample(logits.contiguous(), temperature, top_k, top_p, min_p, seeds, indices)
+    return sampling.sample(logits.contiguous(), SamplingRows(temperature, top_k, top_p, min_p, seeds, indices))
 
 
 def _check(name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:

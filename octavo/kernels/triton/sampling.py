@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from octavo.kernels.sampling_rows import SamplingRows
 from octavo.kernels.triton.launch import check_device, next_power_of_2
 
 BLOCK = 64
@@ -293,19 +294,9 @@ def _search(
     tl.store(out + row, _from_block(at, key, best, floor, least, peak, heat, vocab, BLOCK))
 
 
-def sample(
-    logits: Tensor,
-    temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    min_p: Tensor,
-    seeds: Tensor,
-    indices: Tensor,
-    chunk: int = CHUNK,
-    candidates: int = CANDIDATES,
-) -> Tensor:
+def sample(logits: Tensor, rows: SamplingRows, chunk: int = CHUNK, candidates: int = CANDIDATES) -> Tensor:
     """See Ops.sample: logits [samples, vocab] f32 with contiguous rows → [samples] int64."""
-    settings = [each.contiguous() for each in (temperature, top_k, top_p, min_p, seeds, indices)]
+    settings = [each.contiguous() for each in rows]
     check_device(logits, *settings)
     samples, vocab = logits.shape
     num, device = triton.cdiv(vocab, chunk), logits.device
@@ -321,10 +312,10 @@ def sample(
     blocks, floors, kept = of_chunks(i32), of_chunks(i32), of_chunks(i64, candidates)
     found = (peaks, peak_ids, masses, speeds, blocks, floors, kept)
     sizes = {"CANDIDATES": candidates, "BLOCK": BLOCK}
-    rows = {"NUM": num, "CHUNKS": next_power_of_2(num)}
+    parts = {"NUM": num, "CHUNKS": next_power_of_2(num)}
     stride = logits.stride(0)
     # Predicted: two programs of a scan on a multiprocessor at once; without the limit its registers allow one.
     _scan[(samples, num)](logits, *settings, *found, vocab, stride, CHUNK=chunk, **sizes, num_warps=16, maxnreg=64)
-    _draw[(samples,)](logits, *settings, *found, out, vocab, stride, **rows, **sizes, num_warps=16)
-    _search[(samples,)](logits, *settings, peaks, out, vocab, stride, **rows, CHUNK=chunk, BLOCK=BLOCK, num_warps=16)
+    _draw[(samples,)](logits, *settings, *found, out, vocab, stride, **parts, **sizes, num_warps=16)
+    _search[(samples,)](logits, *settings, peaks, out, vocab, stride, **parts, CHUNK=chunk, BLOCK=BLOCK, num_warps=16)
     return out

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from octavo.errors import EngineError
 from octavo.kernels.ops import Ops
+from octavo.kernels.sampling_rows import PenaltyRows, SamplingRows
 from octavo.types import SamplingParams, TokenLogprobs
 from octavo.wire.plan import Admit
 from octavo.worker.queue import HostQueue, Queue
@@ -251,7 +252,7 @@ class Sampler:
         raw = logits.index_select(0, wanted) if wanted is not None else None
         if there:
             self._mask_and_edit(draw, penalties, logits)
-        chosen = self._ops.sample(logits, temperature, top_k, top_p, min_p, seeds, num_outputs)
+        chosen = self._ops.sample(logits, SamplingRows(temperature, top_k, top_p, min_p, seeds, num_outputs))
         self._columns[1][2].index_copy_(0, rows, num_outputs.add_(1))
         if not draw.needs & ~_NOISE:
             return Sampled(draw.rows, chosen)
@@ -325,7 +326,7 @@ class Sampler:
         if needs & _EDITS:
             self._edits.apply(there["place_of_row"], self._ints[:, 2], logits)
         if needs & _PENALTIES:
-            self._ops.penalize(logits, there["penalty_at"], *self._penalties.tables, *penalties)
+            self._ops.penalize(logits, PenaltyRows(there["penalty_at"], *self._penalties.tables, *penalties))
 
 
 def _floats(params: SamplingParams) -> tuple[float, ...]:
