@@ -31,10 +31,6 @@ class Spec:
     rank: Rank | None = None
     """Among those that share the model; None: alone."""
 
-    @property
-    def num_ranks(self) -> int:
-        return 1 if self.rank is None else self.rank.size
-
 
 @dataclass(frozen=True)
 class Backend(Generic[T]):
@@ -59,8 +55,6 @@ def report(backends: Sequence[Backend[T]], spec: Spec, forced: str | None, optio
     choices, taken = [], False
     for backend in backends:
         reason = backend.supports(spec)
-        if spec.num_ranks > 1:
-            reason = f"computes a whole model, not its part among {spec.num_ranks} ranks"
         if reason is None and forced is not None and backend.name != forced:
             reason = f"{option}{forced}"
         elif reason is None and taken:

@@ -7,7 +7,7 @@ Adding an operation: one method here, one reference, one list of shapes in tests
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,6 +29,18 @@ class HeadNorms:
     q: Tensor  # [head_dim] f32
     k: Tensor  # [head_dim] f32
     eps: float
+
+
+Compute = Callable[..., Sequence[Tensor]]
+"""(step, *inputs) → the results; without a step where the operation takes none."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """[rows, *shape] of a type of four bytes."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
 
 
 class Ops(Protocol):
@@ -68,6 +80,19 @@ class Ops(Protocol):
     ) -> Steps | None:
         """The model's step over these caches and rows, of at most `max_tokens` tokens, to be replayed by one call;
         None: this backend runs steps one operation at a time."""
+        ...
+
+    def host(
+        self,
+        name: str,
+        compute: Compute,
+        inputs: Sequence[Tensor],
+        results: Sequence[Result],
+        step: Step | None = None,
+    ) -> Sequence[Tensor]:
+        """Work that is no operation here, in PyTorch: compute(*inputs), or compute(step, *inputs) with a step.
+        Of `inputs` those of the step are [rows, ...], others are the same in every step; what is computed has the
+        shapes of `results` behind the rows. A step that is recorded stops for it, which `notes` then say once."""
         ...
 
     def embedding(self, token_ids: Tensor, table: Prepared) -> Tensor:

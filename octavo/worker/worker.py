@@ -16,7 +16,7 @@ import torch
 from octavo.config.memory import num_checkpoints, state_bytes, total_bytes
 from octavo.config.resolve import ResolvedConfig
 from octavo.env import forced_backend, forced_isa
-from octavo.errors import OutOfMemory
+from octavo.errors import ConfigError, OutOfMemory
 from octavo.kernels import registry
 from octavo.modelfiles.facts import ModelFacts, read_facts
 from octavo.modelfiles.files import ModelFiles
@@ -108,6 +108,8 @@ class Worker:
 
     def _start(self) -> WorkerInfo:
         resolved, began = self._resolved, time.monotonic()
+        if self._rank.size > 1:
+            raise ConfigError(f"{self._rank.size} ranks: a worker computes a whole model, no part of one yet")
         facts = read_facts(self._files, random_weights=resolved.load_format == "dummy")
         self._device = self._device or open_device(self._rank.device)
         ops = registry.choose(_spec(resolved, facts, self._rank), forced_backend())

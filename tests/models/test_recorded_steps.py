@@ -14,9 +14,8 @@ from tiny_models import BLOCK_SIZE, VOCAB, Paged
 from torch import Tensor
 
 from octavo.kernels import expression as ex
-from octavo.kernels.cpu.host import Result
 from octavo.kernels.layouts import Dense, Int8Groups, Layout, Prepared
-from octavo.kernels.ops import Ops
+from octavo.kernels.ops import Ops, Result
 from octavo.kernels.recorded import Runs
 from octavo.kernels.step import Step
 from octavo.worker.batch import Batch

@@ -19,6 +19,7 @@ from octavo.kernels.registry import Spec
 from octavo.kernels.step import PagedCache, RecurrentCache
 from octavo.modelfiles.facts import read_facts
 from octavo.modelfiles.files import ModelFiles
+from octavo.rank import Rank
 from octavo.types import SamplingParams
 from octavo.wire.plan import Admit, BlockCopy, Extend, Plan, Run
 from octavo.worker import kv, profile
@@ -174,6 +175,13 @@ def test_shutdown_is_idempotent_and_final(files: ModelFiles) -> None:
     assert worker.state is State.DRAINING
     with pytest.raises(AssertionError, match="draining"):
         worker.run(Plan(1))
+
+
+def test_a_part_of_a_model_is_refused(files: ModelFiles) -> None:
+    worker = Worker(resolved_config(), files, rank=Rank(1, 2, "cpu"))
+    with pytest.raises(ConfigError, match="2 ranks: a worker computes a whole model"):
+        worker.start()
+    assert worker.state is State.FAILED
 
 
 def test_failed_load(tmp_path: Path, files: ModelFiles) -> None:

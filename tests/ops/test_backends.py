@@ -18,10 +18,9 @@ from triton_ops import HAS_TRITON, triton_ops
 from octavo.errors import ConfigError
 from octavo.kernels import registry
 from octavo.kernels.layouts import Dense, Float8Groups, Int4Groups, Int8Groups, Layout
-from octavo.kernels.ops import HeadNorms, Ops
+from octavo.kernels.ops import HeadNorms, Ops, Result
 from octavo.kernels.registry import Spec
 from octavo.kernels.step import Step
-from octavo.rank import Rank
 
 F32 = torch.float32
 FEW = settings(max_examples=25, deadline=None)
@@ -354,7 +353,8 @@ def test_an_instruction_set_may_be_forced(monkeypatch: pytest.MonkeyPatch) -> No
     assert forced_isa() == "avx2"
 
 
-def test_no_backend_computes_a_part_of_a_model_yet() -> None:
-    with pytest.raises(ConfigError, match="reference: computes a whole model, not its part among 2 ranks"):
-        registry.choose(Spec("cpu", "float32", rank=Rank(1, 2, "cpu")))
-    assert registry.choose(Spec("cpu", "float32", rank=Rank.alone("cpu"))).name
+def test_work_that_is_no_operation_runs_on_every_backend() -> None:
+    x = torch.arange(6.0).view(3, 2)
+    for ops in (REFERENCE, *(native(isa) for isa in ISAS), *([triton_ops()] if HAS_TRITON else [])):
+        (found,) = ops.host("doubled", lambda y: [y * 2], [x], [Result((2,))])
+        assert torch.equal(found, x * 2)

@@ -15,7 +15,6 @@ from torch import Tensor
 from octavo.errors import ConfigError
 from octavo.kernels import expression as expressions
 from octavo.kernels.cpu import _native
-from octavo.kernels.cpu.host import Compute, Result
 from octavo.kernels.cpu.immediate import Immediate
 from octavo.kernels.cpu.layouts import Packed, pack
 from octavo.kernels.cpu.mixture import Experts, PackedExperts, Route
@@ -36,7 +35,7 @@ from octavo.kernels.cpu.record import RecordedStep, Recording, StepRecording
 from octavo.kernels.cpu.recurrent import DeltaRule, HeadNorm, ShortConv
 from octavo.kernels.expression import Expression
 from octavo.kernels.layouts import DTYPES, Dense, Layout, Prepared, PreparedExperts
-from octavo.kernels.ops import HeadNorms
+from octavo.kernels.ops import Compute, HeadNorms, Result
 from octavo.kernels.recorded import PermanentRows, StepModel, Steps
 from octavo.kernels.reference import rows as of_rows
 from octavo.kernels.rows import DeviceRows
@@ -129,9 +128,6 @@ class CpuOps:
         results: Sequence[Result],
         step: Step | None = None,
     ) -> Sequence[Tensor]:
-        """An operation that has no native kernel: compute(*inputs), or compute(step, *inputs) where there is a step, in
-        PyTorch. Of `inputs` those of the step are [rows, ...], others are the same in every step; what is computed has
-        these shapes behind the rows. Said once in `notes`."""
         if self._recording is None:
             return compute(*inputs) if step is None else compute(step, *inputs)
         note = f"{name} has no native kernel: it runs in PyTorch, between two parts of the recorded step"

@@ -8,7 +8,7 @@ takes samples a chunk at a time.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,18 +16,8 @@ from torch import Tensor
 
 from octavo.kernels.cpu._native import Inputs, Program
 from octavo.kernels.cpu.nodes import F32, Address, Buffer, Value
+from octavo.kernels.ops import Compute
 from octavo.kernels.step import Step
-
-Compute = Callable[..., Sequence[Tensor]]
-"""(step, *inputs) → the results; without a step where the operation takes none."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """[rows, *shape] of a type of four bytes."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ from torch import Tensor
 from octavo.kernels.cpu import _native
 from octavo.kernels.cpu.emit import Sizes, Workspace, emit, place
 from octavo.kernels.cpu.fuse import improve
-from octavo.kernels.cpu.host import Compute, Host, Result, View
+from octavo.kernels.cpu.host import Host, View
 from octavo.kernels.cpu.nodes import Elementwise, Node, Nodes, Sample, Value
 from octavo.kernels.expression import Input, instructions
 from octavo.kernels.memory import zero_pages
+from octavo.kernels.ops import Compute, Result
 from octavo.kernels.recorded import PermanentRows, Runs
 from octavo.kernels.step import Step
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from octavo.kernels import expression as expressions
 from octavo.kernels.expression import Expression
 from octavo.kernels.layouts import Dense, Layout, Prepared, PreparedExperts
-from octavo.kernels.ops import HeadNorms
+from octavo.kernels.ops import Compute, HeadNorms, Result
 from octavo.kernels.recorded import PermanentRows, StepModel
 from octavo.kernels.reference import activation, attention, embedding, linear, moe, norm, recurrent, rope, sampling
 from octavo.kernels.reference import rows as of_rows
@@ -77,6 +77,16 @@ class ReferenceOps:
         self, model: StepModel, kv: Sequence[LayerCache], rows: PermanentRows, max_tokens: int, block_size: int
     ) -> None:
         return None
+
+    def host(
+        self,
+        name: str,
+        compute: Compute,
+        inputs: Sequence[Tensor],
+        results: Sequence[Result],
+        step: Step | None = None,
+    ) -> Sequence[Tensor]:
+        return compute(*inputs) if step is None else compute(step, *inputs)
 
     def embedding(self, token_ids: Tensor, table: Prepared) -> Tensor:
         return embedding.embedding(token_ids, table, self.dtype)

@@ -26,7 +26,7 @@ from octavo.kernels.layouts import (
     fused_neighbours,
     same_form,
 )
-from octavo.kernels.ops import HeadNorms
+from octavo.kernels.ops import Compute, HeadNorms, Result
 from octavo.kernels.recorded import PermanentRows, StepModel
 from octavo.kernels.rows import DeviceRows
 from octavo.kernels.sampling_rows import PenaltyRows, SamplingRows
@@ -129,6 +129,16 @@ class TritonOps:
         self, model: StepModel, kv: Sequence[LayerCache], rows: PermanentRows, max_tokens: int, block_size: int
     ) -> None:
         return None
+
+    def host(
+        self,
+        name: str,
+        compute: Compute,
+        inputs: Sequence[Tensor],
+        results: Sequence[Result],
+        step: Step | None = None,
+    ) -> Sequence[Tensor]:
+        return compute(*inputs) if step is None else compute(step, *inputs)
 
     def embedding(self, token_ids: Tensor, table: Prepared) -> Tensor:
         assert isinstance(table, (Dense, Int8Groups, Float8Groups, Int4Groups)), f"{type(table).__name__} is no table"
