@@ -237,13 +237,3 @@ def test_an_expert_that_is_missing_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_experts": 7}))
     with pytest.raises(ModelFileError, match=r"mlp\.gate\.weight.*\[6, 32\].*\[7, 32\]"):
         Paged.load(files, ops=registry.choose(Spec("cpu", "float32"), "reference"))
-
-
-@pytest.mark.parametrize("variant", ["qwen2", "qwen3"])
-def test_llama_cpp_reads_the_same_from_the_gguf(variant: str, tmp_path: Path) -> None:
-    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
-    reference, ids = make(variant), random_ids(20)
-    save_gguf(reference, tmp_path / "tiny.gguf")
-    model = llama_cpp.Llama(str(tmp_path / "tiny.gguf"), logits_all=True, n_ctx=64, verbose=False)
-    model.eval(ids)
-    agree(torch.from_numpy(np.array(model.scores[: len(ids)])), expected(reference, ids))
