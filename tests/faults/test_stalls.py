@@ -35,7 +35,7 @@ def prefilled(octavo: Octavo) -> float:
     return float(found[1])
 
 
-@pytest.mark.parametrize("title", ["octavo-server", "octavo-engine"])
+@pytest.mark.parametrize("title", [pytest.param("octavo-server", marks=pytest.mark.long), "octavo-engine"])
 def test_a_stall_loses_nothing_and_computes_nothing_twice(folder: Path, model: str, title: str) -> None:
     """Streams of tokens for seconds, in the midst of which a process is stopped and goes on. The watchdog's time-out is
     shorter than the stop of the engine, which is none of its business; so is the server's patience with connections

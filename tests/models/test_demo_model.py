@@ -179,6 +179,7 @@ def test_chunked_text_is_the_same(worker: Worker, prompts: list[list[int]], batc
     assert generate(worker, prompts[::2], 3) == batched[::2]
 
 
+@pytest.mark.long
 @FAST
 def test_prompts_alone_give_the_same(worker: Worker, prompts: list[list[int]], batched: list[list[int]]) -> None:
     for index in (0, 7, 15):

@@ -130,7 +130,12 @@ def resumed(pick: random.Random, add: Add, whole: Told) -> Add:
 
 @pytest.mark.parametrize(
     ("backend", "dtype", "depth"),
-    [("reference", "float32", 1), ("cpu", "float32", 1), ("cpu", "bfloat16", 1), ("device", "float32", 2)],
+    [
+        pytest.param("reference", "float32", 1, marks=pytest.mark.long),
+        ("cpu", "float32", 1),
+        ("cpu", "bfloat16", 1),
+        pytest.param("device", "float32", 2, marks=pytest.mark.long),
+    ],
 )
 def test_company_does_not_matter(
     files: ModelFiles, backend: str, dtype: str, depth: int, monkeypatch: pytest.MonkeyPatch

@@ -21,9 +21,9 @@ from octavo.worker.worker import Worker
 
 IDS = [(7 * i * i + 3 * i + 5) % VOCAB for i in range(45)]
 BACKENDS = [choice.name for choice in registry.report(Spec("cpu", "float32")) if "not compiled" not in choice.reason]
-
+MARKS = {"triton": pytest.mark.long}  # interpreted
 CHUNKED = [
-    (name, chunks)
+    pytest.param(name, chunks, marks=MARKS.get(name, ()))
     for name in BACKENDS
     for chunks in ([45], [1, 30, 13, 1], [8, 8, 8, 8, 8, 5])
     if name != "triton" or len(chunks) == 4  # interpreted, which takes ten seconds
@@ -40,7 +40,7 @@ def files(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> ModelFile
     return save_safetensors(reference, tmp_path_factory.mktemp("tiny"))
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=MARKS.get(name, ())) for name in BACKENDS])
 def worker(files: ModelFiles, request: pytest.FixtureRequest) -> Worker:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OCTAVO_BACKEND", request.param)

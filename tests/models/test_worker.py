@@ -42,7 +42,11 @@ def files(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> ModelFile
 BACKENDS = [choice.name for choice in registry.report(Spec("cpu", "float32")) if "not compiled" not in choice.reason]
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
+EACH_BACKEND = [pytest.param(name, marks=pytest.mark.long if name == "triton" else ()) for name in BACKENDS]
+"""Interpreted kernels take long; test_device_worker.py runs them in any case."""
+
+
+@pytest.fixture(scope="module", params=EACH_BACKEND)
 def worker(files: ModelFiles, request: pytest.FixtureRequest) -> Worker:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OCTAVO_BACKEND", request.param)

@@ -82,6 +82,7 @@ def streamed(octavo: Octavo, **fields: Any) -> tuple[str, str | None]:
     return "".join(choice["text"] for choice in choices), choices[-1]["finish_reason"]
 
 
+@pytest.mark.long
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(schema=schemas(), seed=st.integers(0, 1000))
 def test_random_schemas_are_kept(octavo: Octavo, schema: dict[str, Any], seed: int) -> None:

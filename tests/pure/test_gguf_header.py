@@ -65,6 +65,7 @@ def test_every_scalar_type_and_alignment(tmp_path: Path) -> None:
     assert header.tensors["t"].offset % 64 == 0
 
 
+@pytest.mark.long
 def test_same_as_the_gguf_package(demo_gguf: Path) -> None:
     import gguf
 
