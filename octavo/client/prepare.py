@@ -194,6 +194,11 @@ def _check_sizes(params: SamplingParams, vocab_size: int) -> None:
         value = getattr(params, name)
         if isinstance(value, list | dict | tuple) and len(value) > most:
             raise RequestError(f"{name}: {len(value)} {unit}, at most {most}", param=name)
+    check_texts(params)
+
+
+def check_texts(params: SamplingParams) -> None:
+    """Raises RequestError for too many or too long stop strings and bad words, before anybody looks into them."""
     stops = [params.stop] if isinstance(params.stop, str) else params.stop or []
     if isinstance(stops, list) and len(stops) > MAX_STOP_STRINGS:
         raise RequestError(f"stop: {len(stops)} strings, at most {MAX_STOP_STRINGS}", param="stop")

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from octavo.client.prepare import MAX_LOGIT_BIAS, refuse_nul
+from octavo.client.prepare import MAX_LOGIT_BIAS, check_texts, refuse_nul
 from octavo.errors import RequestError, Unsupported
 from octavo.types import SamplingParams, StructuredOutputs
 
@@ -126,6 +126,7 @@ class GenerationRequest(SamplingParams, frozen=True, kw_only=True, omit_defaults
             raise RequestError.about("best_of", f"({self.best_of}) must be at least n ({self.n})")
         if self.stream and (self.best_of or 0) > self.n:
             raise RequestError.about("best_of", "cannot be combined with stream: true")
+        check_texts(self)
         for name, texts in (("stop", self.stop_strings()), ("bad_words", self.bad_words or [])):
             for text in texts:
                 refuse_nul(text, name)
