@@ -217,7 +217,8 @@ def test_against_f64(isa: str, kind: int, shape: Shape, lengths: list[int], seed
         np.testing.assert_allclose(q, wanted_q, atol=1e-5)
         largest, mean = TOLERANCE[kind]
         np.testing.assert_allclose(out, wanted, atol=largest)
-        assert np.abs(out - wanted).mean() < mean
+        # One value of K that rounds the other way is seen by every token behind it: the more the fewer there are.
+        assert np.abs(out - wanted).mean() < mean + largest / (4 * len(out))
 
 
 @each_isa
