@@ -18,6 +18,14 @@ class SamplingRows(NamedTuple):
     seeds: Tensor  # int64
     indices: Tensor  # int64: of the output token
 
+    @classmethod
+    def from_columns(cls, floats: Tensor, ints: Tensor) -> SamplingRows:
+        """Of the worker's columns of these rows: `floats` [n, samples] begins with temperature, top_p and min_p,
+        and penalties follow; `ints` [3, samples] is top_k, seeds and output tokens so far."""
+        temperature, top_p, min_p = floats[:3].unbind(0)
+        top_k, seeds, indices = ints.unbind(0)
+        return cls(temperature, top_k, top_p, min_p, seeds, indices)
+
     def of(self, rows: Tensor | slice) -> SamplingRows:
         """The settings of some of them."""
         return SamplingRows(*(each[rows] for each in self))

@@ -111,9 +111,8 @@ class DecodeGraphs:
     @torch.inference_mode()
     def _sample(self, size: int) -> None:
         parts, rows = self.parts, self._rows[:size]
-        temperature, top_p, min_p, *_ = parts.sampling_floats.t().index_select(1, rows).unbind(0)
-        top_k, seeds, num_outputs = parts.state.sampling_ints.t().index_select(1, rows).unbind(0)
+        floats, ints = (x.t().index_select(1, rows) for x in (parts.sampling_floats, parts.state.sampling_ints))
         logits = parts.model.logits(self.sampled[:size])
-        chosen = parts.ops.sample(logits, SamplingRows(temperature, top_k, top_p, min_p, seeds, num_outputs))
+        chosen = parts.ops.sample(logits, SamplingRows.from_columns(floats, ints))
         self._token_ids[:size] = chosen
         parts.ops.decode_done(rows, chosen, parts.state)

@@ -247,13 +247,12 @@ class Sampler:
             return Sampled([], draw.settings_of)
         rows, wanted = draw.settings_of[:count], there.get("wanted")
         floats, ints = (each.index_select(1, draw.settings_of).narrow(1, 0, count) for each in self._columns)
-        temperature, top_p, min_p, *penalties = floats.unbind(0)
-        top_k, seeds, num_outputs = ints.unbind(0)
+        drawn, penalties = SamplingRows.from_columns(floats, ints), floats[3:].unbind(0)
         raw = logits.index_select(0, wanted) if wanted is not None else None
         if there:
             self._mask_and_edit(draw, penalties, logits)
-        chosen = self._ops.sample(logits, SamplingRows(temperature, top_k, top_p, min_p, seeds, num_outputs))
-        self._columns[1][2].index_copy_(0, rows, num_outputs.add_(1))
+        chosen = self._ops.sample(logits, drawn)
+        self._columns[1][2].index_copy_(0, rows, drawn.indices.add_(1))
         if not draw.needs & ~_NOISE:
             return Sampled(draw.rows, chosen)
         taken = chosen.clamp_min(0)  # what is not a token must not become a place in memory
